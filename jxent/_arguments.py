@@ -1,0 +1,242 @@
+"""Arguments: checked once, at the boundary, and brought to one form.
+
+In that form the classes are the last axis, and no mask is left: a class that does not count has
+the logit -inf, or the probability 0, and an example that does not count has harmless values,
+whose loss `Rows.settle` turns into 0 with the gradient 0.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self, TypeAlias, Union
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._statistics import computing_dtype
+
+ArrayLike: TypeAlias = Union[jax.typing.ArrayLike, Sequence["ArrayLike"]]
+Axis: TypeAlias = int | tuple[int, ...] | None
+
+
+def floating(name: str, x: ArrayLike) -> jax.Array:
+    """`x` as an array of a floating-point dtype."""
+    array = _array(name, x)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must have a floating-point dtype, got {array.dtype}")
+    return array
+
+
+def elementwise(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Array:
+    """`x` as real numbers beside those of `like`: of its shape, or one for all."""
+    array = _real(name, x, like)
+    if array.shape not in ((), like.shape):
+        raise ValueError(
+            f"{name} must have the shape of {like_name} {like.shape} or be a scalar,"
+            f" got shape {array.shape}"
+        )
+    return jnp.broadcast_to(array, like.shape)
+
+
+def trailing(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Array:
+    """`x` as real numbers for the last axes of `like`."""
+    array = _real(name, x, like)
+    if array.shape != like.shape[like.ndim - array.ndim :]:
+        raise ValueError(
+            f"{name} must have the last dimensions of {like_name} {like.shape} or be a scalar,"
+            f" got shape {array.shape}"
+        )
+    return jnp.broadcast_to(array, like.shape)
+
+
+def scalar(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
+    """The option `x` as one real number of the dtype of `like`."""
+    array = _real(name, x, like)
+    if array.shape != ():
+        raise ValueError(f"{name} must be a scalar, got shape {array.shape}")
+    return array.astype(like.dtype)
+
+
+def smoothing(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
+    """The option `x` as a number in [0, 1]; a traced one is taken at its word."""
+    if not isinstance(x, jax.core.Tracer) and not np.all(
+        (0 <= np.asarray(x)) & (np.asarray(x) <= 1)
+    ):
+        raise ValueError(f"{name} must lie in [0, 1], got {x}")
+    return scalar(name, x, like)
+
+
+def is_off(x: ArrayLike) -> bool:
+    """Whether the option `x` is the number 0, known before any array is."""
+    return isinstance(x, int | float) and x == 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples of classes: what is known of the array called `name`, for all beside it."""
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    present: jax.Array | None = None
+    """Which classes count, ``[..., classes]``; None: all."""
+    counted: jax.Array | None = None
+    """Which examples count, ``[...]``; None: all."""
+
+    @classmethod
+    def of(cls, name: str, x: jax.Array, axis: Axis, where: ArrayLike | None) -> Self:
+        """The rows of `x` along `axis`, without what `where` leaves out."""
+        rows = cls(name, x.shape, axes_of(name, x.ndim, axis))
+        if not rows.axes or math.prod(rows.classes) == 0:
+            raise ValueError(f"{name} must have at least one class, got shape {x.shape}")
+        if where is None:
+            return rows
+        mask = _array("where", where)
+        if mask.dtype != jnp.bool_:
+            raise TypeError(f"where must be boolean, got dtype {mask.dtype}")
+        if mask.shape == x.shape:
+            present = rows.canonical(mask)
+            return replace(rows, present=present, counted=jnp.any(present, axis=-1))
+        if mask.shape == rows.examples:
+            return replace(rows, counted=mask)
+        raise ValueError(
+            f"where must have the shape of {name} {x.shape} or of its examples {rows.examples},"
+            f" got shape {mask.shape}"
+        )
+
+    @property
+    def examples(self) -> tuple[int, ...]:
+        return tuple(n for i, n in enumerate(self.shape) if i not in self.axes)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(self.shape[i] for i in self.axes)
+
+    def canonical(self, x: jax.Array) -> jax.Array:
+        """``[..., classes]``, from the layout the user gave."""
+        x = jnp.moveaxis(x, self.axes, range(-len(self.axes), 0))
+        return x.reshape(self.examples + (-1,)) if len(self.axes) > 1 else x
+
+    def restored(self, x: jax.Array) -> jax.Array:
+        """The layout the user gave, from ``[..., classes]``."""
+        x = x.reshape(self.examples + self.classes)
+        return jnp.moveaxis(x, range(-len(self.axes), 0), self.axes)
+
+    def logits(self, name: str, x: ArrayLike) -> jax.Array:
+        """Logits ``[..., classes]``: -inf for a class that does not count."""
+        z = self._beside(name, floating(name, x))
+        if self.present is not None:
+            z = jnp.where(self.present, z, -jnp.inf)
+        return z if self.counted is None else jnp.where(self.counted[..., None], z, 0.0)
+
+    def values(self, name: str, x: ArrayLike) -> jax.Array:
+        """Floating-point numbers ``[..., classes]``: 0 for what does not count."""
+        return self.left_out(self._beside(name, floating(name, x)), 0.0)
+
+    def soft_labels(self, name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
+        """Real numbers ``[..., classes]``: 0 for what does not count."""
+        return self.left_out(self._beside(name, _real(name, x, like)), 0.0)
+
+    def labels(
+        self, name: str, x: ArrayLike, ignore_index: int | None = None
+    ) -> tuple[Self, jax.Array]:
+        """Class numbers ``[...]``, and the rows without those that are `ignore_index`."""
+        array = _array(name, x)
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+        if array.shape not in ((), self.examples):
+            raise ValueError(
+                f"{name} must have the shape of the examples of {self.name} {self.examples}"
+                f" or be a scalar, got shape {array.shape}"
+            )
+        # At least 32 bits, so that every class number can be compared with the labels.
+        array = array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
+        array = jnp.broadcast_to(array, self.examples)
+        rows = self
+        if ignore_index is not None:
+            counted = _differs(array, "ignore_index", ignore_index)
+            rows = replace(
+                self, counted=counted if self.counted is None else self.counted & counted
+            )
+        return rows, array if rows.counted is None else jnp.where(rows.counted, array, 0)
+
+    def class_weights(self, name: str, x: ArrayLike | None, like: jax.Array) -> jax.Array | None:
+        """One real number per class, ``[classes]``, of at least the precision of `like`."""
+        if x is None:
+            return None
+        array = _real(name, x, like)
+        if array.shape != self.classes:
+            raise ValueError(
+                f"{name} must have one weight per class of {self.name}, shape {self.classes},"
+                f" got shape {array.shape}"
+            )
+        return array.reshape(-1).astype(computing_dtype(array, like))
+
+    def settle(self, losses: jax.Array) -> jax.Array:
+        """The loss 0, with the gradient 0, for the examples that do not count."""
+        return losses if self.counted is None else jnp.where(self.counted, losses, 0.0)
+
+    def left_out(self, x: jax.Array, value: float) -> jax.Array:
+        """`value` in the entries of canonical `x` that do not count."""
+        if self.present is not None:
+            x = jnp.where(self.present, x, value)
+        if self.counted is not None:
+            x = jnp.where(self.counted[..., None], x, value)
+        return x
+
+    def _beside(self, name: str, x: jax.Array) -> jax.Array:
+        if x.shape not in ((), self.classes, self.shape):
+            raise ValueError(
+                f"{name} must have the shape of {self.name} {self.shape}, that of its classes"
+                f" {self.classes}, or be a scalar, got shape {x.shape}"
+            )
+        if x.shape == self.shape:
+            return self.canonical(x)
+        return jnp.broadcast_to(x.reshape(-1), (*self.examples, math.prod(self.classes)))
+
+
+def _array(name: str, x: ArrayLike) -> jax.Array:
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array, got {type(x).__name__}") from error
+
+
+def _differs(labels: jax.Array, name: str, number: int) -> jax.Array:
+    try:
+        number = operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {number!r}") from None
+    bounds = jnp.iinfo(labels.dtype)
+    if not bounds.min <= number <= bounds.max:
+        return jnp.ones(labels.shape, bool)
+    return labels != number
+
+
+def _real(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
+    """`x` as floating-point numbers; integers, truth values and Python numbers suit `like`."""
+    array = _array(name, x)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) or not (
+        jnp.issubdtype(array.dtype, jnp.number) or array.dtype == jnp.bool_
+    ):
+        raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}")
+    if jnp.issubdtype(array.dtype, jnp.floating) and not array.weak_type:
+        return array
+    return array.astype(computing_dtype(like))
+
+
+def axes_of(name: str, ndim: int, axis: Axis) -> tuple[int, ...]:
+    if axis is None:
+        axis = tuple(range(ndim))
+    try:
+        given = tuple(operator.index(a) for a in (axis if isinstance(axis, tuple) else (axis,)))
+    except TypeError:
+        raise TypeError(f"axis must be an integer or a tuple of them, got {axis!r}") from None
+    if any(not -ndim <= a < ndim for a in given):
+        raise ValueError(f"axis must name axes of {name}, which has rank {ndim}, got {axis}")
+    axes = tuple(a % ndim for a in given)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis must not name an axis twice, got {axis}")
+    return axes

@@ -1,0 +1,186 @@
+r"""Cross-entropies that weigh easy and hard examples differently: PolyLoss and focal loss."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._arguments import ArrayLike, Axis, Rows, floating, scalar
+from ._autodiff import with_gradient
+from ._cross_entropy import integer_loss, soft_loss
+from ._labels import of_label
+from ._numerics import sum_of_others, times
+from ._sigmoid import binary_loss, binary_weights
+from ._statistics import complement, probability, statistics, upcast
+
+
+def poly_loss_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    epsilon: ArrayLike = 2.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""Cross-entropy plus a multiple of the probability missed (PolyLoss, Poly-1).
+
+    .. math:: -\sum_j y_j \log p_j + \epsilon \sum_j y_j (1 - p_j)
+
+    Args:
+      logits: floating-point array ``[..., classes]``.
+      labels: non-negative numbers of the shape of `logits`, or ``[classes]`` for every example.
+      epsilon: the coefficient, a scalar.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `logits` or of the examples: what counts.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64.
+
+    Raises:
+      TypeError: `logits` is not floating-point, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      As `softmax_cross_entropy` at ±inf, under zero labels and for what `where` leaves out.
+
+    References:
+      Z. Leng et al., `PolyLoss <https://arxiv.org/abs/2204.12511>`_, 2022.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.poly_loss_cross_entropy([0.0, 0.0], [1.0, 0.0], epsilon=2.0))
+      1.6931472
+    """
+    array = floating("logits", logits)
+    rows = Rows.of("logits", array, axis, where)
+    z = rows.logits("logits", array)
+    y = rows.soft_labels("labels", labels, array)
+    losses = soft_loss(z, y)
+    return rows.settle(losses + scalar("epsilon", epsilon, losses) * _missed(z, y))
+
+
+def softmax_focal_loss_with_integer_labels(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    gamma: ArrayLike = 2.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    class_weights: ArrayLike | None = None,
+) -> jax.Array:
+    r"""Focal loss of softmax: cross-entropy that fades where the label is likely already.
+
+    .. math:: w_y (1 - p_y)^\gamma (-\log p_y)
+
+    Args:
+      logits: floating-point array ``[..., classes]``.
+      labels: integers ``[...]`` in [0, classes), or one for every example.
+      gamma: the exponent, a non-negative scalar.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `logits` or of the examples: what counts.
+      class_weights: :math:`w`, ``[classes]``.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64.
+
+    Raises:
+      TypeError: `logits` is not floating-point, `labels` not integer, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      As `softmax_cross_entropy_with_integer_labels` at ±inf, for labels out of range and for
+      what `where` leaves out.
+
+    References:
+      T.-Y. Lin et al., `Focal Loss for Dense Object Detection
+      <https://arxiv.org/abs/1708.02002>`_, 2017.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.softmax_focal_loss_with_integer_labels([0.0, 0.0], 0))
+      0.1732868
+    """
+    array = floating("logits", logits)
+    rows, y = Rows.of("logits", array, axis, where).labels("labels", labels)
+    losses = integer_loss(rows.logits("logits", array), y)
+    # 1 - p_y, exact where p_y is nearly 1.
+    losses = times(_power(-jnp.expm1(-losses), gamma), losses)
+    weights = rows.class_weights("class_weights", class_weights, losses)
+    return rows.settle(losses if weights is None else times(of_label(weights, y), losses))
+
+
+def sigmoid_focal_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    alpha: ArrayLike | None = None,
+    gamma: ArrayLike = 2.0,
+) -> jax.Array:
+    r"""Focal loss of the sigmoid of logits.
+
+    .. math::
+        \alpha_t (1 - p_t)^\gamma \operatorname{bce}(z, y), \qquad
+        1 - p_t = y \sigma(-z) + (1 - y) \sigma(z), \quad
+        \alpha_t = \alpha y + (1 - \alpha) (1 - y)
+
+    Args:
+      logits: floating-point array of any shape.
+      labels: numbers in [0, 1] of the shape of `logits`, or one for every element.
+      alpha: the weight of the positive class, a scalar; None for no weighting.
+      gamma: the exponent, a non-negative scalar.
+
+    Returns:
+      The shape of `logits`, in nats, float32 or float64.
+
+    Raises:
+      TypeError: `logits` is not floating-point.
+      ValueError: a shape does not fit.
+
+    Note:
+      As `sigmoid_binary_cross_entropy` at ±inf.
+
+    References:
+      T.-Y. Lin et al., `Focal Loss for Dense Object Detection
+      <https://arxiv.org/abs/1708.02002>`_, 2017.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.sigmoid_focal_loss([0.0, 10.0], [1.0, 1.0]))
+      [1.7328680e-01 9.3563252e-14]
+    """
+    array = floating("logits", logits)
+    positive, negative = binary_weights("logits", array, labels, None, 0.0)
+    (z,) = upcast(array)
+    z = z.astype(positive.dtype)
+    missed = positive * jax.nn.sigmoid(-z) + negative * jax.nn.sigmoid(z)
+    losses = times(_power(missed, gamma), binary_loss(array, positive, negative))
+    if alpha is not None:
+        share = scalar("alpha", alpha, losses)
+        losses = times(share * positive + (1 - share) * negative, losses)
+    return losses
+
+
+def _power(missed: jax.Array, gamma: ArrayLike) -> jax.Array:
+    """``missed ** gamma``; where nothing is missed the loss is 0 and its factor no matter."""
+    return jnp.where(missed == 0, 1.0, missed) ** scalar("gamma", gamma, missed)
+
+
+def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+    z, y = upcast(logits, labels)
+    stats = statistics(z)
+    return jnp.sum(y * complement(z, stats), axis=-1), (logits, labels, stats)
+
+
+# The derivative of sum_i y_i (1 - p_i) is -y_j p_j + p_j sum_i y_i p_i
+# = p_j (sum_{i≠j} y_i p_i - y_j (1 - p_j)) for z_j, and 1 - p_j for y_j.
+def _missed_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    logits, labels, stats = residuals
+    z, y = upcast(logits, labels)
+    p, q = probability(z, stats), complement(z, stats)
+    to_logits = p * (sum_of_others(y * p) - y * q)
+    to_labels = jnp.where(z > -jnp.inf, q, 0.0)
+    return (
+        (cotangent[..., None] * to_logits).astype(logits.dtype),
+        (cotangent[..., None] * to_labels).astype(labels.dtype),
+    )
+
+
+_missed = with_gradient(_missed_fwd, _missed_bwd)

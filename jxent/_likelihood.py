@@ -1,0 +1,119 @@
+r"""Integer labels under predictions given as probabilities or as their logarithms."""
+
+import jax
+import jax.numpy as jnp
+
+from ._arguments import ArrayLike, Axis, Rows, floating
+from ._labels import is_class, is_label, of_label, undefined
+from ._numerics import times
+from ._probabilities import weighted_surprisal
+from ._statistics import upcast
+
+
+def cross_entropy_with_integer_labels(
+    q: ArrayLike,
+    labels: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    class_weights: ArrayLike | None = None,
+    ignore_index: int | None = None,
+) -> jax.Array:
+    r"""Cross-entropy of predicted probabilities for the classes that the labels name.
+
+    .. math:: -w_y \log q_y
+
+    Args:
+      q: predicted probabilities, floating-point ``[..., classes]``.
+      labels: integers ``[...]`` in [0, classes), or one for every example.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `q` or of the examples: what counts.
+      class_weights: :math:`w`, ``[classes]``.
+      ignore_index: the label of examples that do not count.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64.
+
+    Raises:
+      TypeError: `q` is not floating-point, `labels` not integer, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      Ignored examples, and those with no class left by `where`, have the loss 0 and the gradient
+      0. A label outside [0, classes) gives NaN, in the gradient too. The probability 0, or a
+      class left out by `where`, gives +inf.
+
+    References:
+      I. Goodfellow, Y. Bengio, A. Courville, `Deep Learning
+      <https://www.deeplearningbook.org>`_, 2016, 6.2.2.3.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.cross_entropy_with_integer_labels([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]], [2, 0]))
+      [0.5108256 1.2039728]
+    """
+    array = floating("q", q)
+    rows, y = Rows.of("q", array, axis, where).labels("labels", labels, ignore_index)
+    likelihood = _at_known_label(rows.values("q", array), y)
+    weights = rows.class_weights("class_weights", class_weights, array)
+    weight = jnp.ones_like(likelihood) if weights is None else of_label(weights, y)
+    # Without weight where it does not count: there the likelihood is 0, the surprisal infinite.
+    return rows.settle(weighted_surprisal(rows.settle(weight), likelihood))
+
+
+def negative_log_likelihood(
+    log_probs: ArrayLike,
+    labels: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    class_weights: ArrayLike | None = None,
+    ignore_index: int | None = None,
+) -> jax.Array:
+    r"""Negative log-likelihood of the classes that the labels name (PyTorch's ``nll_loss``).
+
+    .. math:: -w_y \ell_y
+
+    Args:
+      log_probs: :math:`\ell`, logarithms of probabilities, ``[..., classes]``.
+      labels: integers ``[...]`` in [0, classes), or one for every example.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `log_probs` or of the examples: what counts.
+      class_weights: :math:`w`, ``[classes]``.
+      ignore_index: the label of examples that do not count.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64.
+
+    Raises:
+      TypeError: `log_probs` is not floating-point, `labels` not integer, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      Ignored examples, and those with no class left by `where`, have the loss 0 and the gradient
+      0. A label outside [0, classes) gives NaN, in the gradient too. A class at -inf, or left out
+      by `where`, gives +inf.
+
+    References:
+      I. Goodfellow, Y. Bengio, A. Courville, `Deep Learning
+      <https://www.deeplearningbook.org>`_, 2016, 5.5.
+
+    Example:
+      >>> import jxent
+      >>> log_probs = jxent.log_softmax([[2.0, 0.0], [20.0, 0.0]])
+      >>> print(jxent.negative_log_likelihood(log_probs, [0, 0]))
+      [1.2692800e-01 2.0611537e-09]
+    """
+    array = floating("log_probs", log_probs)
+    rows, y = Rows.of("log_probs", array, axis, where).labels("labels", labels, ignore_index)
+    (z,) = upcast(rows.logits("log_probs", array))
+    losses = -_at_known_label(z, y)
+    weights = rows.class_weights("class_weights", class_weights, losses)
+    return rows.settle(losses if weights is None else times(of_label(weights, y), losses))
+
+
+def _at_known_label(x: jax.Array, labels: jax.Array) -> jax.Array:
+    """``[...]``, the entry that the label names; NaN, with its gradient, if there is none."""
+    # The whole row of an unknown label takes part, or the NaN would find no way to the gradient.
+    picked = jnp.where(is_label(x, labels) | ~is_class(x, labels), x, 0.0)
+    return (jnp.sum(picked, axis=-1, keepdims=True) * undefined(x, labels))[..., 0]

@@ -1,0 +1,222 @@
+r"""Kullback-Leibler divergences of predictions given as log-probabilities."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._arguments import ArrayLike, Axis, Rows, floating
+from ._autodiff import with_gradient
+from ._numerics import divergence_terms, times
+from ._statistics import upcast
+
+
+def kl_divergence(
+    log_predictions: ArrayLike, targets: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> jax.Array:
+    r"""Kullback-Leibler divergence of target probabilities from predicted log-probabilities.
+
+    .. math:: \sum_j t_j (\log t_j - \ell_j)
+
+    Args:
+      log_predictions: :math:`\ell`, logarithms of probabilities, ``[..., classes]``.
+      targets: :math:`t`, probabilities, the same shape, or ``[classes]`` for every example.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `log_predictions` or of the examples: what counts.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given: where
+      these do not sum to one it may be negative. From logits, `softmax_kl_divergence` never is.
+
+    Raises:
+      TypeError: an argument is not floating-point, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      :math:`t_j = 0` contributes 0, with the gradient 0, also where :math:`\ell_j` is -inf; there
+      any other target gives +inf. A negative target gives NaN.
+
+    References:
+      S. Kullback, R. A. Leibler, `On Information and Sufficiency
+      <https://doi.org/10.1214/aoms/1177729694>`_, 1951.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> print(jxent.kl_divergence(jnp.log(jnp.array([0.25, 0.25, 0.5])), [0.5, 0.5, 0.0]))
+      0.6931472
+    """
+    rows, log_q, t = _rows_and("targets", log_predictions, targets, axis, where)
+    return rows.settle(_kl(log_q, t))
+
+
+def kl_divergence_with_log_targets(
+    log_predictions: ArrayLike,
+    log_targets: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""Kullback-Leibler divergence of target from predicted log-probabilities.
+
+    .. math:: \sum_j e^{\tau_j} (\tau_j - \ell_j)
+
+    Args:
+      log_predictions: :math:`\ell`, logarithms of probabilities, ``[..., classes]``.
+      log_targets: :math:`\tau`, the same shape, or ``[classes]`` for every example.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `log_predictions` or of the examples: what counts.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given: where
+      these do not sum to one it may be negative. From logits, `softmax_kl_divergence` never is.
+
+    Raises:
+      TypeError: an argument is not floating-point, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      A target of -inf contributes 0, with the gradient 0. A prediction of -inf under any other
+      target gives +inf.
+
+    References:
+      S. Kullback, R. A. Leibler, `On Information and Sufficiency
+      <https://doi.org/10.1214/aoms/1177729694>`_, 1951.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> half, quarter = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
+      >>> print(jxent.kl_divergence_with_log_targets(quarter, half))
+      0.14384104
+    """
+    rows, log_q, log_t = _rows_and("log_targets", log_predictions, log_targets, axis, where)
+    return rows.settle(_kl_of_logs(log_q, log_t))
+
+
+def generalized_kl_divergence(
+    log_predictions: ArrayLike, targets: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> jax.Array:
+    r"""Kullback-Leibler divergence for measures that need not sum to one.
+
+    .. math:: \sum_j \left[t_j (\log t_j - \ell_j) - t_j + e^{\ell_j}\right]
+
+    computed term by term, none of them negative.
+
+    Args:
+      log_predictions: :math:`\ell`, logarithms of non-negative numbers, ``[..., classes]``.
+      targets: :math:`t`, non-negative, the same shape, or ``[classes]`` for every example.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `log_predictions` or of the examples: what counts.
+
+    Returns:
+      ``[...]`` in nats, never negative, float32 or float64.
+
+    Raises:
+      TypeError: an argument is not floating-point, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      :math:`t_j = 0` contributes :math:`e^{\ell_j}`, with the gradient 0 for the target. A
+      prediction of -inf under a positive target gives +inf. A negative target gives NaN.
+
+    References:
+      L. M. Bregman, `The relaxation method of finding the common point of convex sets
+      <https://doi.org/10.1016/0041-5553(67)90040-7>`_, 1967.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> print(jxent.generalized_kl_divergence(jnp.log(jnp.array([0.5, 1.0])), [1.0, 1.0]))
+      0.1931472
+    """
+    rows, log_q, t = _rows_and("targets", log_predictions, targets, axis, where)
+    return rows.settle(_generalized_kl(log_q, t))
+
+
+def _rows_and(
+    name: str, log_predictions: ArrayLike, other: ArrayLike, axis: Axis, where: ArrayLike | None
+) -> tuple[Rows, jax.Array, jax.Array]:
+    array = floating("log_predictions", log_predictions)
+    rows = Rows.of("log_predictions", array, axis, where)
+    return rows, rows.values("log_predictions", array), rows.values(name, other)
+
+
+def _kl_fwd(log_q: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
+    ell, x = upcast(log_q, t)
+    return jnp.sum(times(x, _log_excess(ell, x)), axis=-1), (log_q, t)
+
+
+# d(t (log t - l)) = (log t - l + 1) dt - t dl, nothing where t = 0.
+def _kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    log_q, t = residuals
+    ell, x = upcast(log_q, t)
+    to_t = jnp.where(x == 0, 0.0, _log_excess(ell, x) + 1)
+    return (
+        (cotangent[..., None] * -x).astype(log_q.dtype),
+        (cotangent[..., None] * to_t).astype(t.dtype),
+    )
+
+
+_kl = with_gradient(_kl_fwd, _kl_bwd)
+
+
+def _log_excess(ell: jax.Array, t: jax.Array) -> jax.Array:
+    """``log t - l``, and -l where t = 0."""
+    return jnp.log(jnp.where(t == 0, 1.0, t)) - ell
+
+
+def _kl_of_logs_fwd(log_q: jax.Array, log_t: jax.Array) -> tuple[jax.Array, Any]:
+    ell, tau = upcast(log_q, log_t)
+    difference = _difference(ell, tau)
+    terms = jnp.where(difference == jnp.inf, jnp.inf, jnp.exp(tau) * _finite(difference))
+    return jnp.sum(terms, axis=-1), (log_q, log_t)
+
+
+# d(e^τ (τ - l)) = e^τ (τ - l + 1) dτ - e^τ dl.
+def _kl_of_logs_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    log_q, log_t = residuals
+    ell, tau = upcast(log_q, log_t)
+    t = jnp.exp(tau)
+    return (
+        (cotangent[..., None] * -t).astype(log_q.dtype),
+        (cotangent[..., None] * t * (_difference(ell, tau) + 1)).astype(log_t.dtype),
+    )
+
+
+_kl_of_logs = with_gradient(_kl_of_logs_fwd, _kl_of_logs_bwd)
+
+
+def _difference(ell: jax.Array, tau: jax.Array) -> jax.Array:
+    """``τ - l``, 0 where τ is -inf: that class has no weight."""
+    weightless = tau == -jnp.inf
+    return jnp.where(weightless, 0.0, tau - jnp.where(weightless, 0.0, ell))
+
+
+def _finite(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isinf(x), 0.0, x)
+
+
+def _generalized_kl_fwd(log_q: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
+    ell, x = upcast(log_q, t)
+    return jnp.sum(divergence_terms(_log_of_quotient(ell, x), x, jnp.exp(ell)), axis=-1), (log_q, t)
+
+
+# d(t (log t - l) - t + e^l) = (log t - l) dt + (e^l - t) dl, with nothing to t where t = 0.
+def _generalized_kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    log_q, t = residuals
+    ell, x = upcast(log_q, t)
+    ratio = _log_of_quotient(ell, x)
+    q, near = jnp.exp(ell), ratio < 1
+    to_log_q = jnp.where(near, -q * jnp.expm1(jnp.where(near, ratio, 0.0)), q - x)
+    to_t = jnp.where(x == 0, 0.0, ratio)
+    return (
+        (cotangent[..., None] * to_log_q).astype(log_q.dtype),
+        (cotangent[..., None] * to_t).astype(t.dtype),
+    )
+
+
+_generalized_kl = with_gradient(_generalized_kl_fwd, _generalized_kl_bwd)
+
+
+def _log_of_quotient(ell: jax.Array, t: jax.Array) -> jax.Array:
+    """``log t - l``: -inf where t = 0, and 0 where e^l is 0 as well."""
+    return jnp.where(
+        t == 0, jnp.where(ell == -jnp.inf, 0.0, -jnp.inf), jnp.log(jnp.where(t == 0, 1.0, t)) - ell
+    )

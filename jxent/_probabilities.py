@@ -1,0 +1,214 @@
+r"""Entropies and cross-entropies of probabilities."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._arguments import ArrayLike, Axis, Rows, floating
+from ._autodiff import with_gradient
+from ._numerics import chargeable, log1p, times
+from ._sigmoid import binary_weights
+from ._statistics import upcast
+
+
+def entropy(p: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
+    r"""Entropy of a distribution.
+
+    .. math:: H(p) = -\sum_j p_j \log p_j
+
+    Args:
+      p: probabilities, floating-point ``[..., classes]``. They need not sum to one.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `p` or of the examples: what counts.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64.
+
+    Raises:
+      TypeError: `p` is not floating-point, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      0 log 0 is 0, with the gradient 0. A negative number gives NaN. What `where` leaves out
+      contributes nothing.
+
+    References:
+      C. E. Shannon, `A Mathematical Theory of Communication
+      <https://doi.org/10.1002/j.1538-7305.1948.tb01338.x>`_, 1948.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.entropy([0.5, 0.25, 0.25, 0.0]))
+      1.0397208
+    """
+    rows, x = _rows_of("p", p, axis, where)
+    return rows.settle(jnp.sum(weighted_surprisal(x, x), axis=-1))
+
+
+def cross_entropy(
+    p: ArrayLike, q: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> jax.Array:
+    r"""Cross-entropy H(p, q) of predicted probabilities q under the true ones p.
+
+    .. math:: H(p, q) = -\sum_j p_j \log q_j = H(p) + D(p \,\|\, q)
+
+    Args:
+      p: true probabilities, floating-point ``[..., classes]``.
+      q: predicted probabilities, the same shape, or ``[classes]`` for every example.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `p` or of the examples: what counts.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64.
+
+    Raises:
+      TypeError: `p` or `q` is not floating-point, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      A class with :math:`q_j = 0` costs nothing where :math:`p_j = 0`, +inf elsewhere (PyTorch
+      clamps the logarithm at -100 in its binary loss; this does not). A negative :math:`q_j`
+      gives NaN.
+
+    References:
+      C. E. Shannon, `A Mathematical Theory of Communication
+      <https://doi.org/10.1002/j.1538-7305.1948.tb01338.x>`_, 1948.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.cross_entropy([0.0, 1.0], [[0.0, 1.0], [0.5, 0.5]][1]))
+      0.6931472
+    """
+    rows, x = _rows_of("p", p, axis, where)
+    return rows.settle(jnp.sum(weighted_surprisal(x, rows.values("q", q)), axis=-1))
+
+
+def binary_entropy(p: ArrayLike) -> jax.Array:
+    r"""Entropy of a binary distribution.
+
+    .. math:: -p \log p - (1 - p) \log (1 - p)
+
+    Args:
+      p: probabilities, floating-point, of any shape.
+
+    Returns:
+      The shape of `p`, in nats, between 0 and log 2, float32 or float64.
+
+    Raises:
+      TypeError: `p` is not floating-point.
+
+    Note:
+      0 at p = 0 and p = 1 (0 log 0 is 0), where an infinite gradient is cut to the finite part.
+      NaN outside [0, 1].
+
+    References:
+      C. E. Shannon, `A Mathematical Theory of Communication
+      <https://doi.org/10.1002/j.1538-7305.1948.tb01338.x>`_, 1948.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.binary_entropy([0.0, 0.5]))
+      [0.        0.6931472]
+    """
+    x = floating("p", p)
+    return _binaryweighted_surprisal(x, *binary_weights("p", x, x, None, 0.0))
+
+
+def binary_cross_entropy(
+    probs: ArrayLike,
+    labels: ArrayLike,
+    *,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+) -> jax.Array:
+    r"""Binary cross-entropy of predicted probabilities.
+
+    .. math::
+        -w \tilde y \log p - (1 - \tilde y) \log (1 - p), \qquad
+        \tilde y = (1 - \varepsilon) y + \varepsilon / 2
+
+    Args:
+      probs: predicted probabilities, floating-point, of any shape.
+      labels: numbers in [0, 1] of the shape of `probs`, or one for every element.
+      pos_weight: :math:`w`, multiplies the positive term; a scalar, or of the shape of the last
+        axes of `probs` (one per class).
+      label_smoothing: :math:`\varepsilon` in [0, 1].
+
+    Returns:
+      The shape of `probs`, in nats, float32 or float64.
+
+    Raises:
+      TypeError: `probs` is not floating-point.
+      ValueError: a shape does not fit, or `label_smoothing` lies outside [0, 1].
+
+    Note:
+      p = 0 and p = 1 cost nothing under a label that agrees, +inf under any other: PyTorch clamps
+      the logarithm at -100, this does not. NaN outside [0, 1]. From logits,
+      `sigmoid_binary_cross_entropy` keeps what rounding to probabilities loses.
+
+    References:
+      I. Goodfellow, Y. Bengio, A. Courville, `Deep Learning
+      <https://www.deeplearningbook.org>`_, 2016, 6.2.2.2.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.binary_cross_entropy([0.5, 0.9, 0.0], [1.0, 1.0, 0.0]))
+      [0.6931472  0.10536055 0.        ]
+    """
+    x = floating("probs", probs)
+    return _binaryweighted_surprisal(
+        x, *binary_weights("probs", x, labels, pos_weight, label_smoothing)
+    )
+
+
+def _rows_of(
+    name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None
+) -> tuple[Rows, jax.Array]:
+    array = floating(name, x)
+    rows = Rows.of(name, array, axis, where)
+    return rows, rows.values(name, array)
+
+
+def _weighted_surprisal_fwd(p: jax.Array, q: jax.Array) -> tuple[jax.Array, Any]:
+    w, x = upcast(p, q)
+    return times(w, -jnp.log(x)), (p, q)
+
+
+# d(-p log q) = -log q dp - (p/q) dq, without the part that has no weight.
+def _weighted_surprisal_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    p, q = residuals
+    w, x = upcast(p, q)
+    return (
+        (cotangent * chargeable(w, -jnp.log(x))).astype(p.dtype),
+        (cotangent * -_quotient(w, x)).astype(q.dtype),
+    )
+
+
+weighted_surprisal = with_gradient(_weighted_surprisal_fwd, _weighted_surprisal_bwd)
+
+
+def _binary_cross_fwd(
+    p: jax.Array, positive: jax.Array, negative: jax.Array
+) -> tuple[jax.Array, Any]:
+    x, a, b = upcast(p, positive, negative)
+    return times(a, -jnp.log(x)) + times(b, -log1p(-x)), (p, positive, negative)
+
+
+# The same for -a log p - b log(1 - p).
+def _binary_cross_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    p, positive, negative = residuals
+    x, a, b = upcast(p, positive, negative)
+    return (
+        (cotangent * (_quotient(b, 1 - x) - _quotient(a, x))).astype(p.dtype),
+        (cotangent * chargeable(a, -jnp.log(x))).astype(positive.dtype),
+        (cotangent * chargeable(b, -log1p(-x))).astype(negative.dtype),
+    )
+
+
+_binaryweighted_surprisal = with_gradient(_binary_cross_fwd, _binary_cross_bwd)
+
+
+def _quotient(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """``weight / x``, 0 where the weight is 0."""
+    return jnp.where(weight == 0, 0.0, weight / jnp.where(weight == 0, 1.0, x))

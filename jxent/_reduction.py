@@ -1,0 +1,56 @@
+r"""The mean of losses."""
+
+import jax
+import jax.numpy as jnp
+
+from ._arguments import ArrayLike, Axis, axes_of, elementwise, floating
+from ._statistics import computing_dtype
+
+
+def weighted_mean(
+    losses: ArrayLike, weights: ArrayLike | None = None, axis: Axis = None
+) -> jax.Array:
+    r"""Mean of losses, each with a weight; 0 where nothing has weight.
+
+    .. math:: \frac{\sum_i w_i \ell_i}{\sum_i w_i}
+
+    Args:
+      losses: floating-point array.
+      weights: non-negative numbers or booleans of the shape of `losses`; None for equal ones.
+      axis: the axis or axes to reduce; None for all of them.
+
+    Returns:
+      `losses` without the reduced axes, float32 or float64.
+
+    Raises:
+      TypeError: `losses` is not floating-point.
+      ValueError: a shape or `axis` does not fit.
+
+    Note:
+      A loss with the weight 0 contributes nothing, be it NaN or infinite. Its gradient is 0, but
+      what made it NaN may still turn that 0 into NaN: leave such examples out of the loss itself,
+      with ``where`` or ``ignore_index``.
+
+    References:
+      PyTorch's ``reduction="mean"`` with class weights divides by the sum of weights likewise.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.weighted_mean([1.0, 3.0, float("nan")], [1.0, 1.0, 0.0]))
+      2.0
+      >>> print(jxent.weighted_mean([1.0, 3.0], [False, False]))
+      0.0
+    """
+    values = floating("losses", losses)
+    w = (
+        jnp.ones_like(values)
+        if weights is None
+        else elementwise("weights", weights, "losses", values)
+    )
+    dtype = computing_dtype(values, w)
+    values, w = values.astype(dtype), w.astype(dtype)
+    axes = axes_of("losses", values.ndim, axis)
+    total = jnp.sum(w, axis=axes)
+    weightless = (w == 0) & ~jnp.isfinite(values)
+    weighted = jnp.sum(w * jnp.where(weightless, 0.0, values), axis=axes)
+    return jnp.where(total == 0, 0.0, weighted / jnp.where(total == 0, 1.0, total))

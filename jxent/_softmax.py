@@ -1,0 +1,244 @@
+r"""Softmax, its logarithm, its normaliser and its entropy, each exact to the last bits."""
+
+import jax
+import jax.numpy as jnp
+
+from ._arguments import ArrayLike, Axis, Rows, floating
+from ._autodiff import with_gradient
+from ._statistics import (
+    Statistics,
+    complement,
+    finite_surprisal,
+    probability,
+    statistics,
+    surprisal,
+    upcast,
+)
+
+
+def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
+    r"""Logarithm of the sum of exponentials, the normaliser of softmax.
+
+    .. math:: \operatorname{lse}(z) = \log \sum_j e^{z_j} = m + \operatorname{log1p}(s)
+
+    with :math:`m` the maximum and :math:`s` the sum of :math:`e^{z_j - m}` over the others.
+
+    Args:
+      logits: floating-point array ``[..., classes]``.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `logits` or of the examples: what counts.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64. Its gradient is ``softmax(logits)``.
+
+    Raises:
+      TypeError: `logits` is not floating-point, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      Classes at -inf count for nothing. A row of nothing but these, or with no class left by
+      `where`, gives -inf; a +inf logit gives +inf, NaN gives NaN.
+
+    References:
+      P. Blanchard, D. J. Higham, N. J. Higham, `Accurately computing the log-sum-exp and
+      softmax functions <https://doi.org/10.1093/imanum/draa038>`_, 2021.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.logsumexp([1000.0, 1001.0]))
+      1001.3133
+    """
+    rows, z = _rows_of_logits(logits, axis, where)
+    normalizer = logsumexp_of_rows(z)
+    return normalizer if rows.counted is None else jnp.where(rows.counted, normalizer, -jnp.inf)
+
+
+def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
+    r"""Logarithm of the softmax probabilities.
+
+    .. math:: \log p_j = -\bigl((m - z_j) + \operatorname{log1p}(s)\bigr)
+
+    a sum of terms of one sign: exact also for a class that is nearly certain.
+
+    Args:
+      logits: floating-point array ``[..., classes]``.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `logits` or of the examples: what counts.
+
+    Returns:
+      The shape of `logits`, in nats, float32 or float64.
+
+    Raises:
+      TypeError: `logits` is not floating-point, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      -inf for a class at -inf and for what `where` leaves out, with no gradient there. One +inf
+      logit takes all the probability. Where softmax has no limit (NaN, every logit -inf, two
+      +inf) the row is NaN.
+
+    References:
+      P. Blanchard, D. J. Higham, N. J. Higham, `Accurately computing the log-sum-exp and
+      softmax functions <https://doi.org/10.1093/imanum/draa038>`_, 2021.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.log_softmax([20.0, 0.0]))
+      [-2.0611537e-09 -2.0000000e+01]
+    """
+    rows, z = _rows_of_logits(logits, axis, where)
+    return rows.restored(rows.left_out(_log_softmax(z), -jnp.inf))
+
+
+def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
+    r"""Softmax probabilities.
+
+    .. math:: p_j = \frac{e^{z_j}}{\sum_i e^{z_i}} = \frac{e^{z_j - m}}{1 + s}
+
+    Args:
+      logits: floating-point array ``[..., classes]``.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `logits` or of the examples: what counts.
+
+    Returns:
+      The shape of `logits`, float32 or float64.
+
+    Raises:
+      TypeError: `logits` is not floating-point, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      0 for a class at -inf and for what `where` leaves out. One +inf logit takes all the
+      probability. Where softmax has no limit (NaN, every logit -inf, two +inf) the row is NaN.
+
+    References:
+      P. Blanchard, D. J. Higham, N. J. Higham, `Accurately computing the log-sum-exp and
+      softmax functions <https://doi.org/10.1093/imanum/draa038>`_, 2021.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.softmax([1000.0, 1001.0]))
+      [0.26894143 0.73105854]
+    """
+    rows, z = _rows_of_logits(logits, axis, where)
+    return rows.restored(rows.left_out(_softmax(z), 0.0))
+
+
+def softmax_entropy(
+    logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> jax.Array:
+    r"""Entropy of the softmax distribution.
+
+    .. math:: H(p) = -\sum_j p_j \log p_j, \qquad p = \operatorname{softmax}(z)
+
+    Args:
+      logits: floating-point array ``[..., classes]``.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `logits` or of the examples: what counts.
+
+    Returns:
+      ``[...]`` in nats, between 0 and log(classes), float32 or float64.
+
+    Raises:
+      TypeError: `logits` is not floating-point, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      A class at -inf does not exist. An example with no class left by `where` has the entropy 0
+      and the gradient 0. Where softmax has no limit (NaN, every logit -inf, two +inf) it is NaN.
+
+    References:
+      C. E. Shannon, `A Mathematical Theory of Communication
+      <https://doi.org/10.1002/j.1538-7305.1948.tb01338.x>`_, 1948.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.softmax_entropy([[0.0, 0.0], [40.0, 0.0]]))
+      [6.9314718e-01 1.7418338e-16]
+    """
+    rows, z = _rows_of_logits(logits, axis, where)
+    return rows.settle(_softmax_entropy(z))
+
+
+def _rows_of_logits(
+    logits: ArrayLike, axis: Axis, where: ArrayLike | None
+) -> tuple[Rows, jax.Array]:
+    array = floating("logits", logits)
+    rows = Rows.of("logits", array, axis, where)
+    return rows, rows.logits("logits", array)
+
+
+Residuals = tuple[jax.Array, Statistics]
+
+
+def _logsumexp_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
+    (z,) = upcast(logits)
+    stats = statistics(z)
+    m, s = stats
+    return jnp.where(jnp.isinf(m), m, m + jnp.log1p(s))[..., 0], (logits, stats)
+
+
+# d lse = sum_j p_j dz_j.
+def _logsumexp_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array]:
+    logits, stats = residuals
+    (z,) = upcast(logits)
+    return ((cotangent[..., None] * probability(z, stats)).astype(logits.dtype),)
+
+
+logsumexp_of_rows = with_gradient(_logsumexp_fwd, _logsumexp_bwd)
+
+
+def _log_softmax_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
+    (z,) = upcast(logits)
+    stats = statistics(z)
+    return -surprisal(z, stats), (logits, stats)
+
+
+# d log p_j = dz_j - sum_i p_i dz_i, so with the cotangent c the gradient is c_j - p_j sum_i c_i
+# = c_j (1 - p_j) - p_j sum_{i≠j} c_i: for a c that picks one class, nothing cancels.
+def _log_softmax_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array]:
+    logits, stats = residuals
+    (z,) = upcast(logits)
+    cotangent = jnp.where(z > -jnp.inf, cotangent, 0.0)
+    others = jnp.sum(cotangent, axis=-1, keepdims=True) - cotangent
+    gradient = cotangent * complement(z, stats) - probability(z, stats) * others
+    return (gradient.astype(logits.dtype),)
+
+
+_log_softmax = with_gradient(_log_softmax_fwd, _log_softmax_bwd)
+
+
+def _softmax_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
+    (z,) = upcast(logits)
+    stats = statistics(z)
+    return probability(z, stats), (logits, stats)
+
+
+# dp_j = p_j (dz_j - sum_i p_i dz_i).
+def _softmax_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array]:
+    logits, stats = residuals
+    (z,) = upcast(logits)
+    p = probability(z, stats)
+    mean = jnp.sum(p * cotangent, axis=-1, keepdims=True)
+    return ((p * (cotangent - mean)).astype(logits.dtype),)
+
+
+_softmax = with_gradient(_softmax_fwd, _softmax_bwd)
+
+
+def _softmax_entropy_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
+    (z,) = upcast(logits)
+    stats = statistics(z)
+    return jnp.sum(probability(z, stats) * finite_surprisal(z, stats), axis=-1), (logits, stats)
+
+
+# dH = -sum_j (1 + log p_j) dp_j = sum_j p_j (-log p_j - H) dz_j.
+def _softmax_entropy_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array]:
+    logits, stats = residuals
+    (z,) = upcast(logits)
+    p, n = probability(z, stats), finite_surprisal(z, stats)
+    entropy = jnp.sum(p * n, axis=-1, keepdims=True)
+    return ((cotangent[..., None] * p * (n - entropy)).astype(logits.dtype),)
+
+
+_softmax_entropy = with_gradient(_softmax_entropy_fwd, _softmax_entropy_bwd)
