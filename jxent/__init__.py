@@ -14,14 +14,14 @@ from ._focal import sigmoid_focal_loss as sigmoid_focal_loss
 from ._focal import (
     softmax_focal_loss_with_integer_labels as softmax_focal_loss_with_integer_labels,
 )
+from ._likelihood import cross_entropy_with_integer_labels as cross_entropy_with_integer_labels
+from ._likelihood import negative_log_likelihood as negative_log_likelihood
 from ._log_probabilities import generalized_kl_divergence as generalized_kl_divergence
 from ._log_probabilities import kl_divergence as kl_divergence
 from ._log_probabilities import kl_divergence_with_log_targets as kl_divergence_with_log_targets
-from ._likelihood import negative_log_likelihood as negative_log_likelihood
 from ._probabilities import binary_cross_entropy as binary_cross_entropy
 from ._probabilities import binary_entropy as binary_entropy
 from ._probabilities import cross_entropy as cross_entropy
-from ._likelihood import cross_entropy_with_integer_labels as cross_entropy_with_integer_labels
 from ._probabilities import entropy as entropy
 from ._reduction import weighted_mean as weighted_mean
 from ._relative_entropy import jensen_shannon_divergence as jensen_shannon_divergence

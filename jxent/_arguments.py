@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self, TypeAlias, Union
+from typing import Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 
 from ._statistics import computing_dtype
 
-ArrayLike: TypeAlias = Union[jax.typing.ArrayLike, Sequence["ArrayLike"]]
+ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence["ArrayLike"]
 Axis: TypeAlias = int | tuple[int, ...] | None
 
 
@@ -62,7 +62,7 @@ def scalar(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
 def smoothing(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
     """The option `x` as a number in [0, 1]; a traced one is taken at its word."""
     if not isinstance(x, jax.core.Tracer) and not np.all(
-        (0 <= np.asarray(x)) & (np.asarray(x) <= 1)
+        (np.asarray(x) >= 0) & (np.asarray(x) <= 1)
     ):
         raise ValueError(f"{name} must lie in [0, 1], got {x}")
     return scalar(name, x, like)
@@ -117,7 +117,7 @@ class Rows:
     def canonical(self, x: jax.Array) -> jax.Array:
         """``[..., classes]``, from the layout the user gave."""
         x = jnp.moveaxis(x, self.axes, range(-len(self.axes), 0))
-        return x.reshape(self.examples + (-1,)) if len(self.axes) > 1 else x
+        return x if len(self.axes) == 1 else x.reshape((*self.examples, math.prod(self.classes)))
 
     def restored(self, x: jax.Array) -> jax.Array:
         """The layout the user gave, from ``[..., classes]``."""
@@ -209,7 +209,7 @@ def _differs(labels: jax.Array, name: str, number: int) -> jax.Array:
         number = operator.index(number)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {number!r}") from None
-    bounds = jnp.iinfo(labels.dtype)
+    bounds = np.iinfo(labels.dtype)
     if not bounds.min <= number <= bounds.max:
         return jnp.ones(labels.shape, bool)
     return labels != number

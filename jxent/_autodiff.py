@@ -48,6 +48,7 @@ def with_gradient(
         # store what `bwd` makes of them, an array as large as the logits for each step.
         @partial(jax.checkpoint, prevent_cse=False)
         def pushforward(pullback: Any, dots: tuple[jax.Array, ...]) -> jax.Array:
+            out_dot: jax.Array
             (out_dot,) = jax.linear_transpose(pullback, out)(dots)
             return out_dot
 

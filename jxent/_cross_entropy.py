@@ -68,7 +68,7 @@ def softmax_cross_entropy(
     Example:
       >>> import jxent
       >>> print(jxent.softmax_cross_entropy([[2.0, 0.0], [20.0, 0.0]], [1.0, 0.0]))
-      [1.2692800e-01 2.0611537e-09]
+      [1.2693e-01 2.0612e-09]
     """
     array = floating("logits", logits)
     rows = Rows.of("logits", array, axis, where)
@@ -130,9 +130,11 @@ def softmax_cross_entropy_with_integer_labels(
 
     Example:
       >>> import jxent
-      >>> logits = [[2.0, 0.0], [20.0, 0.0], [0.0, 0.0]]
-      >>> print(jxent.softmax_cross_entropy_with_integer_labels(logits, [0, 0, -100], ignore_index=-100))
-      [1.2692800e-01 2.0611537e-09 0.0000000e+00]
+      >>> logits, labels = [[2.0, 0.0], [20.0, 0.0], [0.0, 0.0]], [0, 0, -100]
+      >>> print(
+      ...     jxent.softmax_cross_entropy_with_integer_labels(logits, labels, ignore_index=-100)
+      ... )
+      [1.2693e-01 2.0612e-09 0.0000e+00]
     """
     array = floating("logits", logits)
     rows, y = Rows.of("logits", array, axis, where).labels("labels", labels, ignore_index)
@@ -177,7 +179,7 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Arra
       >>> import jxent
       >>> import jax.numpy as jnp
       >>> print(jxent.safe_softmax_cross_entropy([0.0, 0.0, -jnp.inf], [0.5, 0.5, 0.0]))
-      0.6931472
+      0.6931
     """
     return softmax_cross_entropy(logits, labels)
 

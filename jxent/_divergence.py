@@ -135,7 +135,7 @@ def log_ratio(z_p: jax.Array, z_q: jax.Array, of_p: Statistics, of_q: Statistics
     near = both & (jnp.abs(d) < 1)
     change = jnp.where(near, q * jnp.expm1(jnp.where(near, d, 0.0)), quotient * p - q)
     change = jnp.sum(change, axis=-1, keepdims=True)
-    agreeing = (p_k > 0) & (-0.5 < change) & (change < 2)
+    agreeing = (p_k > 0) & (change > -0.5) & (change < 2)
     t = jnp.where(agreeing, d - log1p(jnp.where(agreeing, change, 0.0)), n_q - n_p)
     one_sided = jnp.where(has_p == has_q, 0.0, jnp.where(has_p, jnp.inf, -jnp.inf))
     undefined = jnp.isnan(of_p.others) | jnp.isnan(of_q.others)

@@ -48,7 +48,7 @@ def poly_loss_cross_entropy(
     Example:
       >>> import jxent
       >>> print(jxent.poly_loss_cross_entropy([0.0, 0.0], [1.0, 0.0], epsilon=2.0))
-      1.6931472
+      1.6931
     """
     array = floating("logits", logits)
     rows = Rows.of("logits", array, axis, where)
@@ -97,7 +97,7 @@ def softmax_focal_loss_with_integer_labels(
     Example:
       >>> import jxent
       >>> print(jxent.softmax_focal_loss_with_integer_labels([0.0, 0.0], 0))
-      0.1732868
+      0.1733
     """
     array = floating("logits", logits)
     rows, y = Rows.of("logits", array, axis, where).labels("labels", labels)
@@ -144,7 +144,7 @@ def sigmoid_focal_loss(
     Example:
       >>> import jxent
       >>> print(jxent.sigmoid_focal_loss([0.0, 10.0], [1.0, 1.0]))
-      [1.7328680e-01 9.3563252e-14]
+      [1.7329e-01 9.3566e-14]
     """
     array = floating("logits", logits)
     positive, negative = binary_weights("logits", array, labels, None, 0.0)

@@ -50,7 +50,7 @@ def cross_entropy_with_integer_labels(
     Example:
       >>> import jxent
       >>> print(jxent.cross_entropy_with_integer_labels([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]], [2, 0]))
-      [0.5108256 1.2039728]
+      [0.5108 1.2040]
     """
     array = floating("q", q)
     rows, y = Rows.of("q", array, axis, where).labels("labels", labels, ignore_index)
@@ -102,7 +102,7 @@ def negative_log_likelihood(
       >>> import jxent
       >>> log_probs = jxent.log_softmax([[2.0, 0.0], [20.0, 0.0]])
       >>> print(jxent.negative_log_likelihood(log_probs, [0, 0]))
-      [1.2692800e-01 2.0611537e-09]
+      [1.2693e-01 2.0612e-09]
     """
     array = floating("log_probs", log_probs)
     rows, y = Rows.of("log_probs", array, axis, where).labels("labels", labels, ignore_index)

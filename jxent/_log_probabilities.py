@@ -43,7 +43,7 @@ def kl_divergence(
     Example:
       >>> import jax.numpy as jnp, jxent
       >>> print(jxent.kl_divergence(jnp.log(jnp.array([0.25, 0.25, 0.5])), [0.5, 0.5, 0.0]))
-      0.6931472
+      0.6931
     """
     rows, log_q, t = _rows_and("targets", log_predictions, targets, axis, where)
     return rows.settle(_kl(log_q, t))
@@ -85,7 +85,7 @@ def kl_divergence_with_log_targets(
       >>> import jax.numpy as jnp, jxent
       >>> half, quarter = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
       >>> print(jxent.kl_divergence_with_log_targets(quarter, half))
-      0.14384104
+      0.1438
     """
     rows, log_q, log_t = _rows_and("log_targets", log_predictions, log_targets, axis, where)
     return rows.settle(_kl_of_logs(log_q, log_t))
@@ -124,7 +124,7 @@ def generalized_kl_divergence(
     Example:
       >>> import jax.numpy as jnp, jxent
       >>> print(jxent.generalized_kl_divergence(jnp.log(jnp.array([0.5, 1.0])), [1.0, 1.0]))
-      0.1931472
+      0.1931
     """
     rows, log_q, t = _rows_and("targets", log_predictions, targets, axis, where)
     return rows.settle(_generalized_kl(log_q, t))

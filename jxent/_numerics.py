@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def chargeable(weight: jax.Array, cost: jax.Array) -> jax.Array:
@@ -30,7 +31,7 @@ def excess(t: jax.Array) -> jax.Array:
     near = jnp.abs(t) < 0.5
     small = jnp.where(near, t, 0.0)
     series = jnp.zeros_like(small)
-    for n in reversed(range(_terms(float(jnp.finfo(t.dtype).eps)))):
+    for n in reversed(range(_terms(float(np.finfo(t.dtype).eps)))):
         series = series * small + (n + 1) / math.factorial(n + 2)
     # Below -1000 the first term has vanished; -inf would make it NaN.
     far = jnp.clip(jnp.where(near, -1.0, t), -1000.0, 1.0)
@@ -75,7 +76,7 @@ def signed_sum(x: jax.Array) -> jax.Array:
     """
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
-    anchor = jnp.exp2(jnp.ceil(jnp.log2(jnp.maximum(largest, jnp.finfo(x.dtype).tiny))))
+    anchor = jnp.exp2(jnp.ceil(jnp.log2(jnp.maximum(largest, np.finfo(x.dtype).tiny))))
     anchor = anchor * 2.0 ** math.ceil(math.log2(x.shape[-1] + 2))
     upper = (anchor + x) - anchor
     return jnp.sum(upper, axis=-1) + jnp.sum(x - upper, axis=-1)

@@ -46,7 +46,7 @@ def relative_entropy(
     Example:
       >>> import jxent
       >>> print(jxent.relative_entropy([0.5, 0.5, 0.0], [0.25, 0.25, 0.5]))
-      0.6931472
+      0.6931
     """
     rows, x, y = _two_rows("p", p, "q", q, axis, where)
     return rows.settle(_relative_entropy(x, y))
@@ -84,7 +84,7 @@ def jensen_shannon_divergence(
     Example:
       >>> import jxent
       >>> print(jxent.jensen_shannon_divergence([1.0, 0.0], [0.0, 1.0]))
-      0.6931472
+      0.6931
     """
     rows, x, y = _two_rows("p", p, "q", q, axis, where)
     return rows.settle(_jensen_shannon(x, y))

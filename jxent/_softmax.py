@@ -84,7 +84,7 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
     Example:
       >>> import jxent
       >>> print(jxent.log_softmax([20.0, 0.0]))
-      [-2.0611537e-09 -2.0000000e+01]
+      [-2.0612e-09 -2.0000e+01]
     """
     rows, z = _rows_of_logits(logits, axis, where)
     return rows.restored(rows.left_out(_log_softmax(z), -jnp.inf))
@@ -118,7 +118,7 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
     Example:
       >>> import jxent
       >>> print(jxent.softmax([1000.0, 1001.0]))
-      [0.26894143 0.73105854]
+      [0.2689 0.7311]
     """
     rows, z = _rows_of_logits(logits, axis, where)
     return rows.restored(rows.left_out(_softmax(z), 0.0))
@@ -154,7 +154,7 @@ def softmax_entropy(
     Example:
       >>> import jxent
       >>> print(jxent.softmax_entropy([[0.0, 0.0], [40.0, 0.0]]))
-      [6.9314718e-01 1.7418338e-16]
+      [6.9315e-01 1.7418e-16]
     """
     rows, z = _rows_of_logits(logits, axis, where)
     return rows.settle(_softmax_entropy(z))

@@ -16,10 +16,11 @@ small :math:`s` would lose its bits, and it is the loss of a confident predictio
 are quotients and sums of terms of one sign, so that nothing cancels.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Statistics(NamedTuple):
@@ -29,10 +30,10 @@ class Statistics(NamedTuple):
     others: jax.Array
 
 
-def computing_dtype(*arrays: jax.Array) -> jnp.dtype:
+def computing_dtype(*arrays: jax.Array) -> np.dtype[Any]:
     """float64 if any of the arrays has it, else float32."""
-    double = any(x.dtype == jnp.float64 for x in arrays)
-    return jnp.dtype(jnp.float64 if double else jnp.float32)
+    double = any(x.dtype == np.float64 for x in arrays)
+    return np.dtype(np.float64 if double else np.float32)
 
 
 def upcast(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -43,7 +44,8 @@ def upcast(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 @jax.custom_jvp
 def statistics(logits: jax.Array) -> Statistics:
     """The statistics of each row. They are NaN where softmax has no limit: a NaN logit, every
-    logit -inf, or more than one +inf."""
+    logit -inf, or more than one +inf.
+    """
     m = jnp.max(logits, axis=-1, keepdims=True)
     rest = jax.nn.logsumexp(shift(logits, m), axis=-1, keepdims=True, where=logits < m)
     ties = jnp.sum(logits == m, axis=-1, keepdims=True).astype(logits.dtype)
