@@ -54,10 +54,9 @@ def with_gradient(
 
         return out, pushforward(pullback, tuple(tangents[i] for i in perturbed))
 
-    def aligned(*args: jax.Array) -> jax.Array:
-        return function(*_align(args))
-
-    return aligned
+    # Compiled as one program, or each eager call would dispatch some thirty of them.
+    compiled = jax.jit(function)
+    return lambda *args: compiled(*_align(args))
 
 
 def _align(args: tuple[jax.Array, ...]) -> list[jax.Array]:

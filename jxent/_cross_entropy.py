@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, Rows, floating, is_off, scalar, smoothing
 from ._autodiff import with_gradient
-from ._labels import at_label, is_label, of_label, undefined
+from ._labels import as_row, at_label, is_label, of_label, undefined
 from ._numerics import sum_of_others, times
 from ._softmax import logsumexp_of_rows
 from ._statistics import (
@@ -188,14 +188,14 @@ def _weighted(labels: jax.Array, weights: jax.Array | None) -> jax.Array:
     if weights is None:
         return labels
     labels, weights = upcast(labels, weights)
-    return labels * weights.reshape((1,) * (labels.ndim - 1) + (-1,))
+    return labels * as_row(weights, labels.ndim)
 
 
 def _uniform(rows: Rows, like: jax.Array) -> jax.Array:
     """The uniform distribution over the classes that count."""
     dtype = computing_dtype(like)
     if rows.present is None:
-        return jnp.full(like.shape, 1 / like.shape[-1], dtype)
+        return jnp.full_like(like, 1 / like.shape[-1], dtype)
     number = jnp.sum(rows.present, axis=-1, keepdims=True).astype(dtype)
     return jnp.where(rows.present, 1 / jnp.maximum(number, 1), 0.0)
 
@@ -224,7 +224,7 @@ def _integer_loss_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, 
     logits, labels, stats, label_logit = residuals
     (z,) = upcast(logits)
     p, missed = probability(z, stats), complement(label_logit, stats)
-    gradient = jnp.where(is_label(z, labels), -missed, p)
+    gradient = jnp.where(is_label(labels, z.shape[-1]), -missed, p)
     scale = cotangent[..., None] * undefined(z, labels)
     return (scale * gradient).astype(logits.dtype), None
 

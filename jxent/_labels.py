@@ -7,26 +7,33 @@ import jax
 import jax.numpy as jnp
 
 
-def is_label(x: jax.Array, labels: jax.Array) -> jax.Array:
-    """Of the shape of `x`: whether the entry is the one that the row's label names."""
-    return jax.lax.broadcasted_iota(labels.dtype, x.shape, x.ndim - 1) == labels[..., None]
+def is_label(labels: jax.Array, classes: int) -> jax.Array:
+    """``[..., classes]``: whether the class is the one that the label names."""
+    shape = (*labels.shape, classes)
+    return jax.lax.broadcasted_iota(labels.dtype, shape, labels.ndim) == labels[..., None]
 
 
-def is_class(x: jax.Array, labels: jax.Array) -> jax.Array:
-    """``[..., 1]``: whether the label names any entry of the row."""
-    return ((labels >= 0) & (labels < x.shape[-1]))[..., None]
+def is_class(labels: jax.Array, classes: int) -> jax.Array:
+    """``[..., 1]``: whether the label names any class."""
+    return ((labels >= 0) & (labels < classes))[..., None]
 
 
 def at_label(x: jax.Array, labels: jax.Array) -> jax.Array:
     """``[..., 1]``, the entry that the label names; 0 if there is none."""
-    return jnp.sum(jnp.where(is_label(x, labels), x, 0.0), axis=-1, keepdims=True)
+    chosen = jnp.where(is_label(labels, x.shape[-1]), x, 0.0)
+    return jnp.sum(chosen, axis=-1, keepdims=True)
 
 
 def undefined(x: jax.Array, labels: jax.Array) -> jax.Array:
     """``[..., 1]``: a factor of NaN for labels that name no class, else 1."""
-    return jnp.where(is_class(x, labels), 1.0, jnp.nan).astype(x.dtype)
+    return jnp.where(is_class(labels, x.shape[-1]), 1.0, jnp.nan).astype(x.dtype)
 
 
 def of_label(weights: jax.Array, labels: jax.Array) -> jax.Array:
-    """``[...]``, the weight of the label's class; of any class for labels that name none."""
-    return jnp.take(weights, labels, mode="clip")
+    """``[...]``, the weight of the class that the label names; 0 if there is none."""
+    return at_label(as_row(weights, labels.ndim + 1), labels)[..., 0]
+
+
+def as_row(weights: jax.Array, ndim: int) -> jax.Array:
+    """``[1, ..., 1, classes]``, to stand beside an array of this rank."""
+    return weights.reshape((1,) * (ndim - 1) + (-1,))

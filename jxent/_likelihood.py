@@ -115,5 +115,6 @@ def negative_log_likelihood(
 def _at_known_label(x: jax.Array, labels: jax.Array) -> jax.Array:
     """``[...]``, the entry that the label names; NaN, with its gradient, if there is none."""
     # The whole row of an unknown label takes part, or the NaN would find no way to the gradient.
-    picked = jnp.where(is_label(x, labels) | ~is_class(x, labels), x, 0.0)
+    classes = x.shape[-1]
+    picked = jnp.where(is_label(labels, classes) | ~is_class(labels, classes), x, 0.0)
     return (jnp.sum(picked, axis=-1, keepdims=True) * undefined(x, labels))[..., 0]
