@@ -51,6 +51,14 @@ def trailing(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Ar
     return jnp.broadcast_to(array, like.shape)
 
 
+def boolean(name: str, x: ArrayLike) -> jax.Array:
+    """`x` as an array of truth values."""
+    array = _array(name, x)
+    if array.dtype != jnp.bool_:
+        raise TypeError(f"{name} must be boolean, got dtype {array.dtype}")
+    return array
+
+
 def scalar(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
     """The option `x` as one real number of the dtype of `like`."""
     array = _real(name, x, like)
@@ -93,9 +101,7 @@ class Rows:
             raise ValueError(f"{name} must have at least one class, got shape {x.shape}")
         if where is None:
             return rows
-        mask = _array("where", where)
-        if mask.dtype != jnp.bool_:
-            raise TypeError(f"where must be boolean, got dtype {mask.dtype}")
+        mask = boolean("where", where)
         if mask.shape == x.shape:
             present = rows.canonical(mask)
             return replace(rows, present=present, counted=jnp.any(present, axis=-1))

@@ -19,14 +19,20 @@ def with_gradient(
       bwd: ``bwd(residuals, cotangent) -> cotangents``, one per argument (None for integers
         and masks). It must be linear in the cotangent in its very operations, since they are
         transposed: select by the residuals, never by the cotangent.
-
-    `jax.custom_vjp` alone refuses `jax.jvp`, `jax.jacfwd` and `jax.linearize`. The tangent map
-    is the transpose of the cotangent map, so `bwd` says it already: it is pulled back, then
-    transposed. Only the perturbed arguments take part. The others would cost residuals, and an
-    infinite cotangent that nobody asked for would turn into NaN.
     """
     reverse = jax.custom_vjp(lambda *args: fwd(*args)[0])
     reverse.defvjp(fwd, bwd)
+    return in_every_mode(reverse)
+
+
+def in_every_mode(reverse: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function of a `jax.custom_vjp`, with forward mode added.
+
+    `jax.custom_vjp` alone refuses `jax.jvp`, `jax.jacfwd` and `jax.linearize`. The tangent map
+    is the transpose of the cotangent map, so its rule says it already: the function is pulled
+    back, and the pullback transposed. Only the perturbed arguments take part. The others would
+    cost residuals, and an infinite cotangent that nobody asked for would turn into NaN.
+    """
 
     @jax.custom_jvp
     def function(*args: jax.Array) -> jax.Array:

@@ -1,6 +1,5 @@
 r"""Kullback-Leibler and Jensen-Shannon divergence of softmax distributions."""
 
-import math
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, Rows, floating
 from ._autodiff import with_gradient
-from ._numerics import divergence_terms, excess, log1p
+from ._numerics import divergence_terms, excess, log1p, mixture_ratio
 from ._statistics import Statistics, probability, shift, statistics, surprisal, upcast
 
 
@@ -189,13 +188,6 @@ def _softmax_kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ja
 
 
 softmax_kl = with_gradient(_softmax_kl_fwd, _softmax_kl_bwd)
-
-
-def mixture_ratio(t: jax.Array) -> jax.Array:
-    """``log(p/m) = log 2 - log(1 + e^-t)`` for m = (p + q)/2 and ``t = log(p/q)``."""
-    near = jnp.abs(t) < 1
-    close = -log1p(jnp.expm1(jnp.where(near, -t, 0.0)) / 2)
-    return jnp.where(near, close, math.log(2) - jax.nn.softplus(-t))
 
 
 def _softmax_js_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:

@@ -54,6 +54,8 @@ def poly_loss_cross_entropy(
     rows = Rows.of("logits", array, axis, where)
     z = rows.logits("logits", array)
     y = rows.soft_labels("labels", labels, array)
+    # Two terms share the logits: their gradients add up before they are rounded to 16 bits.
+    (z,) = upcast(z)
     losses = soft_loss(z, y)
     return rows.settle(losses + scalar("epsilon", epsilon, losses) * _missed(z, y))
 
@@ -148,10 +150,10 @@ def sigmoid_focal_loss(
     """
     array = floating("logits", logits)
     positive, negative = binary_weights("logits", array, labels, None, 0.0)
+    # Its gradient has two parts, which add up before they are rounded to 16 bits.
     (z,) = upcast(array)
-    z = z.astype(positive.dtype)
-    missed = positive * jax.nn.sigmoid(-z) + negative * jax.nn.sigmoid(z)
-    losses = times(_power(missed, gamma), binary_loss(array, positive, negative))
+    missed = _binary_missed(z, positive, negative)
+    losses = times(_power(missed, gamma), binary_loss(z, positive, negative))
     if alpha is not None:
         share = scalar("alpha", alpha, losses)
         losses = times(share * positive + (1 - share) * negative, losses)
@@ -159,8 +161,10 @@ def sigmoid_focal_loss(
 
 
 def _power(missed: jax.Array, gamma: ArrayLike) -> jax.Array:
-    """``missed ** gamma``; where nothing is missed the loss is 0 and its factor no matter."""
-    return jnp.where(missed == 0, 1.0, missed) ** scalar("gamma", gamma, missed)
+    """``missed ** gamma``, whose infinite derivative at 0 no loss needs: it is 0 there itself."""
+    exponent = scalar("gamma", gamma, missed)
+    nothing = jnp.where(exponent == 0, 1.0, 0.0).astype(missed.dtype)
+    return jnp.where(missed == 0, nothing, jnp.where(missed == 0, 1.0, missed) ** exponent)
 
 
 def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
@@ -184,3 +188,25 @@ def _missed_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 _missed = with_gradient(_missed_fwd, _missed_bwd)
+
+
+def _binary_missed_fwd(
+    logits: jax.Array, positive: jax.Array, negative: jax.Array
+) -> tuple[jax.Array, Any]:
+    z, a, b = upcast(logits, positive, negative)
+    return a * jax.nn.sigmoid(-z) + b * jax.nn.sigmoid(z), (logits, positive, negative)
+
+
+# s'(z) = s(z) s(-z), where JAX's s(z) (1 - s(z)) loses its bits for a large logit.
+def _binary_missed_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    logits, positive, negative = residuals
+    z, a, b = upcast(logits, positive, negative)
+    up, down = jax.nn.sigmoid(z), jax.nn.sigmoid(-z)
+    return (
+        (cotangent * (b - a) * up * down).astype(logits.dtype),
+        (cotangent * down).astype(positive.dtype),
+        (cotangent * up).astype(negative.dtype),
+    )
+
+
+_binary_missed = with_gradient(_binary_missed_fwd, _binary_missed_bwd)

@@ -45,8 +45,8 @@ def kl_divergence(
       >>> print(jxent.kl_divergence(jnp.log(jnp.array([0.25, 0.25, 0.5])), [0.5, 0.5, 0.0]))
       0.6931
     """
-    rows, log_q, t = _rows_and("targets", log_predictions, targets, axis, where)
-    return rows.settle(_kl(log_q, t))
+    rows, log_q = _rows_of(log_predictions, axis, where)
+    return rows.settle(_kl(log_q, rows.values("targets", targets)))
 
 
 def kl_divergence_with_log_targets(
@@ -87,8 +87,8 @@ def kl_divergence_with_log_targets(
       >>> print(jxent.kl_divergence_with_log_targets(quarter, half))
       0.1438
     """
-    rows, log_q, log_t = _rows_and("log_targets", log_predictions, log_targets, axis, where)
-    return rows.settle(_kl_of_logs(log_q, log_t))
+    rows, log_q = _rows_of(log_predictions, axis, where)
+    return rows.settle(_kl_of_logs(log_q, rows.logits("log_targets", log_targets)))
 
 
 def generalized_kl_divergence(
@@ -126,16 +126,16 @@ def generalized_kl_divergence(
       >>> print(jxent.generalized_kl_divergence(jnp.log(jnp.array([0.5, 1.0])), [1.0, 1.0]))
       0.1931
     """
-    rows, log_q, t = _rows_and("targets", log_predictions, targets, axis, where)
-    return rows.settle(_generalized_kl(log_q, t))
+    rows, log_q = _rows_of(log_predictions, axis, where)
+    return rows.settle(_generalized_kl(log_q, rows.values("targets", targets)))
 
 
-def _rows_and(
-    name: str, log_predictions: ArrayLike, other: ArrayLike, axis: Axis, where: ArrayLike | None
-) -> tuple[Rows, jax.Array, jax.Array]:
+def _rows_of(
+    log_predictions: ArrayLike, axis: Axis, where: ArrayLike | None
+) -> tuple[Rows, jax.Array]:
     array = floating("log_predictions", log_predictions)
     rows = Rows.of("log_predictions", array, axis, where)
-    return rows, rows.values("log_predictions", array), rows.values(name, other)
+    return rows, rows.logits("log_predictions", array)
 
 
 def _kl_fwd(log_q: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
@@ -202,10 +202,8 @@ def _generalized_kl_fwd(log_q: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]
 def _generalized_kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     log_q, t = residuals
     ell, x = upcast(log_q, t)
-    ratio = _log_of_quotient(ell, x)
-    q, near = jnp.exp(ell), ratio < 1
-    to_log_q = jnp.where(near, -q * jnp.expm1(jnp.where(near, ratio, 0.0)), q - x)
-    to_t = jnp.where(x == 0, 0.0, ratio)
+    to_log_q = jnp.exp(ell) - x
+    to_t = jnp.where(x == 0, 0.0, _log_of_quotient(ell, x))
     return (
         (cotangent[..., None] * to_log_q).astype(log_q.dtype),
         (cotangent[..., None] * to_t).astype(t.dtype),

@@ -67,6 +67,13 @@ def log_quotient(p: jax.Array, q: jax.Array) -> jax.Array:
     return jnp.where(undefined, jnp.nan, jnp.where(both, ratio, one_sided))
 
 
+def mixture_ratio(t: jax.Array) -> jax.Array:
+    """``log(p/m) = log 2 - log(1 + e^-t)`` for m = (p + q)/2 and ``t = log(p/q)``."""
+    near = jnp.abs(t) < 1
+    close = -log1p(jnp.expm1(jnp.where(near, -t, 0.0)) / 2)
+    return jnp.where(near, close, math.log(2) - jax.nn.softplus(-t))
+
+
 def signed_sum(x: jax.Array) -> jax.Array:
     """Sum over the last axis that stays accurate where terms of both signs cancel.
 

@@ -43,6 +43,8 @@ def entropy(p: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> ja
       1.0397
     """
     rows, x = _rows_of("p", p, axis, where)
+    # Its gradient has two parts, which add up before they are rounded to 16 bits.
+    (x,) = upcast(x)
     return rows.settle(jnp.sum(weighted_surprisal(x, x), axis=-1))
 
 
@@ -111,7 +113,7 @@ def binary_entropy(p: ArrayLike) -> jax.Array:
       >>> print(jxent.binary_entropy([0.0, 0.5]))
       [0.        0.6931]
     """
-    x = floating("p", p)
+    (x,) = upcast(floating("p", p))
     return _binaryweighted_surprisal(x, *binary_weights("p", x, x, None, 0.0))
 
 

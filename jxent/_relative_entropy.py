@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, Rows, floating
 from ._autodiff import with_gradient
-from ._numerics import divergence_terms, excess, log_quotient, signed_sum
+from ._numerics import divergence_terms, excess, log_quotient, mixture_ratio, signed_sum
 from ._statistics import upcast
 
 
@@ -123,7 +123,8 @@ _relative_entropy = with_gradient(_relative_entropy_fwd, _relative_entropy_bwd)
 def _jensen_shannon_fwd(p: jax.Array, q: jax.Array) -> tuple[jax.Array, Any]:
     x, y = upcast(p, q)
     m = (x + y) / 2
-    terms = m * (excess(log_quotient(x, m)) + excess(log_quotient(y, m)))
+    t = log_quotient(x, y)
+    terms = m * (excess(mixture_ratio(t)) + excess(mixture_ratio(-t)))
     return jnp.sum(terms, axis=-1) / 2, (p, q)
 
 
@@ -132,11 +133,10 @@ def _jensen_shannon_fwd(p: jax.Array, q: jax.Array) -> tuple[jax.Array, Any]:
 def _jensen_shannon_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     p, q = residuals
     x, y = upcast(p, q)
-    m = (x + y) / 2
 
     def gradient(share: jax.Array, other: jax.Array) -> jax.Array:
-        ratio = jnp.where(share == 0, -jnp.sign(other), log_quotient(share, m))
-        return ratio / 2
+        ratio = mixture_ratio(log_quotient(share, other))
+        return jnp.where(share == 0, -jnp.sign(other), ratio) / 2
 
     return (
         (cotangent[..., None] * gradient(x, y)).astype(p.dtype),

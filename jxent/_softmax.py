@@ -117,7 +117,7 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
 
     Example:
       >>> import jxent
-      >>> print(jxent.softmax([1000.0, 1001.0]))
+      >>> print(jxent.softmax([1000.0, 1001.0]).round(4))
       [0.2689 0.7311]
     """
     rows, z = _rows_of_logits(logits, axis, where)

@@ -1,0 +1,210 @@
+"""Errors of losses against exact arithmetic, in units of their dtype, and against their bounds."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import exact, exact_probabilities
+from .cases import Array, cases
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+# Smaller numbers are compared absolutely: XLA:CPU has no subnormal ones.
+TINY = 1e-33
+
+Functions = Mapping[str, Callable[..., Any]]
+Loss = tuple[str, str]
+"""Name of the function, and kind of inputs."""
+
+
+class Family(NamedTuple):
+    """Losses that share their bounds: so many eps, and so many more per nat of |ln size|."""
+
+    title: str
+    value: tuple[float, float]
+    gradient: tuple[float, float]
+    losses: tuple[Loss, ...]
+
+
+@dataclass
+class Error:
+    """The worst error, how much of its bound is used, and in which row; how many are beyond."""
+
+    worst: float = 0.0
+    of_bound: float = 0.0
+    row: int = 0
+    entries: int = 0
+    beyond: int = 0
+
+    def meet(self, error: float, bound: float, row: int) -> None:
+        """Takes one more error into account; NaN is the worst."""
+        part = error / bound
+        if not (error <= self.worst or math.isnan(self.worst)):
+            self.worst = error
+        if not (part <= self.of_bound or math.isnan(self.of_bound)):
+            self.of_bound, self.row = part, row
+        self.entries += 1
+        self.beyond += not part <= 1
+
+
+class Line(NamedTuple):
+    """One loss in one dtype: errors of value and gradient by implementation."""
+
+    family: Family
+    loss: Loss
+    dtype: str
+    errors: Mapping[str, tuple[Error, Error]]
+    arguments: tuple[Array, ...]
+
+
+def measure(
+    families: tuple[Family, ...],
+    implementations: Mapping[str, Functions],
+    dtypes: tuple[str, ...] = DTYPES,
+) -> Iterator[Line]:
+    """The errors of every loss in every dtype, one by one."""
+    losses = [(family, loss) for family in families for loss in family.losses]
+    inputs = {dtype: {kind: _rounded(x, dtype) for kind, x in cases().items()} for dtype in dtypes}
+    # Compiling takes most of the time, and leaves Python free.
+    with ThreadPoolExecutor(2) as pool:
+        pending = {
+            (dtype, who): pool.submit(
+                _evaluate, functions, [loss for _, loss in losses], inputs[dtype], dtype
+            )
+            for dtype in dtypes
+            for who, functions in implementations.items()
+        }
+        for dtype in dtypes:
+            results = {who: pending[dtype, who].result() for who in implementations}
+            for family, loss in losses:
+                name, kind = loss
+                truth = _truth(name, inputs[dtype][kind])
+                errors = {
+                    who: _compare(result[loss], truth, family, dtype)
+                    for who, result in results.items()
+                    if loss in result
+                }
+                yield Line(family, loss, dtype, errors, inputs[dtype][kind])
+
+
+def _rounded(arguments: tuple[Array, ...], dtype: str) -> tuple[Array, ...]:
+    """The arguments in this dtype, without the rows that overflow in it."""
+    with np.errstate(over="ignore"):
+        cast = [x.astype(jnp.dtype(dtype)) if x.dtype == np.float64 else x for x in arguments]
+    kept = np.ones(len(cast[0]), bool)
+    for x, y in zip(arguments, cast, strict=True):
+        same = np.isfinite(x) == np.isfinite(y.astype(np.float64))
+        kept &= same.reshape(len(x), -1).all(axis=-1)
+    return tuple(x[kept] for x in cast)
+
+
+def _evaluate(
+    functions: Functions, losses: list[Loss], arguments: Mapping[str, tuple[Array, ...]], dtype: str
+) -> dict[Loss, Any]:
+    """Values and gradients of those losses that there are, compiled as one program."""
+    found = [(name, kind) for name, kind in losses if name in functions]
+
+    def run(arguments: dict[str, Any]) -> list[Any]:
+        return [
+            _value_and_gradients(name, functions[name], arguments[kind]) for name, kind in found
+        ]
+
+    with jax.enable_x64(dtype == "float64"):
+        used = {kind: arguments[kind] for _, kind in found}
+        compiled = jax.jit(run).lower(used).compile(_compiler_options())
+        results = compiled(used)
+        return dict(zip(found, jax.tree.map(_as_float64, results), strict=True))
+
+
+def _compiler_options() -> dict[str, str | bool]:
+    """For CPU the same operations without LLVM's polish: half of the time to compile."""
+    return {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}
+
+
+def _value_and_gradients(name: str, function: Any, arguments: tuple[jax.Array, ...]) -> Any:
+    """Of each example, with respect to every floating-point argument."""
+    floats = [x for x in arguments if jnp.issubdtype(x.dtype, jnp.floating)]
+    labels = arguments[len(floats) :]
+
+    def losses(*floats: jax.Array) -> Any:
+        if name == "log_softmax":  # the one function of many values: that of the label is taken
+            return jnp.take_along_axis(function(*floats), labels[0][:, None], axis=-1)[:, 0]
+        return function(*floats, *labels)
+
+    values, pullback = jax.vjp(losses, *floats)
+    return values, pullback(jnp.ones_like(values))
+
+
+def _as_float64(x: jax.Array) -> Array:
+    return np.asarray(np.asarray(x).astype(np.float64))
+
+
+def _truth(name: str, arguments: tuple[Array, ...]) -> list[exact.Result]:
+    """The exact results, row by row."""
+    function = {**vars(exact), **vars(exact_probabilities)}[name]
+    with localcontext(exact.CONTEXT):
+        return [
+            function(*(_exactly(x[row]) for x in arguments)) for row in range(len(arguments[0]))
+        ]
+
+
+def _exactly(x: Any) -> Any:
+    if np.issubdtype(x.dtype, np.integer):
+        return int(x)
+    return tuple(Decimal(float(v)) for v in x) if x.ndim else Decimal(float(x))
+
+
+def _compare(
+    result: Any, truth: list[exact.Result], family: Family, dtype: str
+) -> tuple[Error, Error]:
+    values, gradients = result
+    of_value, of_gradient = Error(), Error()
+    narrow = _finfo(dtype).bits < 32
+    eps = float(np.finfo("float64" if dtype == "float64" else "float32").eps)
+    largest = float(_finfo(dtype).max)
+    with localcontext(exact.CONTEXT):
+        for row, true in enumerate(truth):
+            size = float(true.value.size)
+            error = _distance(values[row], true.value) / (eps * max(size, TINY))
+            of_value.meet(error, _bound(family.value, size), row)
+            if not true.value.total.is_finite():
+                continue
+            for gradient, sums in zip(gradients, true.gradients, strict=True):
+                for x, entry in zip(np.ravel(gradient[row]), sums, strict=True):
+                    size = float(entry.size)
+                    if not size <= largest:
+                        continue
+                    unit = _last_place(size, dtype) if narrow else eps * max(size, TINY)
+                    bound = 1.0 if narrow else _bound(family.gradient, size)
+                    of_gradient.meet(_distance(x, entry) / unit, bound, row)
+    return of_value, of_gradient
+
+
+def _distance(x: float, true: exact.Sum) -> float:
+    """Absolute error; none where both are tiny."""
+    if not true.total.is_finite():
+        return 0.0 if x == float(true.total) else math.inf
+    distance = abs(float(Decimal(float(x)) - true.total))
+    return 0.0 if true.size < TINY and distance <= TINY else distance
+
+
+def _bound(bound: tuple[float, float], size: float) -> float:
+    constant, per_nat = bound
+    return constant + per_nat * abs(math.log(size)) if TINY <= size < math.inf else constant
+
+
+def _finfo(dtype: str) -> Any:
+    return jnp.finfo(dtype)  # type: ignore[no-untyped-call]
+
+
+def _last_place(size: float, dtype: str) -> float:
+    """The unit in the last place of a number of this size."""
+    info = _finfo(dtype)
+    _, exponent = math.frexp(max(size, float(info.tiny)))
+    return math.ldexp(float(info.eps), exponent - 1)

@@ -1,0 +1,203 @@
+"""The numerics report: which losses, within which bounds, beside what, and how it reads."""
+
+import math
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+import jxent
+
+from . import textbook
+from .errors import DTYPES, Error, Family, Functions, Line
+
+FAMILIES = (
+    Family(
+        "softmax",
+        (16, 1),
+        (16, 2),
+        (
+            ("softmax_cross_entropy_with_integer_labels", "logits, labels"),
+            ("softmax_cross_entropy_with_integer_labels", "many logits, labels"),
+            ("softmax_cross_entropy", "logits, soft labels"),
+            ("softmax_entropy", "logits"),
+            ("log_softmax", "logits, labels"),
+            ("poly_loss_cross_entropy", "logits, soft labels"),
+            ("softmax_focal_loss_with_integer_labels", "logits, labels"),
+        ),
+    ),
+    Family("normaliser", (4, 0), (16, 2), (("logsumexp", "logits"),)),
+    Family(
+        "divergences of softmax and sigmoid",
+        (64, 0),
+        (64, 2),
+        (
+            ("softmax_kl_divergence", "two logits"),
+            ("softmax_jensen_shannon_divergence", "two logits"),
+            ("sigmoid_kl_divergence", "two binary logits"),
+        ),
+    ),
+    Family(
+        "sigmoid",
+        (8, 0),
+        (8, 0),
+        (
+            ("sigmoid_binary_cross_entropy", "binary logits, soft labels"),
+            ("sigmoid_entropy", "binary logits"),
+        ),
+    ),
+    Family(
+        "sigmoid, to a power",
+        (16, 1),
+        (16, 2),
+        (("sigmoid_focal_loss", "binary logits, soft labels"),),
+    ),
+    Family(
+        "probabilities",
+        (8, 0),
+        (8, 0),
+        (
+            ("entropy", "probabilities"),
+            ("cross_entropy", "two probabilities"),
+            ("relative_entropy", "two probabilities"),
+            ("jensen_shannon_divergence", "two probabilities"),
+            ("cross_entropy_with_integer_labels", "probabilities, labels"),
+            ("binary_entropy", "binary probabilities"),
+            ("binary_cross_entropy", "binary probabilities, soft labels"),
+        ),
+    ),
+    Family(
+        "log-probabilities",
+        (8, 0),
+        (8, 1),
+        (
+            ("negative_log_likelihood", "log-probabilities, labels"),
+            ("kl_divergence", "log-probabilities, probabilities"),
+            ("kl_divergence_with_log_targets", "two log-probabilities"),
+            ("generalized_kl_divergence", "log-probabilities, probabilities"),
+        ),
+    ),
+)
+
+
+def implementations() -> dict[str, Functions]:
+    """The library, the textbook and, where it is installed, optax."""
+    found: dict[str, Functions] = {"jxent": vars(jxent), "plain": vars(textbook)}
+    try:
+        return {**found, "optax": vars(import_module("optax.losses"))}
+    except ImportError:
+        return found
+
+
+def missed(lines: Iterable[Line]) -> list[str]:
+    """What the library got wrong, each with the inputs to see it again."""
+    found = []
+    for line in lines:
+        for kind, error in zip(("value", "gradient"), line.errors["jxent"], strict=True):
+            if error.beyond:
+                inputs = ", ".join(str(x[error.row].tolist()) for x in line.arguments)
+                found.append(
+                    f"{line.loss[0]}, {line.dtype}: {kind} beyond its bound"
+                    f" ({error.of_bound:.3g} times) at {inputs}"
+                )
+    return found
+
+
+def as_text(lines: list[Line]) -> str:
+    """Two tables, of values and of gradients, and what they say."""
+    tables = [_table(lines, kind) for kind in (0, 1)]
+    return "\n".join([LEGEND, *tables, *_beyond(lines)])
+
+
+def as_json(lines: Iterable[Line]) -> list[dict[str, Any]]:
+    """One object per loss and dtype; NaN and infinity as strings."""
+    return [
+        {
+            "loss": line.loss[0],
+            "inputs": line.loss[1],
+            "dtype": line.dtype,
+            **{
+                kind: {who: _numbers(errors[i]) for who, errors in line.errors.items()}
+                for i, kind in enumerate(("value", "gradient"))
+            },
+        }
+        for line in lines
+    ]
+
+
+def _numbers(error: Error) -> dict[str, Any]:
+    return {
+        "error": _finite(error.worst),
+        "of_bound": _finite(error.of_bound),
+        "entries": error.entries,
+        "beyond": error.beyond,
+    }
+
+
+def _finite(x: float) -> float | str:
+    return float(x) if math.isfinite(x) else str(float(x))
+
+
+LEGEND = """\
+Worst error over hard cases, against exact arithmetic on the inputs as rounded to each dtype.
+Unit: eps of float32, also for bfloat16 and float16, whose values jxent returns in float32; eps of
+float64 for float64. Gradients of bfloat16 and float16: units in the last place of that dtype.
+plain: the textbook formula, with jax.nn.softmax. -: optax has no such function, or is not there.
+Relative to the value; where terms of both signs add up, to the sum of their absolute values.
+|ln|: of the size of the value or gradient entry. Bound for 16-bit gradients: 1."""
+
+
+def _table(lines: list[Line], kind: int) -> str:
+    dtypes = [dtype for dtype in DTYPES if any(line.dtype == dtype for line in lines)]
+    people = ("jxent", "plain", "optax")
+    text = [
+        "",
+        f"{('VALUE', 'GRADIENT')[kind]:{WIDTH}}" + "".join(f"  {dtype:^17}" for dtype in dtypes),
+        " " * WIDTH + "".join("  " + " ".join(f"{who:>5}" for who in people) for _ in dtypes),
+    ]
+    errors = {(line.loss, line.dtype): line.errors for line in lines}
+    for family in dict.fromkeys(line.family for line in lines):
+        text.append(
+            f"{family.title}: within {_in_words(family.gradient if kind else family.value)}"
+        )
+        for loss in family.losses:
+            row = f"  {_title(*loss):{WIDTH - 2}}"
+            for dtype in dtypes:
+                found = errors[loss, dtype]
+                row += "  " + " ".join(
+                    f"{_short(found[who][kind].worst) if who in found else '-':>5}"
+                    for who in people
+                )
+            text.append(row)
+    return "\n".join(text)
+
+
+WIDTH = 43
+
+
+def _title(name: str, inputs: str) -> str:
+    return "  the same, 8192 classes" if inputs.startswith("many") else name
+
+
+def _in_words(bound: tuple[float, float]) -> str:
+    constant, per_nat = bound
+    factor = "" if per_nat == 1 else f"{per_nat:g} "
+    return f"{constant:g} + {factor}|ln|" if per_nat else f"{constant:g}"
+
+
+def _short(x: float) -> str:
+    """At most five characters."""
+    if not math.isfinite(x):
+        return str(float(x))
+    return (
+        f"{x:.1f}" if x < 9.95 else f"{x:.0f}" if x < 1e4 else f"{x:.0e}" if x < 1e99 else "1e+99"
+    )
+
+
+def _beyond(lines: list[Line]) -> list[str]:
+    """How many values and gradient entries lie beyond the bounds, by implementation."""
+    text = ["", "Values and gradient entries beyond these bounds, NaN included:"]
+    for who in dict.fromkeys(who for line in lines for who in line.errors):
+        errors = [error for line in lines if who in line.errors for error in line.errors[who]]
+        beyond, entries = sum(e.beyond for e in errors), sum(e.entries for e in errors)
+        text.append(f"  {who}  {beyond:6d} of {entries:6d}  ({beyond / entries:.1%})")
+    return text

@@ -1,0 +1,143 @@
+"""The table of cases: one row per public function, at small example arguments.
+
+Two examples of three classes everywhere, so that little is compiled.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jxent
+
+EXAMPLES: dict[str, Any] = {
+    "logits": [[1.5, -0.5, 0.25], [-2.0, 0.75, 3.0]],
+    "target_logits": [[0.5, 0.75, -1.25], [1.0, -0.25, 2.0]],
+    "labels": [0, 1],
+    "distributions": [[0.75, 0.125, 0.125], [0.25, 0.125, 0.625]],
+    "predictions": [[0.5, 0.25, 0.25], [0.125, 0.625, 0.25]],
+    "log_predictions": [[-0.75, -1.25, -1.5], [-2.0, -0.5, -1.375]],
+    "log_distributions": [[-0.5, -1.625, -1.75], [-1.125, -0.875, -1.375]],
+    "losses": [[0.5, 2.0, 0.25], [1.5, 0.125, 3.0]],
+    "weights": [[1.0, 0.5, 2.0], [0.25, 1.5, 0.75]],
+}
+"""An example of each kind of argument."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A public function, the kinds of its positional arguments, and its traceable options."""
+
+    name: str
+    kinds: tuple[str, ...]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name + ("-options" if self.options else "")
+
+    @property
+    def function(self) -> Callable[..., jax.Array]:
+        return getattr(jxent, self.name)
+
+    @cached_property
+    def parameters(self) -> list[str]:
+        """The names of the positional arguments."""
+        return list(inspect.signature(self.function).parameters)[: len(self.kinds)]
+
+    def accepts(self, parameter: str) -> bool:
+        return parameter in inspect.signature(self.function).parameters
+
+    @property
+    def per_class(self) -> bool:
+        """Whether the result has the shape of the first argument."""
+        return self.name in ("softmax", "log_softmax") or not self.accepts("axis")
+
+    @property
+    def differentiable(self) -> tuple[int, ...]:
+        """The positions in `args` of what can be differentiated."""
+        kinds = self.kinds + tuple(self.options)
+        return tuple(i for i, kind in enumerate(kinds) if kind != "labels")
+
+    def args(self, dtype=np.float32) -> list[jax.Array]:
+        """The example arguments: the positional ones, then the options."""
+        values = [EXAMPLES[kind] for kind in self.kinds] + list(self.options.values())
+        dtypes = [np.int32 if kind == "labels" else dtype for kind in self.kinds]
+        dtypes += [dtype] * len(self.options)
+        return [jnp.asarray(v, d) for v, d in zip(values, dtypes, strict=True)]
+
+    def call(self, *args: Any, **fixed: Any) -> jax.Array:
+        """The function of `args`, with `fixed` keywords beside."""
+        options = dict(zip(self.options, args[len(self.kinds) :], strict=True))
+        return self.function(*args[: len(self.kinds)], **options, **fixed)
+
+    def of_floats(self, args: list[jax.Array]) -> tuple[Callable[..., jax.Array], list[jax.Array]]:
+        """The function of the differentiable arguments alone, and these."""
+
+        def function(*floats: jax.Array) -> jax.Array:
+            full = list(args)
+            for i, x in zip(self.differentiable, floats, strict=True):
+                full[i] = x
+            return self.call(*full)
+
+        return function, [args[i] for i in self.differentiable]
+
+
+_WEIGHTS = [0.5, 1.0, 2.0]
+_SOFTMAX_OPTIONS = {"label_smoothing": 0.125, "class_weights": _WEIGHTS, "z_loss": 0.0625}
+_BINARY_OPTIONS = {"pos_weight": _WEIGHTS, "label_smoothing": 0.125}
+_TWO_DISTRIBUTIONS = ("distributions", "predictions")
+
+CASES = [
+    Case("logsumexp", ("logits",)),
+    Case("log_softmax", ("logits",)),
+    Case("softmax", ("logits",)),
+    Case("softmax_entropy", ("logits",)),
+    Case("softmax_cross_entropy", ("logits", "distributions"), _SOFTMAX_OPTIONS),
+    Case("softmax_cross_entropy_with_integer_labels", ("logits", "labels"), _SOFTMAX_OPTIONS),
+    Case("safe_softmax_cross_entropy", ("logits", "distributions")),
+    Case("poly_loss_cross_entropy", ("logits", "distributions"), {"epsilon": 1.5}),
+    Case(
+        "softmax_focal_loss_with_integer_labels",
+        ("logits", "labels"),
+        {"gamma": 1.5, "class_weights": _WEIGHTS},
+    ),
+    Case("softmax_kl_divergence", ("logits", "target_logits")),
+    Case("softmax_jensen_shannon_divergence", ("logits", "target_logits")),
+    Case("sigmoid_entropy", ("logits",)),
+    Case("sigmoid_binary_cross_entropy", ("logits", "distributions"), _BINARY_OPTIONS),
+    Case("sigmoid_kl_divergence", ("logits", "target_logits")),
+    Case("sigmoid_focal_loss", ("logits", "distributions"), {"alpha": 0.25, "gamma": 1.5}),
+    Case("kl_divergence", ("log_predictions", "distributions")),
+    Case("kl_divergence_with_log_targets", ("log_predictions", "log_distributions")),
+    Case("generalized_kl_divergence", ("log_predictions", "distributions")),
+    Case("entropy", ("distributions",)),
+    Case("cross_entropy", _TWO_DISTRIBUTIONS),
+    Case("relative_entropy", _TWO_DISTRIBUTIONS),
+    Case("jensen_shannon_divergence", _TWO_DISTRIBUTIONS),
+    Case(
+        "cross_entropy_with_integer_labels",
+        ("predictions", "labels"),
+        {"class_weights": _WEIGHTS},
+    ),
+    Case("negative_log_likelihood", ("log_predictions", "labels"), {"class_weights": _WEIGHTS}),
+    Case("binary_entropy", ("distributions",)),
+    Case("binary_cross_entropy", ("predictions", "distributions"), _BINARY_OPTIONS),
+    Case("weighted_mean", ("losses", "weights")),
+]
+
+BARE = [dataclasses.replace(case, options={}) for case in CASES]
+"""Each function with the options left alone."""
+
+ALL = BARE + [case for case in CASES if case.options]
+"""Each function without its options, and where it has some, with them."""
+
+
+def bare(name: str) -> Case:
+    """The function called `name`, without options."""
+    (case,) = (case for case in BARE if case.name == name)
+    return case

@@ -1,0 +1,333 @@
+"""Axes and masks in every form that is allowed, and the errors, word for word, for the others."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import ALL, BARE, bare
+
+import jxent
+
+_WITH_AXIS = [case for case in BARE if case.accepts("where")]
+_GENERATOR = np.random.default_rng(0)
+
+
+def every(cases):
+    return pytest.mark.parametrize("case", cases, ids=str)
+
+
+def _assert_same(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-7)
+
+
+@functools.cache
+def _expected(case):
+    return np.asarray(jax.jit(case.call)(*case.args()))
+
+
+@every(_WITH_AXIS)
+def test_axis(case):
+    """The class axis may be anywhere, counted from either end, or be folded into several."""
+    args = case.args()
+    matrices = [x for x in args if x.ndim == 2]
+    moved = [x.T if x.ndim == 2 else x for x in args]
+    # Classes 3 -> (3, 1), in front of the examples and behind them.
+    folded = [x.T.reshape(3, 2, 1) if x.ndim == 2 else x for x in args]
+    first = [x[0] for x in args]
+
+    @jax.jit
+    def results():
+        return {
+            "last": case.call(*args, axis=1),
+            "first": case.call(*moved, axis=0),
+            "negative": case.call(*moved, axis=-2),
+            "tuple of one": case.call(*args, axis=(-1,)),
+            "tuple": case.call(*folded, axis=(0, 2)),
+            "none": case.call(*first, axis=None),
+        }
+
+    assert matrices
+    found = results()
+    expected = _expected(case)
+    if case.per_class:
+        found |= {name: found[name].T for name in ("first", "negative")}
+        found["tuple"] = found["tuple"].reshape(3, 2).T
+    _assert_same(found.pop("none"), expected[0])
+    for result in found.values():
+        _assert_same(result, expected)
+
+
+@every([case for case in BARE if "labels" in case.kinds])
+def test_labels_in_a_tuple_of_axes_are_flat_positions(case):
+    """In the order in which the tuple names the axes."""
+    values = case.args()[0]
+    cube = jnp.stack([values, 2 * values])  # axes: half, example, class
+    labels = jnp.array([1, 5])
+
+    @jax.jit
+    def results():
+        flat = jnp.moveaxis(cube, 1, 0).reshape(2, 6)
+        swapped = jnp.moveaxis(cube, 1, 0).swapaxes(1, 2).reshape(2, 6)
+        return (
+            case.call(cube, labels, axis=(0, 2)),
+            case.call(flat, labels),
+            case.call(cube, labels, axis=(2, 0)),
+            case.call(swapped, labels),
+        )
+
+    a, b, c, d = results()
+    _assert_same(a, b)
+    _assert_same(c, d)
+
+
+@every(_WITH_AXIS)
+def test_masks(case):
+    """A mask of examples is a mask of all their classes; what it keeps is unchanged."""
+    args = case.args()
+
+    @jax.jit
+    def results():
+        examples, classes = jnp.array([False, True]), jnp.array([[False] * 3, [True] * 3])
+        moved = [x.T if x.ndim == 2 else x for x in args]
+        return (
+            case.call(*args, where=examples),
+            case.call(*args, where=classes),
+            case.call(*moved, axis=0, where=classes.T),
+            case.call(*args, where=jnp.ones((2, 3), bool)),
+        )
+
+    by_example, by_class, moved, all_kept = results()
+    _assert_same(by_example, by_class)
+    _assert_same(moved.T if case.per_class else moved, by_class)
+    _assert_same(by_example[1], _expected(case)[1])
+    _assert_same(all_kept, _expected(case))
+
+
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [(c.name, c.kinds[1]) for c in BARE if len(c.kinds) == 2 and c.name != "weighted_mean"],
+)
+def test_one_for_every_example(name, second):
+    """One label, or the distribution ``[classes]``, stands for all; a scalar for all elements."""
+    case = bare(name)
+    first, other = case.args()
+    # The binary functions have no classes: what is one for all of them is a scalar.
+    one = other[0] if case.accepts("axis") or name.startswith("safe") else other[0, 0]
+    repeated = jnp.broadcast_to(one, other.shape)
+
+    @jax.jit
+    def results():
+        return case.call(first, one), case.call(first, repeated)
+
+    _assert_same(*results())
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int32])
+@every([case for case in BARE if "labels" in case.kinds])
+def test_integer_dtypes_of_labels(case, dtype):
+    values, labels = case.args()
+    _assert_same(case.call(values, labels.astype(dtype)), _expected(case))
+
+
+def test_small_integers_number_many_classes():
+    """300 classes, though the labels cannot count so far."""
+    logits = jnp.zeros((1, 300)).at[0, 44].set(3.0)
+    expected = jnp.log(299 + jnp.exp(3.0)) - 3.0
+    for dtype in (np.uint8, np.int8):
+        loss = jxent.softmax_cross_entropy_with_integer_labels(logits, jnp.array([44], dtype))
+        np.testing.assert_allclose(loss, [expected], rtol=1e-6)
+
+
+@every(ALL)
+def test_lists_and_numpy_arrays_and_scalars(case):
+    """Lists, NumPy arrays and Python numbers are as good as arrays."""
+    args = case.args()
+    expected = case.call(*args)
+    arrays = case.call(*map(np.asarray, args))
+    lists = case.call(*(x.tolist() for x in args))
+    for result in (arrays, lists):
+        assert isinstance(result, jax.Array)
+        assert result.dtype == expected.dtype
+        assert not result.weak_type
+        _assert_same(result, expected)
+
+
+@pytest.mark.parametrize("name", [c.name for c in BARE if not c.accepts("axis")][1:])
+def test_python_scalars(name):
+    case = bare(name)
+    result = case.function(*[0.25] * len(case.kinds))
+    assert result.shape == ()
+    assert result.dtype == jnp.float32
+    assert not result.weak_type
+
+
+@pytest.mark.parametrize("kind", [np.int32, bool, np.float32])
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_binary_cross_entropy"])
+def test_one_hot_labels_of_any_kind(name, kind):
+    case = bare(name)
+    hot = np.eye(3)[:2]
+    logits = case.args()[0]
+    _assert_same(case.call(logits, hot.astype(kind)), case.call(logits, hot.astype(np.float32)))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3)])
+@every(_WITH_AXIS)
+def test_no_examples(case, shape):
+    args = [
+        jnp.zeros(shape[:-1] if k == "labels" else shape, x.dtype)
+        for k, x in zip(case.kinds, case.args(), strict=True)
+    ]
+    assert jax.jit(case.call)(*args).shape == (shape if case.per_class else shape[:-1])
+
+
+Z, Y = np.zeros((2, 3), np.float32), np.zeros(2, np.int32)
+_SOFT, _INTEGER = "softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"
+_BINARY, _FOCAL = "sigmoid_binary_cross_entropy", "softmax_focal_loss_with_integer_labels"
+
+_MISTAKES = [
+    # Dtypes and things that are no arrays.
+    (_INTEGER, (Z.astype(int), Y), {}, TypeError,
+     "logits must have a floating-point dtype, got int32"),
+    (_INTEGER, (Z.astype(bool), Y), {}, TypeError,
+     "logits must have a floating-point dtype, got bool"),
+    (_INTEGER, (Z.astype(complex), Y), {}, TypeError,
+     "logits must have a floating-point dtype, got complex64"),
+    (_INTEGER, ("logits", Y), {}, TypeError, "logits must be an array, got str"),
+    (_INTEGER, (None, Y), {}, TypeError, "logits must be an array, got NoneType"),
+    (_INTEGER, ([[1.0], [1.0, 2.0]], Y), {}, TypeError, "logits must be an array, got list"),
+    (_INTEGER, (Z, Y.astype(np.float32)), {}, TypeError,
+     "labels must be integers, got dtype float32"),
+    (_INTEGER, (Z, Y.astype(bool)), {}, TypeError, "labels must be integers, got dtype bool"),
+    (_INTEGER, (Z, Y, -1, Z), {}, TypeError, "where must be boolean, got dtype float32"),
+    (_INTEGER, (Z, Y), {"where": Y}, TypeError, "where must be boolean, got dtype int32"),
+    (_INTEGER, (Z, Y), {"ignore_index": 0.5}, TypeError,
+     "ignore_index must be an integer, got 0.5"),
+    (_INTEGER, (Z, Y), {"axis": 0.5}, TypeError,
+     "axis must be an integer or a tuple of them, got 0.5"),
+    (_INTEGER, (Z, Y), {"axis": "classes"}, TypeError,
+     "axis must be an integer or a tuple of them, got 'classes'"),
+    (_SOFT, (Z, Z.astype(complex)), {}, TypeError,
+     "labels must be real numbers, got dtype complex64"),
+    ("entropy", (Y,), {}, TypeError, "p must have a floating-point dtype, got int32"),
+    ("cross_entropy", (Z, Z.astype(int)), {}, TypeError,
+     "q must have a floating-point dtype, got int32"),
+    ("kl_divergence", (Z, Z.astype(int)), {}, TypeError,
+     "targets must have a floating-point dtype, got int32"),
+    ("softmax_kl_divergence", (Z, Z.astype(int)), {}, TypeError,
+     "target_logits must have a floating-point dtype, got int32"),
+    ("weighted_mean", (Y,), {}, TypeError, "losses must have a floating-point dtype, got int32"),
+    # Shapes.
+    (_INTEGER, (Z, Y[:1]), {}, ValueError,
+     "labels must have the shape of the examples of logits (2,) or be a scalar, got shape (1,)"),
+    (_INTEGER, (Z, Y[:, None]), {}, ValueError,
+     "labels must have the shape of the examples of logits (2,) or be a scalar, got shape (2, 1)"),
+    (_INTEGER, (Z, Z.astype(np.int32)), {}, ValueError,
+     "labels must have the shape of the examples of logits (2,) or be a scalar, got shape (2, 3)"),
+    (_INTEGER, (Z, Y), {"where": np.ones(3, bool)}, ValueError,
+     "where must have the shape of logits (2, 3) or of its examples (2,), got shape (3,)"),
+    (_INTEGER, (Z, Y), {"where": np.ones((2, 1), bool)}, ValueError,
+     "where must have the shape of logits (2, 3) or of its examples (2,), got shape (2, 1)"),
+    (_INTEGER, (Z, Y), {"where": True}, ValueError,
+     "where must have the shape of logits (2, 3) or of its examples (2,), got shape ()"),
+    (_INTEGER, (Z, Y), {"class_weights": [1.0, 2.0]}, ValueError,
+     "class_weights must have one weight per class of logits, shape (3,), got shape (2,)"),
+    (_INTEGER, (Z, Y), {"class_weights": 1.0}, ValueError,
+     "class_weights must have one weight per class of logits, shape (3,), got shape ()"),
+    (_INTEGER, (Z, Y), {"z_loss": [1.0]}, ValueError, "z_loss must be a scalar, got shape (1,)"),
+    (_SOFT, (Z, Z[:1]), {}, ValueError,
+     "labels must have the shape of logits (2, 3), that of its classes (3,), or be a scalar,"
+     " got shape (1, 3)"),
+    (_SOFT, (Z, Y), {}, ValueError,
+     "labels must have the shape of logits (2, 3), that of its classes (3,), or be a scalar,"
+     " got shape (2,)"),
+    (_SOFT, (Z[:, :0], Z[:, :0]), {}, ValueError,
+     "logits must have at least one class, got shape (2, 0)"),
+    (_FOCAL, (Z, Y, [1.0, 2.0]), {}, ValueError, "gamma must be a scalar, got shape (2,)"),
+    ("poly_loss_cross_entropy", (Z, Z, [1.0, 2.0]), {}, ValueError,
+     "epsilon must be a scalar, got shape (2,)"),
+    ("sigmoid_focal_loss", (Z, Z, [1.0, 2.0]), {}, ValueError,
+     "alpha must be a scalar, got shape (2,)"),
+    (_BINARY, (Z, Z[0]), {}, ValueError,
+     "labels must have the shape of logits (2, 3) or be a scalar, got shape (3,)"),
+    (_BINARY, (Z[:, :1], Z[:, 0]), {}, ValueError,
+     "labels must have the shape of logits (2, 1) or be a scalar, got shape (2,)"),
+    (_BINARY, (Z, Z), {"pos_weight": [1.0, 2.0]}, ValueError,
+     "pos_weight must have the last dimensions of logits (2, 3) or be a scalar, got shape (2,)"),
+    (_BINARY, (Z[0], Z[0]), {"pos_weight": Z}, ValueError,
+     "pos_weight must have the last dimensions of logits (3,) or be a scalar, got shape (2, 3)"),
+    ("sigmoid_kl_divergence", (Z, Z[0]), {}, ValueError,
+     "target_logits must have the shape of logits (2, 3) or be a scalar, got shape (3,)"),
+    ("relative_entropy", (Z, Z[:1]), {}, ValueError,
+     "q must have the shape of p (2, 3), that of its classes (3,), or be a scalar,"
+     " got shape (1, 3)"),
+    ("weighted_mean", (Z, Z[0]), {}, ValueError,
+     "weights must have the shape of losses (2, 3) or be a scalar, got shape (3,)"),
+    # Axes.
+    (_INTEGER, (Z, Y, 2), {}, ValueError,
+     "axis must name axes of logits, which has rank 2, got 2"),
+    (_INTEGER, (Z, Y, (0, -3)), {}, ValueError,
+     "axis must name axes of logits, which has rank 2, got (0, -3)"),
+    (_INTEGER, (Z, Y, (1, -1)), {}, ValueError,
+     "axis must not name an axis twice, got (1, -1)"),
+    (_SOFT, (Z, Z, ()), {}, ValueError, "logits must have at least one class, got shape (2, 3)"),
+    ("softmax", (np.float32(0),), {}, ValueError,
+     "axis must name axes of logits, which has rank 0, got -1"),
+    ("entropy", (Z, -3), {}, ValueError, "axis must name axes of p, which has rank 2, got -3"),
+    ("weighted_mean", (Z, None, 2), {}, ValueError,
+     "axis must name axes of losses, which has rank 2, got 2"),
+    # Options.
+    (_INTEGER, (Z, Y), {"label_smoothing": 1.5}, ValueError,
+     "label_smoothing must lie in [0, 1], got 1.5"),
+    (_SOFT, (Z, Z), {"label_smoothing": -0.125}, ValueError,
+     "label_smoothing must lie in [0, 1], got -0.125"),
+    (_BINARY, (Z, Z), {"label_smoothing": float("nan")}, ValueError,
+     "label_smoothing must lie in [0, 1], got nan"),
+    ("binary_cross_entropy", (Z, Z), {"label_smoothing": np.float32(2)}, ValueError,
+     "label_smoothing must lie in [0, 1], got 2.0"),
+    (_INTEGER, (Z, Y), {"label_smoothing": [0.5, 0.5]}, ValueError,
+     "label_smoothing must be a scalar, got shape (2,)"),
+    (_INTEGER, (Z, Y), {"label_smoothing": "some"}, TypeError,
+     "label_smoothing must be an array, got str"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "args", "options", "error", "message"), _MISTAKES)
+def test_mistake(name, args, options, error, message):
+    with pytest.raises(error) as caught:
+        getattr(jxent, name)(*args, **options)
+    assert type(caught.value) is error
+    assert str(caught.value) == message
+
+
+def test_a_mistake_shows_under_jit_as_well():
+    message = "labels must be integers, got dtype float32"
+    with pytest.raises(TypeError, match=message):
+        jax.jit(jxent.softmax_cross_entropy_with_integer_labels)(Z, Z[:, 0])
+
+
+def test_traced_smoothing_is_taken_at_its_word():
+    loss = jax.jit(
+        lambda epsilon: jxent.softmax_cross_entropy_with_integer_labels(
+            Z, Y, label_smoothing=epsilon
+        )
+    )(1.5)
+    assert np.all(np.isfinite(loss))
+
+
+@every(_WITH_AXIS)
+def test_every_function_checks(case):
+    args = case.args()
+    first = case.parameters[0]
+    with pytest.raises(TypeError, match=f"^{first} must have a floating-point dtype, got int32$"):
+        case.call(args[0].astype(int), *args[1:])
+    with pytest.raises(
+        ValueError, match=f"^axis must name axes of {first}, which has rank 2, got 2$"
+    ):
+        case.call(*args, axis=2)
+    with pytest.raises(TypeError, match="^where must be boolean, got dtype float32$"):
+        case.call(*args, where=args[0])
+    if len(args) > 1:
+        with pytest.raises(ValueError, match=f"^{case.parameters[1]} must have the shape of"):
+            case.call(args[0], args[1][:1])

@@ -1,0 +1,158 @@
+"""Every floating-point type: the result's, the gradient's, and where it is rounded."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import ALL, bare
+
+_SMALL = pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
+EVERY = pytest.mark.parametrize("case", ALL, ids=str)
+
+
+@functools.cache
+def _pulled_back(case):
+    """The result, and what a cotangent on it becomes, as a function of the arguments."""
+
+    def function(args, cotangent):
+        f, floats = case.of_floats(args)
+        out, pullback = jax.vjp(f, *floats)
+        return out, pullback(cotangent)
+
+    return jax.jit(function)
+
+
+def _cotangent(case, seed=0):
+    shape = jax.eval_shape(case.call, *case.args()).shape
+    return np.random.default_rng(seed).uniform(0.5, 1.5, shape).astype(np.float32)
+
+
+@functools.cache
+def _in_dtype(case, dtype):
+    """The result and the gradients; the example numbers are exact in every dtype."""
+    args = case.args(dtype)
+    out = jax.eval_shape(case.call, *args)
+    cotangent = jnp.asarray(_cotangent(case), out.dtype)
+    return jax.tree.map(np.asarray, _pulled_back(case)(args, cotangent))
+
+
+@_SMALL
+@EVERY
+def test_result_is_that_of_float32(case, dtype):
+    """The function of the numbers given, not of what is left of it in their dtype."""
+    small, full = _in_dtype(case, dtype)[0], _in_dtype(case, np.float32)[0]
+    assert small.dtype == full.dtype == np.float32
+    np.testing.assert_allclose(small, full, rtol=1e-6, atol=1e-7)
+
+
+@_SMALL
+@EVERY
+def test_gradient_is_rounded_once(case, dtype):
+    """The cotangent is multiplied first: half a unit in the last place is all that is lost."""
+    small, full = _in_dtype(case, dtype)[1], _in_dtype(case, np.float32)[1]
+    for g, exact in zip(small, full, strict=True):
+        assert g.dtype == dtype
+        assert exact.dtype == np.float32
+        half_unit = np.spacing(np.abs(g)).astype(np.float32) / 2
+        slack = 1e-6 * np.abs(exact) + 1e-7
+        assert np.all(np.abs(g.astype(np.float32) - exact) <= half_unit + slack)
+
+
+@EVERY
+def test_float64_stays(case):
+    single, single_gradients = _in_dtype(case, np.float32)
+    with jax.enable_x64(True):
+        double, double_gradients = _in_dtype(case, np.float64)
+    assert double.dtype == np.float64
+    np.testing.assert_allclose(double, single, rtol=2e-6, atol=1e-6)
+    for g, h in zip(double_gradients, single_gradients, strict=True):
+        assert g.dtype == np.float64
+        np.testing.assert_allclose(g, h, rtol=4e-6, atol=1e-6)
+
+
+@EVERY
+def test_float32_stays_beside_float64(case):
+    with jax.enable_x64(True):
+        args, cotangent = case.args(np.float32), jnp.asarray(_cotangent(case))
+        out, gradients = jax.eval_shape(_pulled_back(case), args, cotangent)
+    assert out.dtype == np.float32
+    assert all(g.dtype == np.float32 for g in gradients)
+
+
+@EVERY
+def test_mixed_dtypes(case):
+    """One argument in bfloat16, the others in float32: every gradient in its argument's dtype."""
+    args = case.args()
+    cotangent = jnp.asarray(_cotangent(case))
+    for i in case.differentiable:
+        mixed = [x.astype(jnp.bfloat16) if i == k else x for k, x in enumerate(args)]
+        out, gradients = jax.eval_shape(_pulled_back(case), mixed, cotangent)
+        assert out.dtype == np.float32
+        for k, g in zip(case.differentiable, gradients, strict=True):
+            assert g.dtype == (jnp.bfloat16 if i == k else np.float32)
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_one_argument_in_float64(case):
+    """Any positional argument that is float64 makes the result so."""
+    with jax.enable_x64(True):
+        for i in case.differentiable:
+            if i < len(case.kinds):
+                args = case.args(np.float32)
+                args[i] = args[i].astype(np.float64)
+                assert jax.eval_shape(case.call, *args).dtype == np.float64
+
+
+@EVERY
+def test_weak_types(case):
+    """Python numbers take the dtype of what is beside them, and no result is weak."""
+    args = case.args()
+    positional, options = args[: len(case.kinds)], args[len(case.kinds) :]
+    numbers = [x.tolist() if x.ndim == 0 else x for x in options]
+    assert not jax.eval_shape(lambda: case.call(*(x.tolist() for x in args))).weak_type
+    with jax.enable_x64(True):
+        out = jax.eval_shape(lambda *args: case.call(*args, *numbers), *positional)
+    assert out.dtype == np.float32
+
+
+# A loss scale must rescue what float16 cannot hold: here each gradient is about 2e-9.
+_FAINT = [
+    ("softmax_cross_entropy", [20.0, 0.0, 0.0], [1.0, 0.0, 0.0]),
+    ("safe_softmax_cross_entropy", [20.0, 0.0, 0.0], [1.0, 0.0, 0.0]),
+    ("poly_loss_cross_entropy", [20.0, 0.0, 0.0], [1.0, 0.0, 0.0]),
+    ("softmax_cross_entropy_with_integer_labels", [20.0, 0.0, 0.0], 0),
+    ("logsumexp", [20.0, 0.0, 0.0], None),
+    ("softmax_entropy", [22.0, 0.0, 0.0], None),
+    ("softmax_kl_divergence", [20.0, 0.0, 0.0], [22.0, 0.0, 0.0]),
+    ("softmax_jensen_shannon_divergence", [20.0, 0.0, 0.0], [22.0, 0.0, 0.0]),
+    ("sigmoid_binary_cross_entropy", [20.0, 20.0, 20.0], [1.0, 1.0, 1.0]),
+    ("sigmoid_entropy", [22.0, -22.0, 22.0], None),
+    ("sigmoid_kl_divergence", [20.0, 20.0, 20.0], [22.0, 22.0, 22.0]),
+    ("generalized_kl_divergence", [-20.0, -20.0, -20.0], [0.0, 0.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize(("name", "first", "second"), _FAINT)
+def test_loss_scaling(name, first, second):
+    """A gradient that underflows float16 survives a loss scale of 2**16."""
+    case = bare(name)
+    args = [first] if second is None else [first, second]
+
+    @jax.jit
+    def gradient(scale, *args):
+        return jax.grad(lambda *args: jnp.sum(scale * case.call(*args)))(*args)
+
+    def in_dtype(dtype):
+        return [jnp.asarray(x, np.int32 if isinstance(x, int) else dtype) for x in args]
+
+    scale = 2.0**16
+    plain = gradient(1.0, *in_dtype(jnp.float16))
+    scaled = gradient(scale, *in_dtype(jnp.float16))
+    exact = gradient(1.0, *in_dtype(jnp.float32))
+    faint = np.argmin(np.abs(exact))
+    assert exact[faint] != 0
+    assert plain[faint] == 0
+    assert scaled.dtype == np.float16
+    np.testing.assert_allclose(np.float32(scaled[faint]), scale * exact[faint], rtol=2**-11)

@@ -1,0 +1,211 @@
+"""``python -m jxent``, run as a user runs it, and what it reports of a broken loss."""
+
+import json
+import math
+import subprocess
+import sys
+from decimal import Decimal, localcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+from jxent import __main__
+from jxent._selftest import errors, exact, exact_probabilities, iris, report, textbook
+
+LOSS = "softmax_cross_entropy_with_integer_labels"
+SMALL = (
+    errors.Family("softmax", (16, 1), (16, 2), ((LOSS, "logits, labels"),)),
+)  # fmt: skip
+
+
+def run(*options):
+    return subprocess.run(
+        [sys.executable, "-m", "jxent", *options], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished():
+    return run("--json")
+
+
+@pytest.fixture(scope="module")
+def document(finished):
+    return json.loads(finished.stdout)
+
+
+def test_every_loss_is_within_its_bounds(finished, document):
+    assert document["missed"] == []
+    assert finished.returncode == 0, finished.stderr
+    for line in document["numerics"]:
+        for kind in ("value", "gradient"):
+            jxents = line[kind]["jxent"]
+            assert jxents["entries"] > 0
+            assert jxents["of_bound"] <= 1, line
+            assert jxents["beyond"] == 0, line
+
+
+def test_it_prints_nothing_beside_the_document(finished):
+    assert finished.stderr == ""
+
+
+def test_it_names_device_and_versions(document):
+    device = jax.devices()[0]
+    assert document["device"] == {"platform": device.platform, "kind": device.device_kind}
+    versions = document["versions"]
+    assert versions["jxent"] == jxent.__version__
+    assert versions["jax"] == jax.__version__
+    assert versions["python"] == sys.version.split()[0]
+    assert versions["jaxlib"]
+
+
+def test_the_classifier_learns(document):
+    losses = [loss for _, loss in document["iris"]["loss"]]
+    assert losses[0] == pytest.approx(math.log(3), abs=1e-6)
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.1
+    assert document["iris"]["accuracy"] >= 0.96
+
+
+def test_every_loss_meets_every_dtype(document):
+    found = {(line["loss"], line["dtype"]) for line in document["numerics"]}
+    names = {name for family in report.FAMILIES for name, _ in family.losses}
+    assert found == {(name, dtype) for name in names for dtype in errors.DTYPES}
+    others = {"logsumexp", "softmax", "safe_softmax_cross_entropy", "weighted_mean"}
+    public = {name for name, x in vars(jxent).items() if callable(x) and name[0] != "_"}
+    assert public - others <= names | {"linear_softmax_cross_entropy"}
+
+
+def test_the_textbook_fails_where_the_library_does_not(document):
+    lines = {(line["loss"], line["inputs"], line["dtype"]): line for line in document["numerics"]}
+    line = lines[LOSS, "logits, labels", "float32"]
+    assert line["value"]["plain"]["beyond"] > 0
+    assert line["gradient"]["plain"]["error"] == "nan"
+
+
+def test_help_explains():
+    result = run("--help")
+    assert result.returncode == 0
+    assert "worst error" in result.stdout
+    assert "--json" in result.stdout
+
+
+def test_an_unknown_option_is_refused():
+    assert run("--unknown").returncode == 2
+
+
+def broken(logits, labels):
+    return 1.0001 * jxent.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def undefined(logits, labels):
+    return broken(logits, labels) * jnp.where(logits[:, 0] > 40, jnp.nan, 1.0)
+
+
+@pytest.mark.parametrize("function", [broken, undefined])
+@pytest.mark.parametrize("dtype", errors.DTYPES)
+def test_a_broken_loss_misses_its_bound(function, dtype):
+    lines = list(errors.measure(SMALL, {"jxent": {LOSS: function}}, (dtype,)))
+    missed = report.missed(lines)
+    assert any(f"{LOSS}, {dtype}: value beyond its bound" in line for line in missed)
+
+
+@pytest.mark.parametrize(("function", "status"), [(getattr(jxent, LOSS), 0), (broken, 1)])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_the_exit_status_tells(function, status, options, monkeypatch, capsys):
+    monkeypatch.setattr(report, "FAMILIES", SMALL)
+    monkeypatch.setattr(report, "implementations", lambda: {"jxent": {LOSS: function}})
+    assert __main__.main(options) == status
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert (f"{LOSS}, float64: value beyond its bound" in out) == bool(status)
+    assert ("Every value and gradient of jxent is within its bound." in out) == (
+        not status and not options
+    )
+
+
+def test_without_optax_its_column_is_empty(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optax.losses", None)
+    assert list(report.implementations()) == ["jxent", "plain"]
+
+
+def test_a_terminal_sees_progress(monkeypatch, capsys):
+    monkeypatch.setattr(report, "FAMILIES", SMALL)
+    monkeypatch.setattr(report, "implementations", lambda: {"jxent": vars(jxent)})
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    __main__.main(["--json"])
+    out, err = capsys.readouterr()
+    assert "numerics: 4 of 4, float64" in err
+    json.loads(out)
+
+
+def test_the_data_are_fishers():
+    measurements, species = iris.load()
+    assert measurements.shape == (150, 4)
+    np.testing.assert_array_equal(np.bincount(species), [50, 50, 50])
+    means = [
+        [5.006, 3.428, 1.462, 0.246],
+        [5.936, 2.770, 4.260, 1.326],
+        [6.588, 2.974, 5.552, 2.026],
+    ]
+    for i, mean in enumerate(means):
+        np.testing.assert_allclose(measurements[species == i].mean(0), mean, rtol=1e-5)
+
+
+EXACT = {**vars(exact), **vars(exact_probabilities)}
+ARGUMENTS = {kind: x for kind, x in errors.cases().items() if kind != "many logits, labels"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    sorted({loss for f in report.FAMILIES for loss in f.losses if loss[1] in ARGUMENTS}),
+)
+def test_exact_gradients_are_those_of_the_exact_values(name, kind):
+    arguments = [x[20] for x in ARGUMENTS[kind]]
+    floats = [i for i, x in enumerate(arguments) if np.issubdtype(x.dtype, np.floating)]
+    rng = np.random.default_rng(0)
+    for i in floats:  # an ordinary point: every entry positive, below one
+        arguments[i] = rng.uniform(0.05, 0.95, size=np.shape(arguments[i]))
+    exactly = [errors._exactly(np.asarray(x)) for x in arguments]
+    step = Decimal("1e-20")
+    with localcontext(exact.CONTEXT):
+        gradients = EXACT[name](*exactly).gradients
+        assert len(gradients) == len(floats)
+        for i, gradient in zip(floats, gradients, strict=True):
+            for j, entry in enumerate(gradient):
+                low, high = (
+                    EXACT[name](*_moved(exactly, i, j, sign * step)).value.total for sign in (-1, 1)
+                )
+                difference = (high - low) / (2 * step)
+                assert abs(difference - entry.total) < Decimal("1e-30"), (i, j)
+                assert entry.size >= abs(entry.total)
+
+
+def _moved(arguments, i, j, step):
+    x = arguments[i]
+    moved = (
+        tuple(v + step * (k == j) for k, v in enumerate(x)) if isinstance(x, tuple) else x + step
+    )
+    return [*arguments[:i], moved, *arguments[i + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    sorted({loss for f in report.FAMILIES for loss in f.losses if loss[1] in ARGUMENTS}),
+)
+def test_exact_values_are_the_textbook_formulas(name, kind):
+    """At ordinary points, where the textbook formula is right."""
+    rng = np.random.default_rng(1)
+    arguments = [
+        rng.uniform(0.05, 0.95, size=(1, *x.shape[1:])) if x.dtype == np.float64 else x[:1]
+        for x in ARGUMENTS[kind]
+    ]
+    (truth,) = errors._truth(name, tuple(arguments))
+    with jax.enable_x64(True):
+        values, _ = errors._value_and_gradients(
+            name, getattr(textbook, name), tuple(map(jnp.asarray, arguments))
+        )
+    np.testing.assert_allclose(values[0], float(truth.value.total), rtol=1e-12)

@@ -1,0 +1,205 @@
+"""What holds for all arguments: symmetries, and masks that are as good as removal."""
+
+import functools
+
+import hypothesis.extra.numpy as arrays
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import BARE
+from hypothesis import HealthCheck, given, settings
+
+_SHAPE = (2, 3)
+_FEW = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    # Compilation counts as slow generation, and jitted functions are shared on purpose.
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
+)
+
+_MASKABLE = [case for case in BARE if case.accepts("where")]
+_LOSSES = [c for c in _MASKABLE if c.name not in ("logsumexp", "softmax", "log_softmax")]
+_OF_LOGITS = [c for c in _LOSSES if c.kinds[0] == "logits"]
+_NEVER_NEGATIVE = [
+    c for c in BARE if c.name not in ("logsumexp", "log_softmax", "kl_divergence",
+    "kl_divergence_with_log_targets", "relative_entropy", "weighted_mean", "cross_entropy",
+    "negative_log_likelihood", "cross_entropy_with_integer_labels", "entropy")
+]  # fmt: skip
+
+_LOGITS = st.one_of(
+    st.floats(-100, 100, width=32),
+    st.floats(-2, 2, width=32),
+    st.sampled_from([0.0, -1e4, 1e4, 1e-30, 1e8, -1e8, -np.inf]),
+)
+_POSITIVE = st.one_of(st.floats(2**-10, 1, width=32), st.sampled_from([2**-100, 2**-24, 1.0]))
+
+
+def _array(elements, shape=_SHAPE):
+    return arrays.arrays(np.float32, shape, elements=elements)
+
+
+_FINITE = _array(_LOGITS.filter(np.isfinite))
+_PROBABILITIES = _array(_POSITIVE)
+_KINDS = {
+    "logits": _FINITE,
+    "target_logits": _FINITE,
+    "labels": arrays.arrays(np.int32, 2, elements=st.integers(0, 2)),
+    "distributions": _PROBABILITIES,
+    "predictions": _PROBABILITIES,
+    "log_predictions": _PROBABILITIES.map(np.log),
+    "log_distributions": _PROBABILITIES.map(np.log),
+    "losses": _FINITE,
+    "weights": _PROBABILITIES,
+}
+
+
+def every(cases):
+    return pytest.mark.parametrize("case", cases, ids=str)
+
+
+def _arguments(case):
+    return st.tuples(*(_KINDS[kind] for kind in case.kinds))
+
+
+@functools.cache
+def _compiled(case, masked=False):
+    """The result and the gradients, under `jit`."""
+
+    def function(where, *args):
+        def total(*args):
+            out = case.call(*args, where=where) if masked else case.call(*args)
+            return jnp.sum(out), out
+
+        gradients, out = jax.grad(total, case.differentiable, has_aux=True)(*args)
+        return out, gradients
+
+    return jax.jit(function)
+
+
+def _run(case, args, where=None):
+    return jax.tree.map(np.asarray, _compiled(case, where is not None)(where, *args))
+
+
+def _assert_same(actual, expected, scale=1.0):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * scale)
+
+
+@every(_LOSSES)
+@_FEW
+@given(data=st.data())
+def test_permuted_classes(case, data):
+    """The loss does not depend on the order of the classes, and its gradient moves along."""
+    args = data.draw(_arguments(case))
+    order = np.array(data.draw(st.permutations(range(3))))
+    place = np.argsort(order)
+    moved = [x[:, order] if x.ndim == 2 else place[x].astype(np.int32) for x in args]
+    loss, gradients = _run(case, args)
+    moved_loss, moved_gradients = _run(case, moved)
+    _assert_same(moved_loss, loss)
+    for g, h in zip(gradients, moved_gradients, strict=True):
+        _assert_same(h, g[:, order], 1 + np.max(np.abs(g), initial=0, where=np.isfinite(g)))
+
+
+@every(_OF_LOGITS)
+@_FEW
+@given(data=st.data())
+def test_shifted_logits(case, data):
+    """An offset of all logits of an example changes nothing, as long as it is exact."""
+    args = list(data.draw(_arguments(case)))
+    quarters = arrays.arrays(np.int32, _SHAPE, elements=st.integers(-400, 400))
+    for i, kind in enumerate(case.kinds):
+        if kind.endswith("logits"):
+            args[i] = data.draw(quarters).astype(np.float32) / 4
+    offset = np.float32(data.draw(st.sampled_from([1.0, -64.0, 4096.0, 2.0**20])))
+    shifted = [
+        x + offset if k.endswith("logits") else x for k, x in zip(case.kinds, args, strict=True)
+    ]
+    loss, gradients = _run(case, args)
+    shifted_loss, shifted_gradients = _run(case, shifted)
+    np.testing.assert_array_equal(shifted_loss, loss)
+    for g, h in zip(gradients, shifted_gradients, strict=True):
+        np.testing.assert_array_equal(h, g)
+
+
+@every(_MASKABLE)
+@_FEW
+@given(data=st.data())
+def test_masked_is_removed(case, data):
+    """A class masked everywhere is as if it were not there, whatever stands in its place."""
+    args = list(data.draw(_arguments(case)))
+    for i, kind in enumerate(case.kinds):
+        if kind == "labels":
+            args[i] = np.minimum(args[i], 1)
+    junk = np.float32(data.draw(st.sampled_from([0.0, 5.0, np.nan, np.inf, -np.inf])))
+    where = np.ones(_SHAPE, bool)
+    where[:, 2] = False
+    spoiled = [np.where(where, x, junk) if x.ndim == 2 else x for x in args]
+    result, gradients = _run(case, spoiled, where)
+    less, less_gradients = _run(case, [x[:, :2] if x.ndim == 2 else x for x in args])
+    _assert_same(result[:, :2] if case.per_class else result, less)
+    for g, h in zip(gradients, less_gradients, strict=True):
+        np.testing.assert_array_equal(g[:, 2], 0)
+        _assert_same(g[:, :2], h, 1 + np.max(np.abs(h), initial=0, where=np.isfinite(h)))
+
+
+@every(_LOSSES)
+@_FEW
+@given(data=st.data())
+def test_masked_example_is_zero(case, data):
+    args = data.draw(_arguments(case))
+    keep = np.array(data.draw(st.lists(st.booleans(), min_size=2, max_size=2)))
+    losses, gradients = _run(case, args, keep)
+    plain, plain_gradients = _run(case, args, np.ones(2, bool))
+    np.testing.assert_array_equal(losses, np.where(keep, plain, 0))
+    for g, h in zip(gradients, plain_gradients, strict=True):
+        np.testing.assert_array_equal(g, np.where(keep[:, None], h, 0))
+
+
+@every(_NEVER_NEGATIVE)
+@_FEW
+@given(data=st.data())
+def test_never_negative_and_never_nan(case, data):
+    result, gradients = _run(case, data.draw(_arguments(case)))
+    assert np.all(result >= 0)
+    assert not any(np.any(np.isnan(g)) for g in gradients)
+
+
+@every([c for c in _OF_LOGITS if c.kinds in (("logits",), ("logits", "labels"))])
+@_FEW
+@given(logits=_array(_LOGITS), labels=_KINDS["labels"])
+def test_infinite_logits_stay_in_their_example(case, logits, labels):
+    """Classes at -inf, or nothing but these: the other example has its own loss."""
+    args = [logits] if len(case.kinds) == 1 else [logits, labels]
+    both, gradients = _run(case, args)
+    for i in range(2):
+        lonely = [np.repeat(x[i : i + 1], 2, axis=0) for x in args]
+        alone, alone_gradients = _run(case, lonely)
+        np.testing.assert_array_equal(both[i], alone[i])
+        np.testing.assert_array_equal(gradients[0][i], alone_gradients[0][i])
+
+
+@every(_MASKABLE)
+@_FEW
+@given(data=st.data())
+def test_shape_and_axis(case, data):
+    """Any rank, any axis: the shape is that of the input without the axis."""
+    shape = data.draw(arrays.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=4))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    examples = shape[: axis % len(shape)] + shape[axis % len(shape) + 1 :]
+    args = [
+        jax.ShapeDtypeStruct(examples, np.int32)
+        if kind == "labels"
+        else jax.ShapeDtypeStruct(shape, np.float32)
+        for kind in case.kinds
+    ]
+    for mask in (shape, examples):
+        where = jax.ShapeDtypeStruct(mask, bool)
+        out = jax.eval_shape(
+            lambda where, *args: case.call(*args, axis=axis, where=where), where, *args
+        )
+        assert out.shape == (shape if case.per_class else examples)
+        assert out.dtype == np.float32

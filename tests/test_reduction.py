@@ -1,0 +1,98 @@
+"""The mean of losses."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+
+_LOSSES = [[0.5, 2.0, 0.25], [1.5, 0.125, 3.0]]
+_WEIGHTS = [[1.0, 0.5, 2.0], [0.25, 0.0, 0.75]]
+_AXES = pytest.mark.parametrize("axis", [None, 0, 1, -1, (0, 1), (1,), ()])
+
+
+@_AXES
+def test_against_numpy(axis):
+    given = () if axis == () else axis
+    expected = np.sum(np.multiply(_LOSSES, _WEIGHTS), given) / np.sum(_WEIGHTS, given).clip(1e-9)
+    mean = jax.jit(lambda x, w: jxent.weighted_mean(x, w, axis))
+    np.testing.assert_allclose(mean(jnp.array(_LOSSES), jnp.array(_WEIGHTS)), expected, rtol=1e-6)
+
+
+@_AXES
+def test_without_weights_is_the_mean(axis):
+    given = () if axis == () else axis
+    mean = jax.jit(lambda x: jxent.weighted_mean(x, axis=axis))(jnp.array(_LOSSES))
+    np.testing.assert_allclose(mean, np.mean(_LOSSES, given), rtol=1e-6)
+
+
+def test_weights_without_scale():
+    x, w = jnp.array(_LOSSES), jnp.array(_WEIGHTS)
+    mean = jax.jit(jxent.weighted_mean)
+    np.testing.assert_allclose(mean(x, 64 * w), mean(x, w), rtol=1e-6)
+    np.testing.assert_allclose(mean(x, 1e-30 * w), mean(x, w), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_weightless_loss_contributes_nothing(loss):
+    def mean(x, w):
+        return jxent.weighted_mean(x, w)
+
+    weights = jnp.array(_WEIGHTS)
+    losses = jnp.array(_LOSSES)
+    compiled = jax.jit(jax.value_and_grad(mean, (0, 1)))
+    value, (gradient, of_weights) = compiled(losses.at[1, 1].set(loss), weights)
+    expected, (expected_gradient, _) = compiled(losses, weights)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6)
+    assert gradient[1, 1] == 0
+    assert np.all(np.isfinite(np.delete(np.ravel(of_weights), 4)))
+
+
+def test_a_loss_with_weight_does_contribute():
+    assert jnp.isnan(jxent.weighted_mean([1.0, math.nan], [1.0, 1e-30]))
+    assert jxent.weighted_mean([1.0, math.inf], [1.0, 1.0]) == math.inf
+
+
+@pytest.mark.parametrize("weights", [[True, False, True], [1, 0, 1], [1.0, 0.0, 1.0]])
+def test_kinds_of_weights(weights):
+    mean = jxent.weighted_mean([1.0, 5.0, 3.0], weights)
+    assert mean == 2.0
+    assert mean.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("weights", [None, 0.0, []])
+def test_no_losses_at_all(weights):
+    assert jxent.weighted_mean(jnp.zeros((0,)), None if weights is None else weights) == 0
+
+
+def test_one_empty_row_beside_a_full_one():
+    mean = jxent.weighted_mean([[1.0, 3.0], [2.0, 2.0]], [[1.0, 1.0], [0.0, 0.0]], axis=1)
+    np.testing.assert_array_equal(mean, [2.0, 0.0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_accumulates_in_float32(dtype):
+    """The sum of so many would stop growing, or overflow, in half precision."""
+    losses = jnp.full(100_000, 1.5, dtype)
+    mean = jax.jit(jxent.weighted_mean)(losses)
+    assert mean.dtype == jnp.float32
+    np.testing.assert_allclose(mean, 1.5, rtol=1e-6)
+
+
+def test_class_weights_and_ignored_labels_as_in_pytorch():
+    """The denominator is the sum of the labels' weights: PyTorch's mean."""
+    logits = jnp.array([[2.0, 0.0, 1.0], [0.5, 1.5, -1.0], [0.0, 0.0, 0.0]])
+    labels, weights = jnp.array([0, 1, -100]), jnp.array([1.0, 3.0, 5.0])
+    losses = jxent.softmax_cross_entropy_with_integer_labels(
+        logits, labels, class_weights=weights, ignore_index=-100
+    )
+    of_examples = jnp.where(labels >= 0, weights[labels], 0.0)
+    plain = -jax.nn.log_softmax(logits)[jnp.arange(2), labels[:2]]
+    expected = (plain[0] + 3 * plain[1]) / 4
+    # The losses have their weights already, so the mean is a sum over the sum of the weights.
+    mean = jxent.weighted_mean(losses / jnp.where(of_examples > 0, of_examples, 1.0), of_examples)
+    np.testing.assert_allclose(mean, expected, rtol=1e-6)

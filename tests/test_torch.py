@@ -1,0 +1,271 @@
+"""Against PyTorch: each expression of the README's migration table, in value and gradient."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+F = torch.nn.functional
+pytestmark = pytest.mark.peer
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+TABLE = re.findall(r"^\| `(F\..*?)` \| `(.*?)` \|$", README, re.MULTILINE)
+
+RTOL = 1e-12
+IGNORED = -100
+
+_rng = np.random.default_rng(0)
+N, CLASSES = 6, 4
+ARRAYS = {
+    "z": 3 * _rng.normal(size=(N, CLASSES)),
+    "p": _rng.uniform(0.05, 0.95, size=(N, CLASSES)),
+    "t": _rng.dirichlet(np.ones(CLASSES), size=N),
+    "log_p": np.log(_rng.dirichlet(np.ones(CLASSES), size=N)),
+    "log_t": np.log(_rng.dirichlet(np.ones(CLASSES), size=N)),
+    "w": _rng.uniform(0.5, 2, size=CLASSES),
+    "v": _rng.uniform(0.5, 2, size=CLASSES),
+    "y": np.array([3, 0, IGNORED, 2, 2, IGNORED]),
+}
+# What is differentiated, where it occurs. PyTorch has no gradient for the others everywhere.
+DIFFERENTIATED = ("z", "p", "log_p", "log_t")
+
+
+def _compare(theirs, ours, names=tuple(ARRAYS), arrays=ARRAYS):
+    """`theirs` and `ours` take tensors and arrays by name; their losses and gradients agree."""
+    with jax.enable_x64(True):
+        tensors = {name: torch.tensor(arrays[name]) for name in names}
+        given = {name: jnp.asarray(arrays[name]) for name in names}
+        wrt = [name for name in names if name in DIFFERENTIATED]
+        for name in wrt:
+            tensors[name].requires_grad_()
+        expected = theirs(**tensors)
+        cotangent = 1 + np.arange(expected.numel(), dtype=float).reshape(tuple(expected.shape))
+        expected_gradients = torch.autograd.grad(
+            expected, [tensors[name] for name in wrt], torch.tensor(cotangent), allow_unused=True
+        )
+
+        @jax.jit
+        def losses_and_gradients(cotangent, given):
+            rest = {name: x for name, x in given.items() if name not in wrt}
+            losses, pullback = jax.vjp(
+                lambda *xs: ours(**rest, **dict(zip(wrt, xs, strict=True))),
+                *(given[name] for name in wrt),
+            )
+            return losses, pullback(cotangent)
+
+        losses, gradients = losses_and_gradients(jnp.asarray(cotangent), given)
+        assert losses.dtype == jnp.float64
+        np.testing.assert_allclose(losses, expected.detach().numpy(), rtol=RTOL, atol=1e-15)
+        for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+            wanted = np.zeros(gradient.shape) if wanted is None else wanted.numpy()
+            np.testing.assert_allclose(gradient, wanted, rtol=1e-11, atol=1e-14)
+
+
+def _evaluated(expression):
+    def function(**arrays):
+        return eval(expression, {"F": F, "jnp": jnp, "jxent": jxent}, arrays)
+
+    return function
+
+
+def test_table_was_found():
+    """Every function that the README promises to replace."""
+    assert {theirs.split("(")[0] for theirs, _ in TABLE} == {
+        "F.cross_entropy",
+        "F.nll_loss",
+        "F.binary_cross_entropy_with_logits",
+        "F.binary_cross_entropy",
+        "F.multilabel_soft_margin_loss",
+        "F.kl_div",
+    }
+
+
+@pytest.mark.parametrize(("theirs", "ours"), TABLE, ids=[row[0] for row in TABLE])
+def test_table(theirs, ours):
+    """The README's expressions as they stand."""
+    _compare(_evaluated(theirs), _evaluated(ours))
+
+
+REDUCTIONS = ("none", "sum", "mean")
+
+
+def _reduced(losses, reduction, total=None):
+    """PyTorch's reductions; its mean divides by the weights of the labels, if there are any."""
+    if reduction == "none":
+        return losses
+    if reduction == "sum" or total is not None:
+        return jnp.sum(losses) / (1 if reduction == "sum" else total)
+    return jnp.mean(losses)
+
+
+@pytest.mark.parametrize("ignore_index", [IGNORED, 2])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_with_integer_labels(weighted, smoothing, ignore_index, reduction):
+    """Class weights, ignored labels and label smoothing, in all combinations."""
+    arrays = ARRAYS | {"y": np.where(ARRAYS["y"] == IGNORED, ignore_index, ARRAYS["y"])}
+
+    def theirs(z, y, w):
+        return F.cross_entropy(
+            z,
+            y,
+            weight=w if weighted else None,
+            ignore_index=ignore_index,
+            label_smoothing=smoothing,
+            reduction=reduction,
+        )
+
+    def ours(z, y, w):
+        losses = jxent.softmax_cross_entropy_with_integer_labels(
+            z,
+            y,
+            class_weights=w if weighted else None,
+            label_smoothing=smoothing,
+            ignore_index=ignore_index,
+        )
+        total = jnp.sum(jnp.where(y == ignore_index, 0, w[y] if weighted else 1))
+        return _reduced(losses, reduction, total)
+
+    _compare(theirs, ours, ("z", "y", "w"), arrays)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_with_probabilities(weighted, smoothing, reduction):
+    """Distributions for labels: the mean divides by the number of examples."""
+
+    def theirs(z, t, w):
+        weight = w if weighted else None
+        return F.cross_entropy(z, t, weight=weight, label_smoothing=smoothing, reduction=reduction)
+
+    def ours(z, t, w):
+        weights = w if weighted else None
+        losses = jxent.softmax_cross_entropy(z, t, class_weights=weights, label_smoothing=smoothing)
+        return _reduced(losses, reduction)
+
+    _compare(theirs, ours, ("z", "t", "w"))
+
+
+def test_cross_entropy_of_pictures():
+    """PyTorch has the classes on axis 1."""
+    arrays = {
+        "z": _rng.normal(size=(2, CLASSES, 3, 2)),
+        "y": _rng.integers(CLASSES, size=(2, 3, 2)),
+    }
+    _compare(
+        lambda z, y: F.cross_entropy(z, y, reduction="none"),
+        lambda z, y: jxent.softmax_cross_entropy_with_integer_labels(z, y, axis=1),
+        ("z", "y"),
+        arrays,
+    )
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_nll_loss(weighted, reduction):
+    """Log-probabilities, with class weights and ignored labels."""
+
+    def ours(log_p, y, w):
+        losses = jxent.negative_log_likelihood(
+            log_p, y, class_weights=w if weighted else None, ignore_index=IGNORED
+        )
+        total = jnp.sum(jnp.where(y == IGNORED, 0, w[y] if weighted else 1))
+        return _reduced(losses, reduction, total)
+
+    _compare(
+        lambda log_p, y, w: F.nll_loss(log_p, y, w if weighted else None, reduction=reduction),
+        ours,
+        ("log_p", "y", "w"),
+    )
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_binary_cross_entropy_with_logits(weighted, positive, reduction):
+    """A weight multiplies; positive weights are an option."""
+    _compare(
+        lambda z, t, w, v: F.binary_cross_entropy_with_logits(
+            z, t, w if weighted else None, pos_weight=v if positive else None, reduction=reduction
+        ),
+        lambda z, t, w, v: _reduced(
+            (w if weighted else 1)
+            * jxent.sigmoid_binary_cross_entropy(z, t, pos_weight=v if positive else None),
+            reduction,
+        ),
+        ("z", "t", "w", "v"),
+    )
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_binary_cross_entropy(weighted, reduction):
+    """A weight multiplies."""
+    _compare(
+        lambda p, t, w: F.binary_cross_entropy(p, t, w if weighted else None, reduction=reduction),
+        lambda p, t, w: _reduced(
+            (w if weighted else 1) * jxent.binary_cross_entropy(p, t), reduction
+        ),
+        ("p", "t", "w"),
+    )
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_multilabel_soft_margin_loss(weighted, reduction):
+    """The mean over the classes of each example."""
+    _compare(
+        lambda z, t, w: F.multilabel_soft_margin_loss(
+            z, t, w if weighted else None, reduction=reduction
+        ),
+        lambda z, t, w: _reduced(
+            jnp.mean((w if weighted else 1) * jxent.sigmoid_binary_cross_entropy(z, t), axis=-1),
+            reduction,
+        ),
+        ("z", "t", "w"),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
+@pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "mean"])
+@pytest.mark.parametrize("log_target", [False, True])
+def test_kl_div(log_target, reduction):
+    """PyTorch sums over no class: its "none" is a term per class, its "mean" that of all terms."""
+    target = "log_t" if log_target else "t"
+    divergence = jxent.kl_divergence_with_log_targets if log_target else jxent.kl_divergence
+
+    def ours(log_p, **arrays):
+        t = arrays[target]
+        if reduction in ("none", "mean"):
+            return _reduced(divergence(log_p[..., None], t[..., None]), reduction)
+        return _reduced(divergence(log_p, t), "sum" if reduction == "sum" else "mean")
+
+    def theirs(log_p, **arrays):
+        return F.kl_div(log_p, arrays[target], log_target=log_target, reduction=reduction)
+
+    _compare(theirs, ours, ("log_p", target))
+
+
+def test_what_differs():
+    """What the README says that PyTorch does otherwise."""
+    zero, one = torch.zeros(1), torch.ones(1)
+    assert F.binary_cross_entropy(zero, one) == 100
+    assert jxent.binary_cross_entropy([0.0], [1.0])[0] == np.inf
+    ignored = np.array([IGNORED, IGNORED])
+    assert torch.isnan(F.cross_entropy(torch.zeros(2, 3), torch.tensor(ignored)))
+    losses = jxent.softmax_cross_entropy_with_integer_labels(
+        np.zeros((2, 3), np.float32), ignored, ignore_index=IGNORED
+    )
+    assert jxent.weighted_mean(losses, ignored != IGNORED) == 0
+    out_of_range = jxent.softmax_cross_entropy_with_integer_labels(np.zeros(3, np.float32), 3)
+    assert np.isnan(out_of_range)
+    with pytest.raises(IndexError):
+        F.cross_entropy(torch.zeros(1, 3), torch.tensor([3]))

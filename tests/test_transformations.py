@@ -1,0 +1,239 @@
+"""Every function under JAX's transformations, one after the other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import ALL, BARE, EXAMPLES
+from jax.sharding import PartitionSpec as P
+
+EVERY = pytest.mark.parametrize("case", ALL, ids=str)
+
+
+def _weighted_sum(x):
+    return jnp.sum(x * jnp.linspace(0.5, 1.0, x.size, dtype=x.dtype).reshape(x.shape))
+
+
+def _value_and_gradient(case, call=None):
+    """The outputs, and the gradient of a weighted sum of them, as a function of the arguments."""
+    call = call or case.call
+
+    def function(*args):
+        def total(*args):
+            out = call(*args)
+            return _weighted_sum(out), out
+
+        gradients, out = jax.grad(total, case.differentiable, has_aux=True)(*args)
+        return out, *gradients
+
+    return function
+
+
+@functools.cache
+def _plain(case):
+    return tuple(map(np.asarray, jax.jit(_value_and_gradient(case))(*case.args())))
+
+
+def _assert_close(actual, expected, rtol=4e-6):
+    assert len(actual) == len(expected)
+    for x, y in zip(actual, expected, strict=True):
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-7)
+
+
+@EVERY
+def test_jit(case):
+    _assert_close((jax.jit(case.call)(*case.args()),), (case.call(*case.args()),))
+
+
+@EVERY
+def test_options_are_traced(case):
+    """No value of an argument is needed to trace, so nothing is traced twice."""
+    traces = []
+
+    @jax.jit
+    def function(*args):
+        traces.append(args)
+        return case.call(*args)
+
+    args = case.args()
+    function(*args)
+    function(*(x + x if jnp.issubdtype(x.dtype, jnp.floating) else 0 * x for x in args))
+    assert len(traces) == 1
+
+
+@EVERY
+def test_vmap(case):
+    """Over each argument alone, and over all at once."""
+    args = case.args()
+    others = [x[::-1] if x.ndim else x / 2 for x in args]
+    stacked = [jnp.stack([x, y]) for x, y in zip(args, others, strict=True)]
+    single = jax.jit(_value_and_gradient(case))
+
+    def mapped_over(chosen):
+        axes = tuple(0 if i in chosen else None for i in range(len(args)))
+        inputs = [s if i in chosen else x for i, (s, x) in enumerate(zip(stacked, args))]
+        return jax.vmap(_value_and_gradient(case), axes)(*inputs)
+
+    choices = [(i,) for i in range(len(args))] + [tuple(range(len(args)))]
+    results = jax.jit(lambda: [mapped_over(chosen) for chosen in choices])()
+    for chosen, result in zip(choices, results, strict=True):
+        second = [y if i in chosen else x for i, (x, y) in enumerate(zip(args, others))]
+        expected = [np.stack(pair) for pair in zip(single(*args), single(*second), strict=True)]
+        _assert_close(result, expected)
+
+
+@EVERY
+def test_checkpoint_in_scan(case):
+    """A loss in a rematerialised step of a loop, as in a training step with accumulation."""
+    args = case.args()
+
+    @jax.jit
+    def accumulated(*args):
+        def total(*args):
+            def step(carry, scale):
+                loss = jax.checkpoint(case.call)(*args)
+                return carry + scale * _weighted_sum(loss), loss
+
+            scales = jnp.asarray([0.25, 0.75])
+            carry, losses = jax.lax.scan(step, jnp.zeros(()), scales)
+            return carry, losses[1]
+
+        gradients, out = jax.grad(total, case.differentiable, has_aux=True)(*args)
+        return out, *gradients
+
+    _assert_close(accumulated(*args), _plain(case))
+
+
+def _mesh():
+    number = min(2, len(jax.devices()))
+    return jax.make_mesh((number,), ("examples",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+@EVERY
+def test_shard_map(case):
+    """Over examples; all positional arguments sharded, then each one replicated in turn."""
+    mesh = _mesh()
+    args, positional = case.args(), range(len(case.kinds))
+    copies = mesh.devices.size
+    sharded = [jnp.concatenate([x, x[::-1]][:copies]) if x.ndim else x for x in args]
+    choices = [()] + ([(i,) for i in positional] if len(positional) > 1 else [])
+
+    def local(*args):
+        return jnp.atleast_1d(case.call(*args))
+
+    def inputs(replicated):
+        kept = [i in positional and i not in replicated for i in range(len(args))]
+        specs = tuple(P("examples") if keep else P() for keep in kept)
+        return [s if keep else x for s, x, keep in zip(sharded, args, kept)], specs
+
+    def mapped(replicated):
+        values, specs = inputs(replicated)
+        call = jax.shard_map(
+            local, mesh=mesh, in_specs=specs, out_specs=P("examples"), check_vma=True
+        )
+        dots = [jnp.ones_like(values[i]) for i in case.differentiable]
+
+        def of_floats(*floats):
+            return call(*_with(values, case.differentiable, floats))
+
+        floats = [values[i] for i in case.differentiable]
+        dot = jax.jvp(of_floats, floats, dots)[1]
+        return *_value_and_gradient(case, call)(*values), dot
+
+    def reference(replicated):
+        values, _ = inputs(replicated)
+
+        def call(*args):
+            shards = [
+                [
+                    x[len(x) // copies * n : len(x) // copies * (n + 1)]
+                    if i in positional and i not in replicated
+                    else x
+                    for i, x in enumerate(args)
+                ]
+                for n in range(copies)
+            ]
+            return jnp.concatenate([local(*shard) for shard in shards])
+
+        def of_floats(*floats):
+            return call(*_with(values, case.differentiable, floats))
+
+        floats = [values[i] for i in case.differentiable]
+        dot = jax.jvp(of_floats, floats, [jnp.ones_like(x) for x in floats])[1]
+        return *_value_and_gradient(case, call)(*values), dot
+
+    results = jax.jit(lambda: [mapped(r) for r in choices])()
+    references = jax.jit(lambda: [reference(r) for r in choices])()
+    for result, expected in zip(results, references, strict=True):
+        _assert_close(result, expected)
+
+
+def _with(args, positions, values):
+    full = list(args)
+    for i, x in zip(positions, values, strict=True):
+        full[i] = x
+    return full
+
+
+@EVERY
+def test_export(case):
+    """For every platform at once, with a gradient, through bytes."""
+    args = case.args()
+    here = jax.default_backend()
+    platforms = sorted({"cpu", "cuda", "tpu", "cuda" if here == "gpu" else here})
+    exported = jax.export.export(jax.jit(case.call), platforms=platforms)(*args)
+    restored = jax.export.deserialize(exported.serialize(vjp_order=1))
+
+    def call(*args):
+        return restored.call(*args)
+
+    _assert_close(jax.jit(_value_and_gradient(case, call))(*args), _plain(case))
+
+
+@EVERY
+def test_donation(case):
+    """The gradient may take the place of what it is the gradient of."""
+    args = case.args()
+    first = case.differentiable[0]
+    gradient = jax.jit(lambda *args: _value_and_gradient(case)(*args)[1], donate_argnums=first)
+    result = gradient(*args)
+    assert args[first].is_deleted()
+    _assert_close((result,), _plain(case)[1:2])
+
+
+@EVERY
+def test_no_leaked_tracers(case):
+    floats, args = case.of_floats(case.args())
+    with jax.check_tracer_leaks():
+        jax.make_jaxpr(jax.grad(lambda *xs: _weighted_sum(floats(*xs))))(*args)
+        jax.make_jaxpr(lambda *xs: jax.jvp(floats, xs, xs))(*args)
+
+
+@EVERY
+def test_debug_nans(case):
+    """No NaN on the way, eager, to a result that is none."""
+    with jax.debug_nans(True):
+        _assert_close(_value_and_gradient(case)(*case.args()), _plain(case))
+
+
+@pytest.mark.parametrize("case", [c for c in BARE if c.accepts("where")], ids=str)
+def test_class_axis_sharded(case):
+    """Under automatic sharding the classes may be spread over devices."""
+    mesh = _mesh()
+    args = case.args()
+
+    def spread(x):
+        return jnp.concatenate([x, x], axis=-1) if x.ndim == 2 else x
+
+    args = [spread(x) for x in args]
+    sharding = jax.sharding.NamedSharding(mesh, P(None, "examples"))
+    placed = [jax.device_put(x, sharding) if x.ndim == 2 else x for x in args]
+    function = jax.jit(_value_and_gradient(case))
+    _assert_close(function(*placed), function(*args))
+
+
+def test_every_kind_of_argument_has_an_example():
+    assert {kind for case in BARE for kind in case.kinds} == set(EXAMPLES)

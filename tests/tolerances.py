@@ -1,0 +1,85 @@
+"""The one table of tolerances, and the comparison of results with the truth.
+
+An error is counted in units of eps, that of the computing dtype, relative to the sum of the
+absolute values of the terms that make the exact result: to the result itself where they have one
+sign. What grows with a logarithm (the `extra` of the truth) is allowed on top. Gradients that come
+back in 16 bits are allowed one unit in the last place there.
+"""
+
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import truth
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+UNITS = {
+    "logsumexp": 4,
+    "softmax": 16,
+    "sigmoid": 8,
+    "probability": 8,
+    "divergence": 64,
+}
+SECOND_DERIVATIVE = 32
+
+# Results this small may flush to zero: XLA on CPU has no subnormal numbers.
+FLUSHED = {"float32": 1e-33, "float64": 1e-100}
+
+# Enough digits for one minus a probability that small, with room.
+DIGITS = {"float32": 60, "float64": 130}
+
+
+def computing(dtype):
+    """The name of the dtype in which inputs of `dtype` are computed."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def eps(dtype):
+    return float(np.finfo(computing(dtype)).eps)
+
+
+def allowed(quantity, units, dtype, out_dtype):
+    """The largest error of a result computed from inputs of `dtype`, returned in `out_dtype`."""
+    error = eps(dtype) * (units * quantity.terms + quantity.extra) + FLUSHED[computing(dtype)]
+    if jnp.dtype(out_dtype).itemsize == 2:
+        error = error + _last_place(quantity.exact, out_dtype)
+    return error
+
+
+def worst_error(got, quantity, units, dtype):
+    """The largest error as a fraction of the allowed one, and where it is."""
+    got = np.asarray(got)
+    out_dtype = got.dtype
+    exact = np.asarray(quantity.exact, dtype=object)
+    assert got.shape == exact.shape, f"shape {got.shape}, not {exact.shape}"
+    bound = np.broadcast_to(allowed(quantity, units, dtype, out_dtype), exact.shape)
+    largest = float(jnp.finfo(out_dtype).max)
+    overflow = np.where(abs(exact) > largest, mpmath.inf * np.sign(got.astype(np.float64)), exact)
+    ratio = np.frompyfunc(_ratio, 3, 1)(truth.number(got), overflow, bound).astype(np.float64)
+    at = np.unravel_index(np.argmax(ratio), ratio.shape)
+    terms = np.broadcast_to(quantity.terms, exact.shape)[at]
+    off = abs(truth.number(got)[at] - exact[at])
+    in_eps = float(off / (terms * eps(dtype))) if terms else float("inf")
+    return ratio[at], (
+        f"{ratio[at]:.3g} times the allowed error at {tuple(map(int, at))}: {got[at]!s}"
+        f" for {mpmath.nstr(exact[at], 12)}, off by {in_eps:.3g} eps"
+    )
+
+
+def _ratio(got, exact, bound):
+    if got == exact:
+        return 0.0
+    if not (mpmath.isfinite(got) and mpmath.isfinite(exact)):
+        return float("inf")
+    return float(abs(got - exact) / bound)
+
+
+def _last_place(exact, dtype):
+    info = jnp.finfo(dtype)
+    digits, least = info.nmant, info.minexp - info.nmant
+
+    def of(x):
+        exponent = mpmath.frexp(abs(x))[1] - 1 if x else info.minexp
+        return mpmath.ldexp(1, max(exponent - digits, least))
+
+    return np.frompyfunc(of, 1, 1)(exact)
