@@ -148,11 +148,13 @@ def softmax_cross_entropy_with_integer_labels(
     weights = rows.class_weights("class_weights", class_weights, losses)
     if weights is not None:
         losses = times(of_label(weights, y), losses)
+    terms = _z_term(z, z_loss)
     if not is_off(label_smoothing):
         epsilon = smoothing("label_smoothing", label_smoothing, losses)
-        uniform = soft_loss(z, _weighted(epsilon * _uniform(rows, z), weights))
-        losses = times(1 - epsilon, losses) + uniform
-    return rows.settle(losses + _z_term(z, z_loss))
+        terms += soft_loss(z, _weighted(epsilon * _uniform(rows, z), weights))
+        losses = times(1 - epsilon, losses)
+    # An impossible label is infinitely wrong, also where softmax has no limit and they are NaN.
+    return rows.settle(losses + jnp.where(losses == jnp.inf, 0.0, terms))
 
 
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:

@@ -54,8 +54,8 @@ def poly_loss_cross_entropy(
     rows = Rows.of("logits", array, axis, where)
     z = rows.logits("logits", array)
     y = rows.soft_labels("labels", labels, array)
-    # Two terms share the logits: their gradients add up before they are rounded to 16 bits.
-    (z,) = upcast(z)
+    # Two terms share both: their gradients add up before they are rounded to 16 bits.
+    z, y = upcast(z, y)
     losses = soft_loss(z, y)
     return rows.settle(losses + scalar("epsilon", epsilon, losses) * _missed(z, y))
 
@@ -105,7 +105,7 @@ def softmax_focal_loss_with_integer_labels(
     rows, y = Rows.of("logits", array, axis, where).labels("labels", labels)
     losses = integer_loss(rows.logits("logits", array), y)
     # 1 - p_y, exact where p_y is nearly 1.
-    losses = times(_power(-jnp.expm1(-losses), gamma), losses)
+    losses = _focused(losses, -jnp.expm1(-losses), gamma)
     weights = rows.class_weights("class_weights", class_weights, losses)
     return rows.settle(losses if weights is None else times(of_label(weights, y), losses))
 
@@ -153,18 +153,21 @@ def sigmoid_focal_loss(
     # Its gradient has two parts, which add up before they are rounded to 16 bits.
     (z,) = upcast(array)
     missed = _binary_missed(z, positive, negative)
-    losses = times(_power(missed, gamma), binary_loss(z, positive, negative))
+    losses = _focused(binary_loss(z, positive, negative), missed, gamma)
     if alpha is not None:
         share = scalar("alpha", alpha, losses)
         losses = times(share * positive + (1 - share) * negative, losses)
     return losses
 
 
-def _power(missed: jax.Array, gamma: ArrayLike) -> jax.Array:
-    """``missed ** gamma``, whose infinite derivative at 0 no loss needs: it is 0 there itself."""
+def _focused(losses: jax.Array, missed: jax.Array, gamma: ArrayLike) -> jax.Array:
+    """``missed ** gamma * losses``, in the limit where a factor or its derivative is infinite."""
     exponent = scalar("gamma", gamma, missed)
     nothing = jnp.where(exponent == 0, 1.0, 0.0).astype(missed.dtype)
-    return jnp.where(missed == 0, nothing, jnp.where(missed == 0, 1.0, missed) ** exponent)
+    factor = jnp.where(missed == 0, nothing, jnp.where(missed == 0, 1.0, missed) ** exponent)
+    # Where the loss is infinite, everything is missed, and that does not change.
+    factor = jnp.where(losses == jnp.inf, jax.lax.stop_gradient(factor), factor)
+    return times(factor, losses)
 
 
 def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
