@@ -37,7 +37,7 @@ def elementwise(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax
             f"{name} must have the shape of {like_name} {like.shape} or be a scalar,"
             f" got shape {array.shape}"
         )
-    return jnp.broadcast_to(array, like.shape)
+    return _broadcast(array, like, like.shape)
 
 
 def trailing(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Array:
@@ -48,7 +48,7 @@ def trailing(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Ar
             f"{name} must have the last dimensions of {like_name} {like.shape} or be a scalar,"
             f" got shape {array.shape}"
         )
-    return jnp.broadcast_to(array, like.shape)
+    return _broadcast(array, like, like.shape)
 
 
 def boolean(name: str, x: ArrayLike) -> jax.Array:
@@ -69,11 +69,12 @@ def scalar(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
 
 def smoothing(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
     """The option `x` as a number in [0, 1]; a traced one is taken at its word."""
+    number = scalar(name, x, like)
     if not isinstance(x, jax.core.Tracer) and not np.all(
         (np.asarray(x) >= 0) & (np.asarray(x) <= 1)
     ):
         raise ValueError(f"{name} must lie in [0, 1], got {x}")
-    return scalar(name, x, like)
+    return number
 
 
 def is_off(x: ArrayLike) -> bool:
@@ -169,7 +170,7 @@ class Rows:
         return rows, array if rows.counted is None else jnp.where(rows.counted, array, 0)
 
     def class_weights(self, name: str, x: ArrayLike | None, like: jax.Array) -> jax.Array | None:
-        """One real number per class, ``[classes]``, of at least the precision of `like`."""
+        """One real number per class, ``[classes]``, in the computing dtype of `like`."""
         if x is None:
             return None
         array = _real(name, x, like)
@@ -178,7 +179,7 @@ class Rows:
                 f"{name} must have one weight per class of {self.name}, shape {self.classes},"
                 f" got shape {array.shape}"
             )
-        return array.reshape(-1).astype(computing_dtype(array, like))
+        return array.reshape(-1).astype(computing_dtype(like))
 
     def settle(self, losses: jax.Array) -> jax.Array:
         """The loss 0, with the gradient 0, for the examples that do not count."""
@@ -200,7 +201,12 @@ class Rows:
             )
         if x.shape == self.shape:
             return self.canonical(x)
-        return jnp.broadcast_to(x.reshape(-1), (*self.examples, math.prod(self.classes)))
+        return _broadcast(x.reshape(-1), x, (*self.examples, math.prod(self.classes)))
+
+
+def _broadcast(x: jax.Array, like: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`x` in this shape; in its computing dtype where its gradient is going to be a sum."""
+    return x if x.shape == shape else jnp.broadcast_to(x.astype(computing_dtype(x, like)), shape)
 
 
 def _array(name: str, x: ArrayLike) -> jax.Array:

@@ -80,7 +80,8 @@ def softmax_cross_entropy(
         y = (1 - epsilon) * y + epsilon * _uniform(rows, y)
     y = _weighted(y, rows.class_weights("class_weights", class_weights, z))
     if not is_off(z_loss):
-        (z,) = upcast(z)
+        # Terms that share the logits: their gradients add up before they are rounded to 16 bits.
+        z, y = upcast(z, y)
     return rows.settle(soft_loss(z, y) + _z_term(z, z_loss))
 
 
@@ -142,8 +143,7 @@ def softmax_cross_entropy_with_integer_labels(
     rows, y = Rows.of("logits", array, axis, where).labels("labels", labels, ignore_index)
     z = rows.logits("logits", array)
     if not (is_off(label_smoothing) and is_off(z_loss)):
-        # Terms that share the logits: their gradients add up before they are rounded to 16 bits.
-        (z,) = upcast(z)
+        (z,) = upcast(z)  # for the same reason
     losses = integer_loss(z, y)
     weights = rows.class_weights("class_weights", class_weights, losses)
     if weights is not None:

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ALL, bare
+from cases import ALL, CASES, bare
 
 _SMALL = pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
 EVERY = pytest.mark.parametrize("case", ALL, ids=str)
+COMPILED = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 @functools.cache
@@ -60,7 +61,7 @@ def test_gradient_is_rounded_once(case, dtype):
         assert np.all(np.abs(g.astype(np.float32) - exact) <= half_unit + slack)
 
 
-@EVERY
+@COMPILED
 def test_float64_stays(case):
     single, single_gradients = _in_dtype(case, np.float32)
     with jax.enable_x64(True):
@@ -94,7 +95,7 @@ def test_mixed_dtypes(case):
             assert g.dtype == (jnp.bfloat16 if i == k else np.float32)
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
+@EVERY
 def test_one_argument_in_float64(case):
     """Any positional argument that is float64 makes the result so."""
     with jax.enable_x64(True):
@@ -155,4 +156,7 @@ def test_loss_scaling(name, first, second):
     assert exact[faint] != 0
     assert plain[faint] == 0
     assert scaled.dtype == np.float16
-    np.testing.assert_allclose(np.float32(scaled[faint]), scale * exact[faint], rtol=2**-11)
+    # Half a unit in the last place, also of the subnormal numbers.
+    np.testing.assert_allclose(
+        np.float32(scaled[faint]), scale * exact[faint], rtol=2**-11, atol=2**-25
+    )

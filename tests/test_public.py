@@ -58,7 +58,7 @@ def test_annotations(case):
 
 @pytest.mark.parametrize("case", _SHARED, ids=str)
 def test_signature_begins_as_in_optax(case):
-    """optax's arguments come first, with its names, order and defaults; the rest is by keyword."""
+    """The arguments of optax come first, with their names, order and defaults."""
     theirs = _parameters(getattr(optax.losses, case.name))
     ours = _parameters(case.function)
     assert [p.name for p in ours[: len(theirs)]] == [p.name for p in theirs]
