@@ -18,6 +18,8 @@ import jxent
 EXAMPLES: dict[str, Any] = {
     "logits": [[1.5, -0.5, 0.25], [-2.0, 0.75, 3.0]],
     "target_logits": [[0.5, 0.75, -1.25], [1.0, -0.25, 2.0]],
+    "inputs": [[0.75, -0.5], [-1.25, 2.0]],
+    "kernel": [[1.0, -0.5, 0.25], [-0.75, 0.5, 1.25]],
     "labels": [0, 1],
     "distributions": [[0.75, 0.125, 0.125], [0.25, 0.125, 0.625]],
     "predictions": [[0.5, 0.25, 0.25], [0.125, 0.625, 0.25]],
@@ -36,9 +38,12 @@ class Case:
     name: str
     kinds: tuple[str, ...]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What is given in every call."""
 
     def __str__(self) -> str:
-        return self.name + ("-options" if self.options else "")
+        reduction = [self.fixed["reduction"]] if "reduction" in self.fixed else []
+        return "-".join([self.name, *reduction, *(["options"] if self.options else [])])
 
     @property
     def function(self) -> Callable[..., jax.Array]:
@@ -55,7 +60,8 @@ class Case:
     @property
     def per_class(self) -> bool:
         """Whether the result has the shape of the first argument."""
-        return self.name in ("softmax", "log_softmax") or not self.accepts("axis")
+        args = self.args()
+        return jax.eval_shape(self.call, *args).shape == args[0].shape
 
     @property
     def differentiable(self) -> tuple[int, ...]:
@@ -73,7 +79,7 @@ class Case:
     def call(self, *args: Any, **fixed: Any) -> jax.Array:
         """The function of `args`, with `fixed` keywords beside."""
         options = dict(zip(self.options, args[len(self.kinds) :], strict=True))
-        return self.function(*args[: len(self.kinds)], **options, **fixed)
+        return self.function(*args[: len(self.kinds)], **options, **self.fixed, **fixed)
 
     def of_floats(self, args: list[jax.Array]) -> tuple[Callable[..., jax.Array], list[jax.Array]]:
         """The function of the differentiable arguments alone, and these."""
@@ -90,6 +96,13 @@ class Case:
 _WEIGHTS = [0.5, 1.0, 2.0]
 _SOFTMAX_OPTIONS = {"label_smoothing": 0.125, "class_weights": _WEIGHTS, "z_loss": 0.0625}
 _BINARY_OPTIONS = {"pos_weight": _WEIGHTS, "label_smoothing": 0.125}
+_HEAD = ("inputs", "kernel", "labels")
+_HEAD_OPTIONS = _SOFTMAX_OPTIONS | {
+    "bias": [0.5, -0.25, 1.0],
+    "weights": [0.5, 1.5],
+    "logit_softcap": 4.0,
+}
+_CHUNKS = {"chunk_size": 1}
 _TWO_DISTRIBUTIONS = ("distributions", "predictions")
 
 CASES = [
@@ -128,10 +141,16 @@ CASES = [
     Case("binary_entropy", ("distributions",)),
     Case("binary_cross_entropy", ("predictions", "distributions"), _BINARY_OPTIONS),
     Case("weighted_mean", ("losses", "weights")),
+    Case("linear_softmax_cross_entropy", _HEAD, _HEAD_OPTIONS, {"reduction": "none"} | _CHUNKS),
+    Case("linear_softmax_cross_entropy", _HEAD, _HEAD_OPTIONS, {"reduction": "mean"} | _CHUNKS),
 ]
 
-BARE = [dataclasses.replace(case, options={}) for case in CASES]
-"""Each function with the options left alone."""
+BARE = [
+    dataclasses.replace(case, options={})
+    for case in CASES
+    if case.fixed.get("reduction", "none") == "none"
+]
+"""Each function with the options left alone: its losses, one for every example."""
 
 ALL = BARE + [case for case in CASES if case.options]
 """Each function without its options, and where it has some, with them."""

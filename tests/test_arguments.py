@@ -59,7 +59,7 @@ def test_axis(case):
         _assert_same(result, expected)
 
 
-@every([case for case in BARE if "labels" in case.kinds])
+@every([case for case in _WITH_AXIS if "labels" in case.kinds])
 def test_labels_in_a_tuple_of_axes_are_flat_positions(case):
     """In the order in which the tuple names the axes."""
     values = case.args()[0]
@@ -127,8 +127,8 @@ def test_one_for_every_example(name, second):
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int32])
 @every([case for case in BARE if "labels" in case.kinds])
 def test_integer_dtypes_of_labels(case, dtype):
-    values, labels = case.args()
-    _assert_same(case.call(values, labels.astype(dtype)), _expected(case))
+    *others, labels = case.args()
+    _assert_same(case.call(*others, labels.astype(dtype)), _expected(case))
 
 
 def test_small_integers_number_many_classes():
@@ -154,7 +154,7 @@ def test_lists_and_numpy_arrays_and_scalars(case):
         _assert_same(result, expected)
 
 
-@pytest.mark.parametrize("name", [c.name for c in BARE if not c.accepts("axis")][1:])
+@pytest.mark.parametrize("name", [c.name for c in BARE if c.per_class and not c.accepts("axis")])
 def test_python_scalars(name):
     case = bare(name)
     result = case.function(*[0.25] * len(case.kinds))

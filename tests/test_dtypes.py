@@ -48,8 +48,9 @@ def test_result_is_that_of_float32(case, dtype):
     np.testing.assert_allclose(small, full, rtol=1e-6, atol=1e-7)
 
 
+# The linear head's gradients enter products, and have a bound of their own.
 @_SMALL
-@EVERY
+@pytest.mark.parametrize("case", [c for c in ALL if "kernel" not in c.kinds], ids=str)
 def test_gradient_is_rounded_once(case, dtype):
     """The cotangent is multiplied first: half a unit in the last place is all that is lost."""
     small, full = _in_dtype(case, dtype)[1], _in_dtype(case, np.float32)[1]

@@ -21,7 +21,7 @@ IN_EVERY_MODE = pytest.mark.parametrize("mode", ["eager", "jit", "vmap"])
 
 _NOT_LOSSES = ("logsumexp", "log_softmax", "softmax")
 _MASKABLE = [case for case in ALL if case.accepts("where") and case.name not in _NOT_LOSSES]
-_INTEGER = [case for case in ALL if "labels" in case.kinds]
+_INTEGER = [case for case in ALL if "labels" in case.kinds and case.accepts("where")]
 _INTEGER_LOGITS = [case for case in _INTEGER if case.kinds[0] == "logits"]
 _IGNORING = [case for case in _INTEGER if case.accepts("ignore_index")]
 _SOFT = [case for case in ALL if case.name in ("softmax_cross_entropy", "poly_loss_cross_entropy")]

@@ -52,6 +52,8 @@ _KINDS = {
     "predictions": _PROBABILITIES,
     "log_predictions": _PROBABILITIES.map(np.log),
     "log_distributions": _PROBABILITIES.map(np.log),
+    "inputs": _array(st.floats(-100, 100, width=32), (2, 2)),
+    "kernel": _array(st.floats(-100, 100, width=32), (2, 3)),
     "losses": _FINITE,
     "weights": _PROBABILITIES,
 }

@@ -1,0 +1,175 @@
+"""The loss of a linear head against the dense loss of its whole logits."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from heads import (
+    BASE,
+    CLASSES,
+    EXAMPLES,
+    FEATURES,
+    NEUTRAL,
+    OPTIONS,
+    PAIRS,
+    arrays_of_head,
+    assert_close,
+    dense_head,
+    fused_head,
+    value_and_gradients,
+)
+
+import jxent
+
+
+@functools.cache
+def _compiled_pair(names, reduction):
+    """The fused head and the dense one as one program, with the cotangents of `reduction`."""
+    cotangent = np.random.default_rng(1).normal(size=EXAMPLES) if reduction == "none" else 3.5
+
+    def both(arrays):
+        return [
+            value_and_gradients(f, arrays, cotangent, reduction=reduction)
+            for f in (functools.partial(fused_head, chunk_size=8), dense_head)
+        ]
+
+    return jax.jit(both)
+
+
+def _check(arrays, reduction):
+    with jax.enable_x64(True):
+        arrays = {k: jnp.asarray(v) for k, v in arrays.items()}
+        fused, dense = _compiled_pair(tuple(arrays), reduction)(arrays)
+        assert_close(fused, dense, 1e-12)
+
+
+@pytest.mark.parametrize("option", [None, *OPTIONS])
+def test_options_alone(option):
+    _check({k: v for k, v in arrays_of_head().items() if k in (*BASE, option)}, "mean")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_options_in_pairs_and_together(reduction):
+    arrays = arrays_of_head()
+    for chosen in [*PAIRS, OPTIONS]:
+        off = {k: v for k, v in NEUTRAL.items() if k not in chosen}
+        _check(arrays | off, reduction)
+
+
+@pytest.mark.parametrize(
+    ("classes", "chunk_size"), [(31, 16), (32, 16), (33, 16), (33, None), (33, 1), (33, 22), (1, 5)]
+)
+def test_scales_offsets_and_chunks(classes, chunk_size):
+    """The dense loss, whatever the logits' scale and offset, and however the rows are cut."""
+    rng = np.random.default_rng(2)
+    fused, dense = (
+        jax.jit(functools.partial(value_and_gradients, f, **options))
+        for f, options in ((fused_head, {"chunk_size": chunk_size}), (dense_head, {}))
+    )
+    with jax.enable_x64(True):
+        arrays = {
+            "inputs": jnp.asarray(rng.normal(size=(EXAMPLES, FEATURES))),
+            "kernel": jnp.asarray(rng.normal(size=(FEATURES, classes))),
+            "labels": jnp.asarray(rng.integers(0, classes, EXAMPLES)),
+        }
+        for scale, offset in itertools.product([1e-2, 1.0, 30.0], [0.0, 1e4]):
+            changed = arrays | {
+                "kernel": scale * arrays["kernel"],
+                "bias": jnp.full(classes, offset),
+            }
+            assert_close(fused(changed), dense(changed), 1e-12 + 1e-15 * offset)
+
+
+@pytest.mark.parametrize(("classes", "examples"), [(50_257, 64), (257, 1), (2, 300)])
+def test_float32_against_float64(classes, examples):
+    rng = np.random.default_rng(3)
+    arrays = {
+        "inputs": rng.normal(size=(examples, 32)).astype(np.float32),
+        "kernel": rng.normal(size=(32, classes)).astype(np.float32),
+        "labels": rng.integers(0, classes, examples),
+    }
+    fused = jax.jit(functools.partial(value_and_gradients, fused_head, chunk_size=16))(arrays)
+    with jax.enable_x64(True):
+        double = {k: v.astype(np.float64) if k != "labels" else v for k, v in arrays.items()}
+        dense = jax.jit(functools.partial(value_and_gradients, dense_head))(double)
+    for name, bound in (("value", 1e-6), ("inputs", 2e-6), ("kernel", 2e-6)):
+        x, y = np.asarray(dense[name]), np.asarray(fused[name], np.float64)
+        assert fused[name].dtype == np.float32
+        assert np.linalg.norm(x - y) <= bound * np.linalg.norm(x), name
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_low_precision(dtype, reduction):
+    """Each entry of a gradient within 2^-8 of the sum of its absolute terms."""
+    rng = np.random.default_rng(4)
+    x = jnp.asarray(rng.normal(size=(EXAMPLES, FEATURES)), dtype)
+    w = jnp.asarray(rng.normal(size=(FEATURES, CLASSES)), dtype)
+    arrays = {"inputs": x, "kernel": w, "labels": jnp.asarray(rng.integers(0, CLASSES, EXAMPLES))}
+    cotangent = jnp.ones(EXAMPLES) if reduction == "none" else None
+    fused = jax.jit(
+        functools.partial(
+            value_and_gradients, fused_head, cotangent=cotangent, chunk_size=8, reduction=reduction
+        )
+    )(arrays)
+    assert fused["value"].dtype == np.float32
+    x, w = (np.asarray(a, np.float64) for a in (x, w))
+    e = np.exp(x @ w)
+    p = e / e.sum(-1, keepdims=True)
+    p[np.arange(EXAMPLES), arrays["labels"]] -= 1
+    p /= 1 if reduction == "none" else EXAMPLES
+    for name, gradient, terms in (
+        ("inputs", p @ w.T, abs(p) @ abs(w.T)),
+        ("kernel", x.T @ p, abs(x.T) @ abs(p)),
+    ):
+        assert fused[name].dtype == dtype
+        assert np.all(np.abs(np.asarray(fused[name], np.float64) - gradient) <= 2**-8 * terms)
+
+
+def test_the_loss_scale_reaches_a_gradient_before_it_is_rounded():
+    """Float16 gradients of 1e-9 survive a scale of 2^16."""
+    x, w = jnp.full((1, 2), 1.0, jnp.float16), jnp.asarray([[21.0, 0], [0, 0]], jnp.float16)
+
+    def loss(w):
+        return 2.0**16 * jxent.linear_softmax_cross_entropy(x, w, jnp.array([0]))
+
+    gradient = np.asarray(jax.grad(loss)(w), np.float64)
+    np.testing.assert_allclose(gradient[:, 1], 2.0**16 * np.exp(-21), rtol=1e-2)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_other_modes(reduction):
+    """Forward mode, second derivatives both ways, vmap over each argument, scan, checkpoint."""
+    with jax.enable_x64(True):
+        a = {k: jnp.asarray(v) for k, v in arrays_of_head().items() if k in BASE}
+        x, w, y = a.values()
+        v = (0.5 * jnp.cos(x), jnp.sin(w))
+
+        def modes(function):
+            def f(x, w, y=y):
+                out = function(x, w, y, reduction=reduction)
+                return jnp.sum(jnp.cos(jnp.arange(out.size)).reshape(out.shape) * out)
+
+            def along(x, w):
+                return sum(map(jnp.vdot, jax.grad(f, (0, 1))(x, w), v))
+
+            _, linear = jax.linearize(f, x, w)
+            return (
+                jax.jvp(f, (x, w), v)[1],
+                linear(*v),
+                jax.jvp(jax.grad(f, (0, 1)), (x, w), v)[1],
+                jax.grad(along, (0, 1))(x, w),
+                jax.vmap(f, (0, None, None))(jnp.stack([x, 2 * x]), w, y),
+                jax.vmap(jax.grad(f), (None, 0, None))(x, jnp.stack([w, 2 * w]), y),
+                jax.vmap(f, (None, None, 0))(x, w, jnp.stack([y, y[::-1]])),
+                jax.grad(jax.checkpoint(f))(x, w),
+                jax.lax.scan(lambda c, s: (c, jax.grad(f, 1)(x, s * w)), 0, jnp.arange(1.0, 3))[1],
+            )
+
+        fused = jax.jit(lambda: modes(functools.partial(fused_head, chunk_size=8)))()
+        dense = jax.jit(lambda: modes(dense_head))()
+        for got, expected in zip(jax.tree.leaves(fused), jax.tree.leaves(dense), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-13)

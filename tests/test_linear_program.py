@@ -1,0 +1,47 @@
+"""What the compiled loss of a linear head consists of: no whole logits, few products."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+
+
+def _compiled(reduction, argnums, examples=4096, features=16, classes=4099):
+    def loss(x, w, y):
+        return jnp.sum(jxent.linear_softmax_cross_entropy(x, w, y, reduction=reduction))
+
+    shapes = ((examples, features), (features, classes), (examples,))
+    args = [jax.ShapeDtypeStruct(s, d) for s, d in zip(shapes, "ffi", strict=True)]
+    function = jax.value_and_grad(loss, argnums) if argnums else loss
+    return jax.jit(function).lower(*args), examples * classes
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_logits_never_exist_whole(reduction):
+    lowered, whole = _compiled(reduction, (0, 1))
+    for text in (lowered.as_text(), lowered.compile().as_text()):
+        shapes = re.findall(r"(?:tensor<|f32\[)(\d+(?:[x,]\d+)*)", text)
+        sizes = [np.prod([int(n) for n in re.split("[x,]", shape)]) for shape in shapes]
+        assert 16 * 4099 <= max(sizes) < whole / 2
+
+
+@pytest.mark.parametrize(
+    ("reduction", "argnums", "products"),
+    [
+        ("mean", (), 1),
+        ("mean", (0,), 2),
+        ("mean", (1,), 2),
+        ("mean", (0, 1), 3),
+        ("none", (), 1),
+        ("none", (0, 1), 4),
+    ],
+)
+def test_products(reduction, argnums, products):
+    """As many products as promised: none for a gradient that nobody asked for."""
+    lowered, _ = _compiled(reduction, argnums, examples=4096, classes=8192)
+    text = lowered.compile().as_text()
+    assert len(re.findall(r"= f32\S* (?:dot|custom-call\S*matmul)\(", text)) == products
