@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, Rows, floating, is_off, scalar, smoothing
 from ._autodiff import with_gradient
-from ._labels import as_row, at_label, is_label, of_label, undefined
+from ._labels import as_row, is_label, of_label, undefined
 from ._numerics import sum_of_others, times
 from ._softmax import logsumexp_of_rows
 from ._statistics import (
@@ -17,6 +17,7 @@ from ._statistics import (
     probability,
     statistics,
     surprisal,
+    unnormalized,
     upcast,
 )
 
@@ -216,24 +217,26 @@ def _z_term(z: jax.Array, weight: ArrayLike) -> jax.Array | float:
 
 def _integer_loss_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
     (z,) = upcast(logits)
-    stats = statistics(z)
-    label_logit = at_label(z, labels)
-    loss = surprisal(label_logit, stats)
+    stats = statistics(z, labels, logits.dtype)
+    assert stats.of_label is not None
+    loss = surprisal(stats.of_label, stats)
     # Also where softmax has no limit because every logit is -inf; but NaN stays NaN.
-    loss = jnp.where((label_logit == -jnp.inf) & ~jnp.isnan(stats.maximum), jnp.inf, loss)
+    loss = jnp.where((stats.of_label == -jnp.inf) & ~jnp.isnan(stats.maximum), jnp.inf, loss)
     loss = loss * undefined(z, labels)
-    return loss[..., 0], (logits, labels, stats, label_logit)
+    return loss[..., 0], (logits, labels, stats)
 
 
 # The loss is -log p_y, and d log p_y = dz_y - sum_j p_j dz_j: the gradient is p_j for the other
 # classes and p_y - 1 for the label, which is taken as -(1 - p_y) from sums without the label.
 def _integer_loss_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    logits, labels, stats, label_logit = residuals
+    logits, labels, stats = residuals
     (z,) = upcast(logits)
-    p, missed = probability(z, stats), complement(label_logit, stats)
-    gradient = jnp.where(is_label(labels, z.shape[-1]), -missed, p)
     scale = cotangent[..., None] * undefined(z, labels)
-    return (scale * gradient).astype(logits.dtype), None
+    # What belongs to rows is multiplied first: one product for each logit is left.
+    others = unnormalized(z, stats) * (scale / (1 + stats.others))
+    of_label = -scale * complement(stats.of_label, stats)
+    gradient = jnp.where(is_label(labels, z.shape[-1]), of_label, others)
+    return gradient.astype(logits.dtype), None
 
 
 integer_loss = with_gradient(_integer_loss_fwd, _integer_loss_bwd)
@@ -241,7 +244,7 @@ integer_loss = with_gradient(_integer_loss_fwd, _integer_loss_bwd)
 
 def _soft_loss_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
     z, y = upcast(logits, labels)
-    stats = statistics(z)
+    stats = statistics(z, None, logits.dtype)
     return jnp.sum(times(y, surprisal(z, stats)), axis=-1), (logits, labels, stats)
 
 

@@ -166,7 +166,7 @@ def _p_q_t(
 
 def _softmax_kl_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:
     z_q, z_p = upcast(logits, target_logits)
-    of_q, of_p = statistics(z_q), statistics(z_p)
+    of_q, of_p = statistics(z_q, None, logits.dtype), statistics(z_p, None, target_logits.dtype)
     p, q, t = _p_q_t(z_q, z_p, of_q, of_p)
     return jnp.sum(divergence_terms(t, p, q), axis=-1), (logits, target_logits, of_q, of_p)
 
@@ -192,7 +192,7 @@ softmax_kl = with_gradient(_softmax_kl_fwd, _softmax_kl_bwd)
 
 def _softmax_js_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:
     z_q, z_p = upcast(logits, target_logits)
-    of_q, of_p = statistics(z_q), statistics(z_p)
+    of_q, of_p = statistics(z_q, None, logits.dtype), statistics(z_p, None, target_logits.dtype)
     p, q, t = _p_q_t(z_q, z_p, of_q, of_p)
     m = (p + q) / 2
     terms = m * (excess(mixture_ratio(t)) + excess(mixture_ratio(-t)))

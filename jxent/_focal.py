@@ -172,7 +172,7 @@ def _focused(losses: jax.Array, missed: jax.Array, gamma: ArrayLike) -> jax.Arra
 
 def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
     z, y = upcast(logits, labels)
-    stats = statistics(z)
+    stats = statistics(z, None, logits.dtype)
     return jnp.sum(y * complement(z, stats), axis=-1), (logits, labels, stats)
 
 

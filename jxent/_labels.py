@@ -1,7 +1,4 @@
-"""Integer labels: where they point to.
-
-Comparison with an iota, not a gather: that could not be partitioned over sharded classes.
-"""
+"""Integer labels: where they point to."""
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +16,10 @@ def is_class(labels: jax.Array, classes: int) -> jax.Array:
 
 
 def at_label(x: jax.Array, labels: jax.Array) -> jax.Array:
-    """``[..., 1]``, the entry that the label names; 0 if there is none."""
-    chosen = jnp.where(is_label(labels, x.shape[-1]), x, 0.0)
-    return jnp.sum(chosen, axis=-1, keepdims=True)
+    """``[..., 1]``, the entry that the label names; any other if there is none."""
+    if _explicitly_sharded(x):
+        return _by_comparison(x, labels)
+    return jnp.take_along_axis(x, labels[..., None], axis=-1, mode="clip")
 
 
 def undefined(x: jax.Array, labels: jax.Array) -> jax.Array:
@@ -31,7 +29,20 @@ def undefined(x: jax.Array, labels: jax.Array) -> jax.Array:
 
 def of_label(weights: jax.Array, labels: jax.Array) -> jax.Array:
     """``[...]``, the weight of the class that the label names; 0 if there is none."""
-    return at_label(as_row(weights, labels.ndim + 1), labels)[..., 0]
+    if _explicitly_sharded(labels) or _explicitly_sharded(weights):
+        return _by_comparison(as_row(weights, labels.ndim + 1), labels)[..., 0]
+    chosen = jnp.take(weights, labels, mode="clip")
+    return jnp.where(is_class(labels, weights.size)[..., 0], chosen, 0.0)
+
+
+def _explicitly_sharded(x: jax.Array) -> bool:
+    """Whether a gather would be ambiguous, and raise."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def _by_comparison(x: jax.Array, labels: jax.Array) -> jax.Array:
+    chosen = jnp.where(is_label(labels, x.shape[-1]), x, 0.0)
+    return jnp.sum(chosen, axis=-1, keepdims=True)
 
 
 def as_row(weights: jax.Array, ndim: int) -> jax.Array:

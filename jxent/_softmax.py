@@ -173,8 +173,8 @@ Residuals = tuple[jax.Array, Statistics]
 
 def _logsumexp_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
     (z,) = upcast(logits)
-    stats = statistics(z)
-    m, s = stats
+    stats = statistics(z, None, logits.dtype)
+    m, s, _ = stats
     return jnp.where(jnp.isinf(m), m, m + jnp.log1p(s))[..., 0], (logits, stats)
 
 
@@ -190,7 +190,7 @@ logsumexp_of_rows = with_gradient(_logsumexp_fwd, _logsumexp_bwd)
 
 def _log_softmax_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
     (z,) = upcast(logits)
-    stats = statistics(z)
+    stats = statistics(z, None, logits.dtype)
     return -surprisal(z, stats), (logits, stats)
 
 
@@ -210,7 +210,7 @@ _log_softmax = with_gradient(_log_softmax_fwd, _log_softmax_bwd)
 
 def _softmax_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
     (z,) = upcast(logits)
-    stats = statistics(z)
+    stats = statistics(z, None, logits.dtype)
     return probability(z, stats), (logits, stats)
 
 
@@ -228,7 +228,7 @@ _softmax = with_gradient(_softmax_fwd, _softmax_bwd)
 
 def _softmax_entropy_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
     (z,) = upcast(logits)
-    stats = statistics(z)
+    stats = statistics(z, None, logits.dtype)
     return jnp.sum(probability(z, stats) * finite_surprisal(z, stats), axis=-1), (logits, stats)
 
 

@@ -16,18 +16,23 @@ small :math:`s` would lose its bits, and it is the loss of a confident predictio
 are quotients and sums of terms of one sign, so that nothing cancels.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._labels import at_label
+from ._row_sums import finite, row_sums
+
 
 class Statistics(NamedTuple):
-    """Maximum and sum of the others, of shape ``[..., 1]``."""
+    """Maximum, sum of the others and, where labels are given, their logit, as ``[..., 1]``."""
 
     maximum: jax.Array
     others: jax.Array
+    of_label: jax.Array | None
 
 
 def computing_dtype(*arrays: jax.Array) -> np.dtype[Any]:
@@ -41,29 +46,27 @@ def upcast(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(x.astype(computing_dtype(*arrays)) for x in arrays)
 
 
-@jax.custom_jvp
-def statistics(logits: jax.Array) -> Statistics:
-    """The statistics of each row. They are NaN where softmax has no limit: a NaN logit, every
-    logit -inf, or more than one +inf.
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def statistics(logits: jax.Array, labels: jax.Array | None, stored: np.dtype[Any]) -> Statistics:
+    """The statistics of each row of logits, upcast from the dtype they are stored in.
+
+    The sum is NaN where softmax has no limit: a NaN logit, every logit -inf, more than one +inf.
     """
-    m = jnp.max(logits, axis=-1, keepdims=True)
-    rest = jax.nn.logsumexp(shift(logits, m), axis=-1, keepdims=True, where=logits < m)
-    ties = jnp.sum(logits == m, axis=-1, keepdims=True).astype(logits.dtype)
-    defined = (m > -jnp.inf) & ((m < jnp.inf) | (ties == 1))
-    return Statistics(m, jnp.where(defined, jnp.exp(rest) + (ties - 1), jnp.nan))
+    return Statistics(*row_sums(logits, labels, stored))
 
 
 @statistics.defjvp
 def _statistics_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+    stored: np.dtype[Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Statistics, Statistics]:
     # m is only where the sum is anchored: what is made of (m, s) does not depend on it, so its
     # tangent may be taken as zero. Then 1 + s = sum_j exp(z_j - m) gives s its tangent, in which
     # the maximum counts like every other class.
-    (logits,), (dot,) = primals, tangents
-    stats = statistics(logits)
+    (logits, labels), (dot, _) = primals, tangents
+    stats = statistics(logits, labels, stored)
     others_dot = jnp.sum(unnormalized(logits, stats) * dot, axis=-1, keepdims=True)
-    return stats, Statistics(jnp.zeros_like(stats.maximum), others_dot)
+    label_dot = None if labels is None else at_label(dot, labels)
+    return stats, Statistics(jnp.zeros_like(stats.maximum), others_dot, label_dot)
 
 
 def shift(logits: jax.Array, m: jax.Array) -> jax.Array:
@@ -72,19 +75,26 @@ def shift(logits: jax.Array, m: jax.Array) -> jax.Array:
     return jnp.where(m < jnp.inf, logits - jnp.where(m < jnp.inf, m, 0.0), at_infinity)
 
 
+def _finite_shift(logits: jax.Array, m: jax.Array) -> jax.Array:
+    """`shift` for exponentials, which need no -inf: 0, and at most a large number below."""
+    below = logits - finite(m)
+    return jnp.where(below > 0, 0.0, below)  # Not minimum: at 0 its derivative would be a half.
+
+
 def unnormalized(logits: jax.Array, stats: Statistics) -> jax.Array:
     """``exp(z_j - m)``."""
-    return jnp.exp(shift(logits, stats.maximum))
+    return jnp.exp(_finite_shift(logits, stats.maximum))
 
 
 def probability(logits: jax.Array, stats: Statistics) -> jax.Array:
     """``p_j``."""
-    return unnormalized(logits, stats) / (1 + stats.others)
+    return unnormalized(logits, stats) * (1 / (1 + stats.others))
 
 
 def complement(logits: jax.Array, stats: Statistics) -> jax.Array:
     """``1 - p_j``."""
-    return (stats.others - jnp.expm1(shift(logits, stats.maximum))) / (1 + stats.others)
+    below = -jnp.expm1(_finite_shift(logits, stats.maximum))
+    return (stats.others + below) * (1 / (1 + stats.others))
 
 
 def surprisal(logits: jax.Array, stats: Statistics) -> jax.Array:

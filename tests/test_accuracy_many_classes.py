@@ -10,6 +10,8 @@ from accuracy import double_if
 from tolerances import DTYPES, UNITS, computing, eps
 
 import jxent
+from jxent import _statistics
+from jxent._row_sums import in_one_pass
 
 SIZES = [(dtype, 5_000) for dtype in DTYPES] + [("float32", 200_000), ("float64", 200_000)]
 INTEGER = jxent.softmax_cross_entropy_with_integer_labels
@@ -48,6 +50,21 @@ def assert_near(got, exact, bound, dtype):
             bound = bound + np.abs(np.spacing(exact.astype(got.dtype)).astype(np.longdouble))
     worst = np.argmax(error / (bound + 1e-33))
     assert np.all(error <= bound + 1e-33), (worst, got.flat[worst], np.asarray(exact).flat[worst])
+
+
+@pytest.fixture
+def _one_pass_everywhere(monkeypatch):
+    """The way of other platforms, on this one."""
+    monkeypatch.setattr(_statistics, "row_sums", lambda z, labels, stored: in_one_pass(z, labels))
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("_one_pass_everywhere")
+@pytest.mark.parametrize(("dtype", "classes"), SIZES)
+def test_softmax_in_one_pass(dtype, classes):
+    test_softmax(dtype, classes)
 
 
 @pytest.mark.parametrize(("dtype", "classes"), SIZES)
