@@ -1,0 +1,165 @@
+"""The linear head's loss and gradients beside those of whole logits: time, memory and error.
+
+``python benchmarks/linear.py`` runs the libraries interleaved, in one process, on whatever device
+JAX has, and prints a Markdown table: optax (on logits that are made first), jxent, and tokamax
+where it is installed. ``--vocabularies`` compiles for more and more classes instead, and prints
+what the programs need beside their arguments and results. With tqdm installed, progress is shown.
+"""
+
+import argparse
+import functools
+import importlib.util
+import platform
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jxent
+
+try:
+    from tqdm import tqdm
+except ImportError:
+
+    def tqdm(iterable, **_):
+        """No progress bar."""
+        return iterable
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=4096)
+    parser.add_argument("--features", type=int, default=512)
+    parser.add_argument("--classes", type=int, nargs="+", default=[32000, 32001])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--chunk-size", type=int)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--vocabularies", action="store_true", help="compile only")
+    options = parser.parse_args()
+    device = jax.devices()[0].device_kind
+    versions = f"JAX {jax.__version__}, Python {platform.python_version()}"
+    print(f"{options.examples} x {options.features}, {options.dtype}; {device}, {versions}\n")
+    if options.vocabularies:
+        print_memory(options)
+    else:
+        print_comparison(options)
+
+
+def losses(options):
+    """The mean loss by each library, as a function of inputs, kernel and labels."""
+    functions = {
+        "optax": lambda x, w, y: jnp.mean(
+            optax.softmax_cross_entropy_with_integer_labels(jnp.dot(x, w), y)
+        ),
+        "jxent": functools.partial(
+            jxent.linear_softmax_cross_entropy, chunk_size=options.chunk_size
+        ),
+    }
+    if importlib.util.find_spec("tokamax"):
+        from absl import flags
+        from tokamax import linear_softmax_cross_entropy_loss
+
+        flags.FLAGS(sys.argv[:1])  # tokamax would read this program's options as its own.
+        functions["tokamax"] = lambda x, w, y: linear_softmax_cross_entropy_loss(
+            x, y, w, reduction="mean"
+        )
+    return functions
+
+
+def compiled(function, examples, features, classes, dtype):
+    """The program for value and gradients, and the bytes it needs on the way."""
+    shapes = [((examples, features), dtype), ((features, classes), dtype), ((examples,), "int32")]
+    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    program = jax.jit(jax.value_and_grad(function, (0, 1))).lower(*arguments).compile()
+    return program, program.memory_analysis().temp_size_in_bytes
+
+
+def print_comparison(options):
+    """A row for each library and number of classes."""
+    print("| classes | | time | temporary memory | error of the loss | of the gradients |")
+    print("|---|---|---|---|---|---|")
+    for classes in options.classes:
+        arrays = _arrays(options, classes)
+        exact = _exact(*arrays)
+        programs = {
+            name: compiled(f, options.examples, options.features, classes, options.dtype)
+            for name, f in losses(options).items()
+        }
+        results, seconds = _run({n: p for n, (p, _) in programs.items()}, arrays, options.runs)
+        for name, (_, temporaries) in programs.items():
+            errors = [f"{_error(a, b):.0e}" for a, b in zip(results[name], exact, strict=True)]
+            print(
+                f"| {classes} | {name} | {seconds[name] / seconds['optax']:.2f}"
+                f" | {temporaries / 2**20:.0f} MiB, 1/{programs['optax'][1] / temporaries:.1f}"
+                f" | {errors[0]} | {errors[1]}, {errors[2]} |"
+            )
+
+
+def print_memory(options):
+    """A row for each number of classes."""
+    print("| classes | whole logits (optax) | jxent | |")
+    print("|---|---|---|---|")
+    functions = losses(options)
+    for classes in tqdm([2**k for k in range(13, 19)], desc="compiling", leave=False):
+        dense, fused = (
+            compiled(functions[n], options.examples, options.features, classes, options.dtype)[1]
+            for n in ("optax", "jxent")
+        )
+        print(
+            f"| {classes} | {dense / 2**20:.0f} MiB | {fused / 2**20:.0f} MiB"
+            f" | 1/{dense / fused:.1f} |"
+        )
+
+
+def _arrays(options, classes):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((options.examples, options.features), np.float32)
+    w = rng.standard_normal((options.features, classes), np.float32) / options.features**0.5
+    y = rng.integers(0, classes, options.examples)
+    return jnp.asarray(x, options.dtype), jnp.asarray(w, options.dtype), jnp.asarray(y)
+
+
+def _run(programs, arrays, runs):
+    """What each returns, and its median time."""
+    results, taken = {}, {name: [] for name in programs}
+    for run in tqdm(range(runs + 1), desc="running", leave=False):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            value, gradients = jax.block_until_ready(program(*arrays))
+            if run:
+                taken[name].append(time.perf_counter() - start)
+            results[name] = (value, *gradients)
+    return results, {name: float(np.median(seconds)) for name, seconds in taken.items()}
+
+
+def _exact(x, w, y):
+    """Loss and gradients in float64, a few examples at a time."""
+    x, w, y = np.asarray(x, np.float64), np.asarray(w, np.float64), np.asarray(y)
+    loss, to_w, to_x = 0.0, np.zeros_like(w), np.zeros_like(x)
+    for start in tqdm(range(0, len(x), 256), desc="exact", leave=False):
+        rows = slice(start, start + 256)
+        z = x[rows] @ w
+        z -= z.max(-1, keepdims=True)
+        at_label = np.arange(len(z)), y[rows]
+        loss -= z[at_label].sum()
+        p = np.exp(z)
+        total = p.sum(-1, keepdims=True)
+        loss += np.log(total).sum()
+        p /= total
+        p[at_label] -= 1
+        to_x[rows] = p @ w.T
+        to_w += x[rows].T @ p
+    return loss / len(x), to_x / len(x), to_w / len(x)
+
+
+def _error(got, exact):
+    """Relative, in the Frobenius norm."""
+    return np.linalg.norm(np.asarray(got, np.float64) - exact) / np.linalg.norm(exact)
+
+
+if __name__ == "__main__":
+    main()
