@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, Rows, floating, scalar
 from ._autodiff import with_gradient
-from ._cross_entropy import integer_loss, soft_loss
 from ._labels import of_label
 from ._numerics import sum_of_others, times
 from ._sigmoid import binary_loss, binary_weights
 from ._statistics import complement, probability, statistics, upcast
+from ._surprisals import surprisals
 
 
 def poly_loss_cross_entropy(
@@ -56,7 +56,7 @@ def poly_loss_cross_entropy(
     y = rows.soft_labels("labels", labels, array)
     # Two terms share both: their gradients add up before they are rounded to 16 bits.
     z, y = upcast(z, y)
-    losses = soft_loss(z, y)
+    losses = surprisals(z, None, y).of_weights
     return rows.settle(losses + scalar("epsilon", epsilon, losses) * _missed(z, y))
 
 
@@ -103,7 +103,7 @@ def softmax_focal_loss_with_integer_labels(
     """
     array = floating("logits", logits)
     rows, y = Rows.of("logits", array, axis, where).labels("labels", labels)
-    losses = integer_loss(rows.logits("logits", array), y)
+    losses = surprisals(rows.logits("logits", array), y, None).of_label
     # 1 - p_y, exact where p_y is nearly 1.
     losses = _focused(losses, -jnp.expm1(-losses), gamma)
     weights = rows.class_weights("class_weights", class_weights, losses)
@@ -172,7 +172,7 @@ def _focused(losses: jax.Array, missed: jax.Array, gamma: ArrayLike) -> jax.Arra
 
 def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
     z, y = upcast(logits, labels)
-    stats = statistics(z, None, logits.dtype)
+    stats = statistics(z, logits.dtype)
     return jnp.sum(y * complement(z, stats), axis=-1), (logits, labels, stats)
 
 
