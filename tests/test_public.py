@@ -1,6 +1,7 @@
 """The public surface: names, docstrings, signatures, and what the import brings along."""
 
 import inspect
+import re
 import subprocess
 import sys
 
@@ -30,6 +31,13 @@ def test_nothing_else_is_public():
     assert {name for name in public if not inspect.ismodule(getattr(jxent, name))} == {
         case.name for case in BARE
     }
+
+
+def test_help_is_a_table():
+    """`help(jxent)` begins with every name, on lines that a terminal does not break."""
+    text = inspect.getdoc(jxent)
+    assert {case.name for case in BARE} - set(re.findall(r"\b(\w+)\(", text)) == set()
+    assert max(map(len, text.splitlines())) <= 100
 
 
 @EVERY
