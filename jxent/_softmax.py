@@ -17,7 +17,7 @@ from ._statistics import (
 
 
 def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    r"""Logarithm of the sum of exponentials, the normaliser of softmax.
+    r"""Logarithm of the sum of exponentials: ``[..., classes] -> [...]``.
 
     .. math:: \operatorname{lse}(z) = \log \sum_j e^{z_j} = m + \operatorname{log1p}(s)
 
@@ -54,7 +54,7 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 
 
 def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    r"""Logarithm of the softmax probabilities.
+    r"""Logarithm of the softmax probabilities: ``[..., classes] -> [..., classes]``.
 
     .. math:: \log p_j = -\bigl((m - z_j) + \operatorname{log1p}(s)\bigr)
 
@@ -91,7 +91,7 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
 
 
 def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    r"""Softmax probabilities.
+    r"""Softmax probabilities: ``[..., classes] -> [..., classes]``.
 
     .. math:: p_j = \frac{e^{z_j}}{\sum_i e^{z_i}} = \frac{e^{z_j - m}}{1 + s}
 
@@ -127,7 +127,7 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
 def softmax_entropy(
     logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Entropy of the softmax distribution.
+    r"""Entropy of the softmax distribution: ``[..., classes] -> [...]``.
 
     .. math:: H(p) = -\sum_j p_j \log p_j, \qquad p = \operatorname{softmax}(z)
 

@@ -48,7 +48,8 @@ def test_docstring(case):
     assert -1 not in positions, dict(zip(sections, positions, strict=True))
     assert positions == sorted(positions)
     first, blank = text.splitlines()[:2]
-    assert first.endswith(".")
+    shapes = r": ``\[.*\] -> \[.*\]``\.$"
+    assert re.search(shapes, first), "an editor shows this line first: what goes in, what comes out"
     assert not blank
     assert ">>> import jxent" in text or "import jax.numpy as jnp, jxent" in text
     arguments = text[text.index("Args:") : text.index("Returns:")]
