@@ -20,7 +20,7 @@ def softmax_cross_entropy(
     class_weights: ArrayLike | None = None,
     z_loss: ArrayLike = 0.0,
 ) -> jax.Array:
-    r"""Cross-entropy between label distributions and the softmax of logits.
+    r"""Cross-entropy of softmax and distributions: ``[..., classes], [..., classes] -> [...]``.
 
     .. math::
         -\sum_j w_j \tilde y_j \log p_j + \zeta \operatorname{lse}(z)^2, \qquad
@@ -83,7 +83,7 @@ def softmax_cross_entropy_with_integer_labels(
     z_loss: ArrayLike = 0.0,
     ignore_index: int | None = None,
 ) -> jax.Array:
-    r"""Cross-entropy of softmax for the classes that the labels name.
+    r"""Cross-entropy of softmax and integer labels: ``[..., classes], [...] -> [...]``.
 
     .. math::
         (1 - \varepsilon) w_y (-\log p_y) + \frac{\varepsilon}{K} \sum_j w_j (-\log p_j)
@@ -145,7 +145,7 @@ def softmax_cross_entropy_with_integer_labels(
 
 
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    r"""Cross-entropy between label distributions and the softmax of logits.
+    r"""Cross-entropy of softmax and distributions: ``[..., classes], [..., classes] -> [...]``.
 
     .. math:: -\sum_j y_j \log p_j
 

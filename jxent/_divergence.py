@@ -15,7 +15,7 @@ from ._statistics import probability, shift, statistics, surprisal, upcast
 def softmax_kl_divergence(
     logits: ArrayLike, target_logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Kullback-Leibler divergence of the softmax of target logits from that of logits.
+    r"""Kullback-Leibler divergence of softmaxes: ``[..., classes], [..., classes] -> [...]``.
 
     .. math::
         D(p \,\|\, q) = \sum_j p_j \log \frac{p_j}{q_j}, \qquad
@@ -60,7 +60,7 @@ def softmax_kl_divergence(
 def softmax_jensen_shannon_divergence(
     logits: ArrayLike, target_logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Jensen-Shannon divergence of the softmax distributions of two arrays of logits.
+    r"""Jensen-Shannon divergence of softmaxes: ``[..., classes], [..., classes] -> [...]``.
 
     .. math::
         \tfrac12 D(p \,\|\, m) + \tfrac12 D(q \,\|\, m), \qquad m = \tfrac12 (p + q)

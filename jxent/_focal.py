@@ -21,7 +21,7 @@ def poly_loss_cross_entropy(
     axis: Axis = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""Cross-entropy plus a multiple of the probability missed (PolyLoss, Poly-1).
+    r"""Cross-entropy plus a multiple of 1 - p (Poly1): ``[..., classes], [..., classes] -> [...]``.
 
     .. math:: -\sum_j y_j \log p_j + \epsilon \sum_j y_j (1 - p_j)
 
@@ -69,7 +69,7 @@ def softmax_focal_loss_with_integer_labels(
     *,
     class_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""Focal loss of softmax: cross-entropy that fades where the label is likely already.
+    r"""Focal loss of softmax and integer labels: ``[..., classes], [...] -> [...]``.
 
     .. math:: w_y (1 - p_y)^\gamma (-\log p_y)
 
@@ -116,7 +116,7 @@ def sigmoid_focal_loss(
     alpha: ArrayLike | None = None,
     gamma: ArrayLike = 2.0,
 ) -> jax.Array:
-    r"""Focal loss of the sigmoid of logits.
+    r"""Focal loss of the sigmoid of logits: ``[...], [...] -> [...]``.
 
     .. math::
         \alpha_t (1 - p_t)^\gamma \operatorname{bce}(z, y), \qquad

@@ -32,7 +32,7 @@ def linear_softmax_cross_entropy(
     chunk_size: int | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
-    r"""Softmax cross-entropy of a linear head, without its logits ever existing whole.
+    r"""Loss of a linear head without logits: ``[..., features], [features, classes], [...] -> []``.
 
     .. math:: \operatorname{loss}_i = \operatorname{ce}(x_i^\top W + b, y_i)
 

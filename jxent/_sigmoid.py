@@ -12,7 +12,7 @@ from ._statistics import computing_dtype, upcast
 
 
 def sigmoid_entropy(logits: ArrayLike) -> jax.Array:
-    r"""Entropy of the binary distribution with a given logit.
+    r"""Entropy of the binary distribution with a given logit: ``[...] -> [...]``.
 
     .. math:: H(p) = -p \log p - (1 - p) \log (1 - p), \qquad p = \sigma(z)
 
@@ -47,7 +47,7 @@ def sigmoid_binary_cross_entropy(
     pos_weight: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
 ) -> jax.Array:
-    r"""Binary cross-entropy of the sigmoid of logits.
+    r"""Binary cross-entropy of the sigmoid of logits: ``[...], [...] -> [...]``.
 
     .. math::
         -w \tilde y \log \sigma(z) - (1 - \tilde y) \log \sigma(-z), \qquad
@@ -86,7 +86,7 @@ def sigmoid_binary_cross_entropy(
 
 
 def sigmoid_kl_divergence(logits: ArrayLike, target_logits: ArrayLike) -> jax.Array:
-    r"""Kullback-Leibler divergence of binary distributions given by logits.
+    r"""Kullback-Leibler divergence of sigmoids: ``[...], [...] -> [...]``.
 
     .. math::
         p \log \frac pq + (1 - p) \log \frac{1 - p}{1 - q}, \qquad

@@ -18,7 +18,7 @@ from ._surprisals import surprisals
 
 
 def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    r"""Logarithm of the sum of exponentials, the normaliser of softmax.
+    r"""Logarithm of the sum of exponentials: ``[..., classes] -> [...]``.
 
     .. math:: \operatorname{lse}(z) = \log \sum_j e^{z_j} = m + \operatorname{log1p}(s)
 
@@ -55,7 +55,7 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 
 
 def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    r"""Logarithm of the softmax probabilities.
+    r"""Logarithm of the softmax probabilities: ``[..., classes] -> [..., classes]``.
 
     .. math:: \log p_j = -\bigl((m - z_j) + \operatorname{log1p}(s)\bigr)
 
@@ -92,7 +92,7 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
 
 
 def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    r"""Softmax probabilities.
+    r"""Softmax probabilities: ``[..., classes] -> [..., classes]``.
 
     .. math:: p_j = \frac{e^{z_j}}{\sum_i e^{z_i}} = \frac{e^{z_j - m}}{1 + s}
 
@@ -128,7 +128,7 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
 def softmax_entropy(
     logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Entropy of the softmax distribution.
+    r"""Entropy of the softmax distribution: ``[..., classes] -> [...]``.
 
     .. math:: H(p) = -\sum_j p_j \log p_j, \qquad p = \operatorname{softmax}(z)
 
