@@ -165,7 +165,11 @@ def _binary_loss_fwd(
     logits: jax.Array, positive: jax.Array, negative: jax.Array
 ) -> tuple[jax.Array, Any]:
     z, a, b = upcast(logits, positive, negative)
-    loss = times(a, jax.nn.softplus(-z)) + times(b, jax.nn.softplus(z))
+    # One selection outermost: XLA:CPU would write the factors of a sum of products to memory.
+    infinite = jnp.isinf(z)
+    limit = times(jnp.where(z > 0, b, a), jnp.full_like(z, jnp.inf))
+    z = jnp.where(infinite, 0.0, z)
+    loss = jnp.where(infinite, limit, a * jax.nn.softplus(-z) + b * jax.nn.softplus(z))
     return loss, (logits, positive, negative)
 
 
