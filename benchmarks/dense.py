@@ -1,76 +1,132 @@
-"""Integer-label cross-entropy beside optax: time here, and bytes moved on a TPU by its compiler.
+"""The dense losses beside optax's and PyTorch's, on whatever device JAX has: time and temporaries.
 
-``python benchmarks/dense.py`` times both interleaved, in one process. ``--tpu v5e:2x2`` compiles
-them for that TPU instead, which takes the package `libtpu` but no TPU.
+``python benchmarks/dense.py`` runs the libraries interleaved, in one process, and prints a
+Markdown table of the medians of their times relative to jxent's peers, and of what XLA needs
+beside arguments and results. PyTorch is compared on a CPU, where it is installed. With tqdm
+installed, progress is shown.
 """
 
 import argparse
-import os
+import functools
+import importlib.util
+import platform
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
-EXAMPLES, CLASSES = 2048, 32768
+import jxent
+
+try:
+    from tqdm import tqdm
+except ImportError:
+
+    def tqdm(rows, **_):
+        """No progress bar."""
+        return rows
+
+
+SHAPES = [(2048, 32768), (8192, 1024), (65536, 10)]
+SOFTMAX, SIGMOID = "softmax_cross_entropy_with_integer_labels", "sigmoid_binary_cross_entropy"
+ROWS = [
+    *((SOFTMAX, shape, dtype) for shape in SHAPES for dtype in ("float32", "bfloat16")),
+    *((SIGMOID, (10**7,), dtype) for dtype in ("float32", "bfloat16")),
+]
+KINDS = {"forward": jax.jit, "value and gradient": lambda f: jax.jit(jax.value_and_grad(f))}
 
 
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tpu", metavar="TOPOLOGY", help="compile for this TPU")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--part", type=int, default=1, help="of the examples, one in so many")
     options = parser.parse_args()
-    if options.tpu:
-        os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
+    with_torch = jax.default_backend() == "cpu" and importlib.util.find_spec("torch")
+    versions = [f"JAX {jax.__version__}", f"optax {optax.__version__}"]
+    if with_torch:
+        import torch
 
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    import jxent
-
-    def mean_loss(library):
-        return lambda z, y: jnp.mean(library.softmax_cross_entropy_with_integer_labels(z, y))
-
-    losses = {"jxent": mean_loss(jxent), "optax": mean_loss(optax)}
-    kinds = {"value": jax.jit, "value and gradient": lambda f: jax.jit(jax.value_and_grad(f))}
-    for kind, make in kinds.items():
-        functions = {name: make(loss) for name, loss in losses.items()}
-        if options.tpu:
-            passes = {n: _passes(f, options.tpu, options.dtype) for n, f in functions.items()}
-            print(f"{kind}, passes over the logits on {options.tpu}, {options.dtype}:", passes)
-        else:
-            seconds = _seconds(functions, options.dtype, options.runs)
-            ratio = seconds["jxent"] / seconds["optax"]
-            print(f"{kind}, {options.dtype}: {ratio:.2f} times optax's {seconds['optax']:.3f} s")
+        versions.append(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    device = jax.devices()[0].device_kind
+    print(f"Python {platform.python_version()}, {', '.join(versions)}; {device}.")
+    print("Times relative to the peer; temporaries relative to the logits, and optax's.\n")
+    print("| loss | shape | dtype | | time / optax | time / PyTorch | temporaries | optax's |")
+    print("|---|---|---|---|--:|--:|--:|--:|")
+    for name, shape, dtype in tqdm(ROWS, leave=False):
+        shape = (shape[0] // options.part, *shape[1:])
+        for cells in compared(name, shape, dtype, with_torch, options.runs):
+            tqdm.write(cells) if hasattr(tqdm, "write") else print(cells, flush=True)
 
 
-def _seconds(functions, dtype, runs):
-    import jax
-    import jax.numpy as jnp
-
+def compared(name, shape, dtype, with_torch, runs):
+    """The rows of the table for one loss."""
     rng = np.random.default_rng(0)
-    z = jnp.asarray(rng.standard_normal((EXAMPLES, CLASSES), np.float32), dtype)
-    y = jnp.asarray(rng.integers(0, CLASSES, EXAMPLES))
-    taken = {name: [] for name in functions}
-    for _ in range(runs + 1):
-        for name, function in functions.items():
+    z = jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
+    if name == SOFTMAX:
+        y = jnp.asarray(rng.integers(0, shape[-1], shape[0]))
+    else:
+        y = jnp.asarray(rng.integers(0, 2, shape), dtype)
+
+    def mean_loss(library, z, y):
+        return jnp.mean(getattr(library, name)(z, y))
+
+    for kind, make in KINDS.items():
+        programs = {
+            library.__name__: make(functools.partial(mean_loss, library)).lower(z, y).compile()
+            for library in (jxent, optax)
+        }
+        temporaries = [
+            f"{program.memory_analysis().temp_size_in_bytes / z.nbytes:.2f}"
+            for program in programs.values()
+        ]
+        if with_torch:
+            programs["torch"] = torch_program(name, kind, z, y)
+        seconds = medians(programs, z, y, runs)
+        ratios = [
+            f"{seconds['jxent'] / seconds[peer]:.2f}" if peer in seconds else ""
+            for peer in ("optax", "torch")
+        ]
+        cells = [name, " x ".join(map(str, shape)), dtype, kind, *ratios, *temporaries]
+        yield f"| {' | '.join(cells)} |"
+
+
+def torch_program(name, kind, z, y):
+    """The same by PyTorch, a function of what it does not need: it has its own arrays."""
+    import torch
+
+    z = torch.tensor(np.asarray(z, np.float32)).to(getattr(torch, z.dtype.name))
+    y = torch.tensor(np.asarray(y, np.int64 if name == SOFTMAX else np.float32))
+    loss = torch.nn.functional.cross_entropy
+    if name == SIGMOID:
+        loss, y = torch.nn.functional.binary_cross_entropy_with_logits, y.to(z.dtype)
+
+    def forward(*_):
+        with torch.no_grad():
+            return loss(z, y)
+
+    def value_and_gradient(*_):
+        leaf = z.detach().requires_grad_()
+        value = loss(leaf, y)
+        value.backward()
+        return value.detach(), leaf.grad
+
+    return forward if kind == "forward" else value_and_gradient
+
+
+def medians(programs, z, y, runs):
+    """Of the times of each program, all run in turn."""
+    taken = {name: [] for name in programs}
+    for run in range(runs + 1):
+        for name, program in programs.items():
             start = time.perf_counter()
-            jax.block_until_ready(function(z, y))
-            taken[name].append(time.perf_counter() - start)
-    return {name: float(np.median(seconds[1:])) for name, seconds in taken.items()}
-
-
-def _passes(function, topology, dtype):
-    import jax
-    from jax.experimental import topologies
-
-    (device, *_) = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    z = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), dtype, sharding=sharding)
-    y = jax.ShapeDtypeStruct((EXAMPLES,), "int32", sharding=sharding)
-    cost = function.lower(z, y).compile().cost_analysis()
-    return round(cost["bytes accessed"] / (z.size * z.dtype.itemsize), 2)
+            result = program(z, y)
+            if name != "torch":
+                jax.block_until_ready(result)
+            if run:
+                taken[name].append(time.perf_counter() - start)
+    return {name: float(np.median(seconds)) for name, seconds in taken.items()}
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def _chunk_size(examples: int, kernel: tuple[int, ...], itemsize: int) -> int:
     At least 128, so that the products stay bound by arithmetic; and chunks of equal size.
     """
     features, classes = kernel
-    budget = max(2**25, features * classes * itemsize // 8)
+    budget = max(3 * 2**23, features * classes * itemsize // 8)
     most = max(128, budget // (classes * itemsize))
     return max(1, math.ceil(examples / max(1, math.ceil(examples / most))))
 

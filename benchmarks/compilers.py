@@ -1,0 +1,250 @@
+"""What the compilers for TPUs and for an H100 make of the losses, on a machine that has neither.
+
+``python benchmarks/compilers.py`` prints a Markdown table of passes (bytes moved, divided by the
+bytes of the logits), temporaries and estimated time. Nothing runs: the figures are the compilers'
+own, and the same every time. It takes what ``pip install ".[aot]"`` installs. With tqdm installed,
+progress is shown.
+
+As a module: `compile_for` compiles a function for one of `devices`. Import it before JAX and in a
+process of its own, because it has JAX find no device but the CPU.
+"""
+
+import argparse
+import datetime
+import functools
+import importlib.metadata
+import itertools
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+# No accelerator is looked for, neither here nor by asking the network; and several processes may
+# compile at once.
+os.environ.update(
+    JAX_PLATFORMS="cpu",
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_WORKER_HOSTNAMES="localhost",
+    TPU_ACCELERATOR_TYPE="v5e-4",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    TF_CPP_MIN_LOG_LEVEL="3",
+)
+
+import jax
+from jax.experimental import topologies
+
+try:
+    from tqdm import tqdm
+except ImportError:
+
+    def tqdm(rows):
+        """No progress bar."""
+        print(f"compiling {len(rows)} rows, some seconds each", file=sys.stderr)
+        return rows
+
+
+_H100 = """
+    gpu_device_info {
+      cuda_compute_capability { major: 9 }
+      core_count: 132  fpus_per_core: 128  clock_rate_ghz: 1.98
+      threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
+      block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+      registers_per_block_limit: 65536  registers_per_core_limit: 65536
+      shared_memory_per_block: 49152  shared_memory_per_block_optin: 232448
+      shared_memory_per_core: 233472  l2_cache_size: 52428800
+      memory_bandwidth: 3352320000000  device_memory_size: 84942979072
+    }
+    platform_name: "CUDA"
+"""
+devices: dict[str, dict[str, str]] = {
+    "v5e": {"platform": "tpu", "topology_name": "v5e:2x2"},
+    "v5p": {"platform": "tpu", "topology_name": "v5p:2x2x1"},
+    "v6e": {"platform": "tpu", "topology_name": "v6e:2x2"},
+    "h100": {"platform": "cuda", "topology": "1x1x1", "target_config": _H100},
+}
+"""What JAX calls the devices."""
+
+
+class Figures(NamedTuple):
+    """What a compiler says of a program.
+
+    The body of a loop is counted once, however often it runs: multiply, or compile without loops.
+    """
+
+    bytes_moved: int
+    temporaries: int
+    """The bytes it needs beside its arguments and results."""
+    estimated_seconds: float | None
+    """On a TPU that of the bytes alone; on the H100 XLA's model of bytes and arithmetic."""
+    text: str
+    """The optimised HLO."""
+
+
+def unavailable(device: str) -> str | None:
+    """Why nothing can be compiled for `device`, or None."""
+    if jax.config.jax_platforms != "cpu":
+        return "JAX_PLATFORMS must be cpu: import compilers before jax"
+    on_tpu = devices[device]["platform"] == "tpu"
+    needed = ["libtpu"] if on_tpu else ["jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-nvvm"]
+    missing = [name for name in needed if name not in _installed()]
+    if missing:
+        return f'not installed: {", ".join(missing)}; pip install ".[aot]" does'
+    unlike = [n for n in needed if n.startswith("jax") and _installed()[n] != jax.__version__]
+    return f"not of the version of JAX: {', '.join(unlike)}" if unlike else None
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    return {d.name: d.version for d in importlib.metadata.distributions()}
+
+
+@functools.cache
+def _sharding(device: str) -> jax.sharding.Sharding:
+    jax.devices()  # registers the plugins
+    (first, *_) = topologies.get_topology_desc(**devices[device]).devices
+    return jax.sharding.SingleDeviceSharding(first)
+
+
+def compile_for(
+    device: str, function: Callable[..., Any], *arguments: jax.ShapeDtypeStruct
+) -> Figures:
+    """Compiles `function` of arguments of these shapes and dtypes for one such device."""
+    reason = unavailable(device)
+    if reason:
+        raise RuntimeError(f"nothing can be compiled for {device}: {reason}")
+    there = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(device)) for x in arguments]
+    lowered = jax.jit(function).lower(*there)
+    on_tpu = devices[device]["platform"] == "tpu"
+    compiled = lowered.compile(None if on_tpu else {"xla_gpu_collect_cost_model_stats": True})
+    text = compiled.as_text()
+    if on_tpu:
+        cost = compiled.cost_analysis()
+        moved, seconds = int(cost["bytes accessed"]), cost.get("optimal_seconds", -1)
+    else:  # The first of the models' times that stand at each kernel.
+        times = re.findall(r'"reification_cost":\[\{[^}]*"exec_time_us":([^,}]+)', text)
+        moved, seconds = _bytes_moved(text), 1e-6 * sum(map(float, times))
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    # Of a program with a kernel that they cannot judge the models say less than nothing.
+    return Figures(moved, temporaries, seconds if seconds > 0 else None, text)
+
+
+class _Instruction(NamedTuple):
+    type: str
+    operation: str
+    operands: list[str]
+    rest: str
+
+
+_MOVES_NOTHING = {"bitcast", "constant", "get-tuple-element", "parameter", "tuple"}
+_CALLS = {"call", "conditional", "while"}
+_SLICES = {"dynamic-slice", "gather", "slice"}
+_WIDTHS = {"token": 0, "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2} | {
+    kind + bits: int(bits) // 8 for kind in "suf" for bits in ("32", "64")
+}
+
+
+def _bytes_moved(text: str) -> int:
+    """Bytes of operands and results of every kernel that the entry computation starts.
+
+    An operand counts whole, except where a kernel only gathers or slices from it.
+    """
+    computations: dict[str, dict[str, _Instruction]] = {}
+    entry = ""
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
+            computations[header[2]] = current = {}
+            entry = header[2] if header[1] else entry
+        elif found := re.match(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line):
+            name, types, operation, rest = found.groups()
+            operands = re.findall(r"%([\w.-]+)", rest.split(")")[0])
+            current[name] = _Instruction(types, operation, operands, rest)
+
+    def partly_read(computation: str) -> dict[int, int]:
+        parts = {}
+        for name, parameter in computations[computation].items():
+            users = [i for i in computations[computation].values() if name in i.operands]
+            if parameter.operation == "parameter" and {i.operation for i in users} <= _SLICES:
+                parts[int(parameter.rest.split(")")[0])] = sum(_size(i.type) for i in users)
+        return parts
+
+    def moved(computation: str) -> int:
+        instructions = computations[computation]
+        total = 0
+        for i in instructions.values():
+            called = [c for c in re.findall(r"%([\w.-]+)", i.rest) if c in computations]
+            if i.operation in _CALLS:
+                total += sum(moved(c) for c in called)
+            elif i.operation not in _MOVES_NOTHING and not i.operation.endswith("-done"):
+                parts = partly_read(called[0]) if i.operation == "fusion" else {}
+                sizes = (_size(instructions[name].type) for name in i.operands)
+                total += sum(parts.get(n, size) for n, size in enumerate(sizes)) + _size(i.type)
+        return total
+
+    return moved(entry)
+
+
+def _size(types: str) -> int:
+    total = 0
+    for kind, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", types):
+        total += _WIDTHS[kind] * math.prod(int(size) for size in sizes.split(",") if size)
+    return total
+
+
+_SPARSE, _SOFT = "softmax_cross_entropy_with_integer_labels", "softmax_cross_entropy"
+_CALLERS = (("optax", False), ("jxent", False), ("jxent", True))
+_OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-4}
+# Library, function, its second argument, and whether options and class weights are on.
+_LOSSES = [
+    *[(library, _SPARSE, "labels", on) for library, on in _CALLERS],
+    *[(library, _SOFT, "rows", on) for library, on in _CALLERS],
+    ("jxent", "softmax_entropy", "", False),
+    ("jxent", "softmax_kl_divergence", "rows", False),
+]
+
+
+def _cells(device: str, dtype: str, loss: tuple[Any, ...], shape: list[int]) -> list[str]:
+    library, name, second, with_options = loss
+    function = getattr(importlib.import_module(library), name)
+    z, weights = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[1:], "float32")
+    labels = jax.ShapeDtypeStruct(shape[:1], "int32")
+    arguments = [z, *{"labels": [labels], "rows": [z], "": []}[second]]
+    losses = function
+    if with_options:
+        arguments.append(weights)
+        losses = lambda *args: function(*args[:-1], class_weights=args[-1], **_OPTIONS)  # noqa: E731
+    cells = [device, dtype, f"{library}.{name}" + (", with options" if with_options else "")]
+    for program in losses, jax.value_and_grad(lambda *args: losses(*args).sum()):
+        figures = compile_for(device, program, *arguments)
+        size, seconds = z.size * z.dtype.itemsize, figures.estimated_seconds
+        cells.append(f"{figures.bytes_moved / size:.2f}")
+        cells.append(f"{100 * figures.temporaries / size:.1f}")
+        cells.append("" if seconds is None else f"{1e3 * seconds:.3f}")
+    return cells
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", nargs="+", choices=devices, default=list(devices))
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--examples", type=int, default=4096)
+    parser.add_argument("--classes", type=int, default=32768)
+    chosen = parser.parse_args()
+    reasons = {d: reason for d in chosen.devices if (reason := unavailable(d))}
+    if reasons:
+        sys.exit("\n".join(f"{d}: {reason}" for d, reason in reasons.items()))
+    names = ("jax", "libtpu", "nvidia-cuda-nvcc", "optax")
+    versions = ", ".join(f"{n} {_installed()[n]}" for n in names if n in _installed())
+    print(f"{datetime.date.today()}: {versions}; {chosen.examples} x {chosen.classes}.")
+    print("Passes, temporaries in % of the logits, estimated ms; the gradient is for the logits.\n")
+    print("| device | dtype | loss | forward | | | value and gradient | | |")
+    print("|---|---|---|--:|--:|--:|--:|--:|--:|")
+    for row in tqdm(list(itertools.product(chosen.devices, chosen.dtypes, _LOSSES))):
+        cells = _cells(*row, [chosen.examples, chosen.classes])
+        print("|", " | ".join(cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()

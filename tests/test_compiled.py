@@ -1,0 +1,213 @@
+"""Bytes moved and temporaries of every function, as the compilers for a TPU and an H100 count them.
+
+The cross-entropies and the entropy keep what the README promises. Every function is bounded by
+what was measured, so that a change which makes XLA write the exponentials to memory is seen.
+``python tests/test_compiled.py`` measures, and prints the table that stands here.
+"""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.aot
+
+# More than the fast memory of any of the devices: what fits there would not count as moved.
+EXAMPLES, CLASSES, FEATURES = 4096, 50304, 512
+SHAPES = {"labels": (EXAMPLES,), "inputs": (EXAMPLES, FEATURES), "kernel": (FEATURES, CLASSES)}
+COPY = "a copy"
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-4}
+SPARSE, SOFT = "softmax_cross_entropy_with_integer_labels", "softmax_cross_entropy"
+# Name, second argument, and whether options and class weights are on.
+PROMISED = [
+    (SPARSE, "labels", False),
+    (SPARSE, "labels", True),
+    (SOFT, "distributions", False),
+    (SOFT, "distributions", True),
+    ("softmax_entropy", None, False),
+]
+TEMPORARIES = {"v5e": 0.01, "h100": 0.04}
+DTYPES = ("bfloat16", "float32")
+KINDS = ("passes", "temporaries", "passes with gradient", "temporaries with gradient")
+
+# Forward, then value and gradient with respect to every argument that has one: bytes moved, and
+# temporaries, each divided by the bytes of the logits.
+MEASURED = {
+    "v5e": {
+        "logsumexp": (1.0, 0.0, 3.0, 0.0),
+        "log_softmax": (4.0, 0.0, 4.001, 0.0),
+        "softmax": (4.0, 0.0, 4.001, 0.0),
+        "softmax_entropy": (1.0, 0.0, 3.001, 0.0),
+        "softmax_cross_entropy": (2.001, 0.0, 6.001, 0.0),
+        "softmax_cross_entropy_with_integer_labels": (1.001, 0.0, 3.001, 0.0),
+        "safe_softmax_cross_entropy": (2.001, 0.0, 6.001, 0.0),
+        "poly_loss_cross_entropy": (5.001, 0.0, 13.003, 0.0),
+        "softmax_focal_loss_with_integer_labels": (1.001, 0.0, 3.001, 0.0),
+        "softmax_kl_divergence": (6.004, 0.0, 12.006, 0.001),
+        "softmax_jensen_shannon_divergence": (8.004, 0.0, 14.008, 0.001),
+        "sigmoid_entropy": (3.0, 0.0, 2.0, 0.0),
+        "sigmoid_binary_cross_entropy": (4.0, 0.0, 4.0, 0.0),
+        "sigmoid_kl_divergence": (4.0, 0.0, 4.0, 0.0),
+        "sigmoid_focal_loss": (4.0, 0.0, 4.0, 0.0),
+        "kl_divergence": (2.0, 0.0, 4.0, 0.0),
+        "kl_divergence_with_log_targets": (2.0, 0.0, 4.0, 0.0),
+        "generalized_kl_divergence": (2.0, 0.0, 4.0, 0.0),
+        "entropy": (1.0, 0.0, 2.0, 0.0),
+        "cross_entropy": (2.0, 0.0, 4.0, 0.0),
+        "relative_entropy": (4.0, 0.0, 6.0, 0.0),
+        "jensen_shannon_divergence": (2.0, 0.0, 4.0, 0.0),
+        "cross_entropy_with_integer_labels": (1.0, 0.0, 2.0, 0.0),
+        "negative_log_likelihood": (1.0, 0.0, 2.0, 0.0),
+        "binary_entropy": (3.0, 0.0, 2.0, 0.0),
+        "binary_cross_entropy": (4.0, 0.0, 4.0, 0.0),
+        "weighted_mean": (2.0, 0.0, 6.0, 0.0),
+        "linear_softmax_cross_entropy": (0.751, 0.0, 3.185, 0.329),
+    },
+    "h100": {
+        "logsumexp": (1.016, 0.008, 3.016, 0.005),
+        "log_softmax": (4.016, 0.005, 4.027, 0.005),
+        "softmax": (4.016, 0.005, 4.027, 0.005),
+        "softmax_entropy": (1.026, 0.013, 3.026, 0.01),
+        "softmax_cross_entropy": (2.041, 0.021, 6.042, 0.016),
+        "softmax_cross_entropy_with_integer_labels": (1.021, 0.01, 3.021, 0.008),
+        "safe_softmax_cross_entropy": (2.041, 0.021, 6.042, 0.016),
+        "poly_loss_cross_entropy": (4.067, 0.028, 14.099, 2.006),
+        "softmax_focal_loss_with_integer_labels": (1.021, 0.01, 3.021, 0.008),
+        "softmax_kl_divergence": (6.054, 0.008, 14.056, 2.001),
+        "softmax_jensen_shannon_divergence": (14.064, 4.01, 18.066, 4.001),
+        "sigmoid_entropy": (3.0, 0.0, 2.0, 0.0),
+        "sigmoid_binary_cross_entropy": (4.0, 0.0, 4.0, 0.0),
+        "sigmoid_kl_divergence": (4.0, 0.0, 18.0, 6.0),
+        "sigmoid_focal_loss": (4.0, 0.0, 14.0, 4.0),
+        "kl_divergence": (2.01, 0.005, 4.0, 0.0),
+        "kl_divergence_with_log_targets": (2.01, 0.005, 4.0, 0.0),
+        "generalized_kl_divergence": (2.01, 0.005, 10.0, 2.0),
+        "entropy": (1.01, 0.005, 2.0, 0.0),
+        "cross_entropy": (2.01, 0.005, 4.0, 0.0),
+        "relative_entropy": (4.041, 0.015, 10.041, 2.015),
+        "jensen_shannon_divergence": (2.01, 0.005, 14.01, 4.005),
+        "cross_entropy_with_integer_labels": (1.01, 0.005, 2.011, 0.0),
+        "negative_log_likelihood": (1.01, 0.005, 2.011, 0.005),
+        "binary_entropy": (3.0, 0.0, 8.0, 2.5),
+        "binary_cross_entropy": (4.0, 0.0, 11.0, 2.5),
+        "weighted_mean": (2.001, 0.0, 6.001, 0.0),
+        "linear_softmax_cross_entropy": (0.57, 0.081, 3.37, 0.362),
+    },
+}
+
+
+def bound(measured):
+    """A little more, and less than what one more array of the logits' size would take."""
+    return measured + min(0.04 * measured, 0.5) + 0.005
+
+
+@pytest.mark.parametrize("device", MEASURED)
+def test_bytes_moved_and_temporaries(device):
+    figures = run(device)
+    if "unavailable" in figures:
+        pytest.skip(f"{device}: {figures['unavailable']}")
+    # One read and one write, so that a format which is no longer understood does not pass.
+    assert figures.pop(COPY)[0] == pytest.approx(2, abs=0.01)
+    expected = {name: map(bound, row) for name, row in MEASURED[device].items()} | {
+        promised_name(*promised, dtype): promise(promised[1], TEMPORARIES[device])
+        for promised in PROMISED
+        for dtype in DTYPES
+    }
+    assert figures.keys() == expected.keys()
+    worse = [
+        f"{device}, {name}: {kind} {found:.3f}, allowed {allowed:.3f}"
+        for name, row in figures.items()
+        for kind, found, allowed in zip(KINDS, row, expected[name], strict=True)
+        if found > allowed
+    ]
+    assert not worse, "\n".join(worse)
+
+
+def promised_name(name, second, with_options, dtype):
+    return f"{name}{' with options' if with_options else ''} promised {dtype}"
+
+
+def promise(second, temporaries):
+    """One look at the logits, and at soft labels; the gradient takes one more, and is written."""
+    look = 2.0 if second == "distributions" else 1.0
+    return look + 0.1, temporaries, 2 * look + 1.1, temporaries
+
+
+def run(device):
+    """The figures for a device, from a process of its own: its compiler changes what JAX finds."""
+    command = [sys.executable, __file__, device]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def measure(device):
+    """Name of the function and dtype to the four figures."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    import compilers  # before JAX
+
+    reason = compilers.unavailable(device)
+    if reason:
+        return {"unavailable": reason}
+
+    import cases
+    import jax
+    import jax.numpy as jnp
+
+    import jxent
+
+    def four(call, differentiable, arguments, logits):
+        gradient = jax.value_and_grad(lambda *args: call(*args).sum(), differentiable)
+        size, row = logits.size * logits.dtype.itemsize, []
+        for function in call, gradient:
+            found = compilers.compile_for(device, function, *arguments)
+            row += [round(found.bytes_moved / size, 3), round(found.temporaries / size, 3)]
+        return row
+
+    def of_case(case):
+        # The length of the chunks is left to the function.
+        case = replace(case, fixed={k: v for k, v in case.fixed.items() if k != "chunk_size"})
+        shapes = [SHAPES.get(kind, (EXAMPLES, CLASSES)) for kind in case.kinds]
+        dtypes = ["int32" if kind == "labels" else "bfloat16" for kind in case.kinds]
+        arguments = list(map(jax.ShapeDtypeStruct, shapes, dtypes))
+        logits = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), "bfloat16")
+        return case.name, four(case.call, case.differentiable, arguments, logits)
+
+    def of_promise(name, second, with_options, dtype):
+        z = jax.ShapeDtypeStruct((4096, 32768), dtype)
+        labels = jax.ShapeDtypeStruct(z.shape[:1], "int32")
+        arguments = [z, *{"labels": [labels], "distributions": [z], None: []}[second]]
+        call = function = getattr(jxent, name)
+        if with_options:
+            arguments.append(jax.ShapeDtypeStruct(z.shape[1:], "float32"))
+            call = lambda *args: function(*args[:-1], class_weights=args[-1], **OPTIONS)  # noqa: E731
+        return promised_name(name, second, with_options, dtype), four(call, 0, arguments, z)
+
+    copied = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), "float32")
+    copy = compilers.compile_for(device, jnp.negative, copied)
+    jobs = [lambda case=case: of_case(case) for case in cases.BARE]
+    jobs += [lambda p=p, d=d: of_promise(*p, d) for p in PROMISED for d in DTYPES]
+    with ThreadPoolExecutor(2) as threads:
+        table = dict(threads.map(lambda job: job(), jobs))
+    return {COPY: [copy.bytes_moved / (copied.size * 4)]} | table
+
+
+def main():
+    """Of one device as JSON; without an argument the table."""
+    if sys.argv[1:]:
+        print(json.dumps(measure(sys.argv[1])))
+        return
+    print("MEASURED = {")
+    for device in "v5e", "h100":
+        print(f'    "{device}": {{')
+        for name, row in run(device).items():
+            if name != COPY and "promised" not in name:
+                print(f'        "{name}": {tuple(row)},')
+        print("    },")
+    print("}")
+
+
+if __name__ == "__main__":
+    main()
