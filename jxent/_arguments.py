@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._labels import explicit_sharding
 from ._statistics import computing_dtype
 
 ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence["ArrayLike"]
@@ -37,7 +38,7 @@ def elementwise(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax
             f"{name} must have the shape of {like_name} {like.shape} or be a scalar,"
             f" got shape {array.shape}"
         )
-    return _broadcast(array, like, like.shape)
+    return _broadcast(array, like, like.shape, explicit_sharding(like))
 
 
 def trailing(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Array:
@@ -48,7 +49,7 @@ def trailing(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Ar
             f"{name} must have the last dimensions of {like_name} {like.shape} or be a scalar,"
             f" got shape {array.shape}"
         )
-    return _broadcast(array, like, like.shape)
+    return _broadcast(array, like, like.shape, explicit_sharding(like))
 
 
 def boolean(name: str, x: ArrayLike) -> jax.Array:
@@ -93,6 +94,8 @@ class Rows:
     """Which classes count, ``[..., classes]``; None: all."""
     counted: jax.Array | None = None
     """Which examples count, ``[...]``; None: all."""
+    sharding: jax.sharding.NamedSharding | None = None
+    """Where ``[..., classes]`` lies, if its type says so."""
 
     @classmethod
     def of(cls, name: str, x: jax.Array, axis: Axis, where: ArrayLike | None) -> Self:
@@ -100,6 +103,8 @@ class Rows:
         rows = cls(name, x.shape, axes_of(name, x.ndim, axis))
         if not rows.axes or math.prod(rows.classes) == 0:
             raise ValueError(f"{name} must have at least one class, got shape {x.shape}")
+        if explicit_sharding(x):
+            rows = replace(rows, sharding=explicit_sharding(rows.canonical(x)))
         if where is None:
             return rows
         mask = boolean("where", where)
@@ -201,12 +206,24 @@ class Rows:
             )
         if x.shape == self.shape:
             return self.canonical(x)
-        return _broadcast(x.reshape(-1), x, (*self.examples, math.prod(self.classes)))
+        shape = (*self.examples, math.prod(self.classes))
+        return _broadcast(x.reshape(-1), x, shape, self.sharding)
 
 
-def _broadcast(x: jax.Array, like: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`x` in this shape; in its computing dtype where its gradient is going to be a sum."""
-    return x if x.shape == shape else jnp.broadcast_to(x.astype(computing_dtype(x, like)), shape)
+def _broadcast(
+    x: jax.Array,
+    like: jax.Array,
+    shape: tuple[int, ...],
+    sharding: jax.sharding.NamedSharding | None,
+) -> jax.Array:
+    """`x` in this shape; in its computing dtype where its gradient is going to be a sum.
+
+    The sum is over shards where the sharding says so, or they would be gathered.
+    """
+    if x.shape == shape:
+        return x
+    x = x.astype(computing_dtype(x, like))
+    return jnp.broadcast_to(x, shape, out_sharding=sharding)
 
 
 def _array(name: str, x: ArrayLike) -> jax.Array:

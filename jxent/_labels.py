@@ -17,7 +17,7 @@ def is_class(labels: jax.Array, classes: int) -> jax.Array:
 
 def at_label(x: jax.Array, labels: jax.Array) -> jax.Array:
     """``[..., 1]``, the entry that the label names; any other if there is none."""
-    if _explicitly_sharded(x):
+    if explicit_sharding(x):
         return _by_comparison(x, labels)
     return jnp.take_along_axis(x, labels[..., None], axis=-1, mode="clip")
 
@@ -29,15 +29,16 @@ def undefined(x: jax.Array, labels: jax.Array) -> jax.Array:
 
 def of_label(weights: jax.Array, labels: jax.Array) -> jax.Array:
     """``[...]``, the weight of the class that the label names; 0 if there is none."""
-    if _explicitly_sharded(labels) or _explicitly_sharded(weights):
+    if explicit_sharding(labels) or explicit_sharding(weights):
         return _by_comparison(as_row(weights, labels.ndim + 1), labels)[..., 0]
     chosen = jnp.take(weights, labels, mode="clip")
     return jnp.where(is_class(labels, weights.size)[..., 0], chosen, 0.0)
 
 
-def _explicitly_sharded(x: jax.Array) -> bool:
-    """Whether a gather would be ambiguous, and raise."""
-    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+def explicit_sharding(x: jax.Array) -> jax.sharding.NamedSharding | None:
+    """The sharding in the type of `x`, if it has one. A gather would be ambiguous, and raise."""
+    sharding = jax.typeof(x).sharding
+    return sharding if any(axis is not None for axis in sharding.spec) else None
 
 
 def _by_comparison(x: jax.Array, labels: jax.Array) -> jax.Array:
