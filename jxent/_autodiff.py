@@ -2,20 +2,23 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.custom_derivatives import SymbolicZero
 
+Out = TypeVar("Out")
+"""An array, or a tuple of arrays."""
+
 
 def with_gradient(
-    fwd: Callable[..., tuple[jax.Array, Any]], bwd: Callable[..., tuple[Any, ...]]
-) -> Callable[..., jax.Array]:
+    fwd: Callable[..., tuple[Out, Any]], bwd: Callable[..., tuple[Any, ...]]
+) -> Callable[..., Out]:
     """The function ``fwd(*args)[0]``, differentiated by ``bwd`` in every mode.
 
     Args:
-      fwd: ``fwd(*args) -> (out, residuals)``, arrays in, one array out. It must not call the
-        function returned here.
+      fwd: ``fwd(*args) -> (out, residuals)``, arrays in (None for what is absent), one array
+        out or a tuple. It must not call the function returned here.
       bwd: ``bwd(residuals, cotangent) -> cotangents``, one per argument (None for integers
         and masks). It must be linear in the cotangent in its very operations, since they are
         transposed: select by the residuals, never by the cotangent.
@@ -25,7 +28,7 @@ def with_gradient(
     return in_every_mode(reverse)
 
 
-def in_every_mode(reverse: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def in_every_mode(reverse: Callable[..., Out]) -> Callable[..., Out]:
     """The function of a `jax.custom_vjp`, with forward mode added.
 
     `jax.custom_vjp` alone refuses `jax.jvp`, `jax.jacfwd` and `jax.linearize`. The tangent map
@@ -35,14 +38,16 @@ def in_every_mode(reverse: Callable[..., jax.Array]) -> Callable[..., jax.Array]
     """
 
     @jax.custom_jvp
-    def function(*args: jax.Array) -> jax.Array:
+    def function(*args: jax.Array | None) -> Out:
         return reverse(*args)
 
     @partial(function.defjvp, symbolic_zeros=True)
     def tangent_rule(primals: Any, tangents: Any) -> Any:
-        perturbed = [i for i, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
+        perturbed = [
+            i for i, t in enumerate(tangents) if not (t is None or isinstance(t, SymbolicZero))
+        ]
 
-        def of_perturbed(*values: jax.Array) -> jax.Array:
+        def of_perturbed(*values: jax.Array) -> Out:
             args = list(primals)
             for i, value in zip(perturbed, values, strict=True):
                 args[i] = value
@@ -53,8 +58,8 @@ def in_every_mode(reverse: Callable[..., jax.Array]) -> Callable[..., jax.Array]
         # The checkpoint keeps the residuals those of `fwd`: without it, linearisation would
         # store what `bwd` makes of them, an array as large as the logits for each step.
         @partial(jax.checkpoint, prevent_cse=False)
-        def pushforward(pullback: Any, dots: tuple[jax.Array, ...]) -> jax.Array:
-            out_dot: jax.Array
+        def pushforward(pullback: Any, dots: tuple[jax.Array, ...]) -> Out:
+            out_dot: Out
             (out_dot,) = jax.linear_transpose(pullback, out)(dots)
             return out_dot
 
@@ -65,16 +70,18 @@ def in_every_mode(reverse: Callable[..., jax.Array]) -> Callable[..., jax.Array]
     return lambda *args: compiled(*_align(args))
 
 
-def _align(args: tuple[jax.Array, ...]) -> list[jax.Array]:
+def _align(args: tuple[jax.Array | None, ...]) -> list[jax.Array | None]:
     """Inside `jax.shard_map`, makes every argument vary over the mesh axes that any of them does.
 
     A rule must return cotangents of its arguments' types. Here replicated arguments become
     varying ones, and JAX transposes that step itself, into the sum over the axes.
     """
-    varying = [_varying_axes(x) for x in args]
+    varying = [frozenset() if x is None else _varying_axes(x) for x in args]
     union = frozenset().union(*varying)
     return [
-        jax.lax.pcast(x, tuple(sorted(union - axes)), to="varying") if union - axes else x
+        x
+        if x is None or union == axes
+        else jax.lax.pcast(x, tuple(sorted(union - axes)), to="varying")
         for x, axes in zip(args, varying, strict=True)
     ]
 

@@ -59,11 +59,12 @@ def losses_and_gradients(
             options,
         )
         to_logits, gradients = pullback(rows["cotangents"])
-        of_rows = {}
+        inputs, kernel, of_rows = rows["inputs"], rows["kernel"], {}
+        in_bfloat16 = inputs.dtype == kernel.dtype == jnp.bfloat16
         if "inputs" in wanted:
-            of_rows["inputs"] = _dot(head, to_logits, rows["kernel"], (1, 1), dtype)
+            of_rows["inputs"] = _dot(head, to_logits, kernel, (1, 1), dtype, in_bfloat16)
         if "kernel" in wanted:
-            gradients["kernel"] = _dot(head, rows["inputs"], to_logits, (0, 0), dtype)
+            gradients["kernel"] = _dot(head, inputs, to_logits, (0, 0), dtype, in_bfloat16)
         totals = {name: totals[name] + gradients[name] for name in shared}
         return totals, (values, of_rows)
 
@@ -98,17 +99,40 @@ def _logits(head: Head, rows: Arrays) -> jax.Array:
     return _dot(head, inputs, kernel, (1, 0), computing_dtype(inputs, kernel))
 
 
-def _dot(head: Head, a: jax.Array, b: jax.Array, axes: tuple[int, int], dtype: Any) -> jax.Array:
+def _dot(
+    head: Head,
+    a: jax.Array,
+    b: jax.Array,
+    axes: tuple[int, int],
+    dtype: Any,
+    in_bfloat16: bool = False,
+) -> jax.Array:
     """The product of two matrices over one axis of each, accumulated in `dtype`.
 
-    The gradient of the logits enters unrounded: `precision` says what the hardware makes of it.
+    The gradient of the logits enters in float32, and `precision` says what the hardware makes of
+    it. Where nothing is said GPUs get it in bfloat16, beside a bfloat16 head: TPUs round it
+    themselves, but a GPU would first have to have the whole kernel in float32.
     """
-    if a.dtype != b.dtype:
-        a, b = upcast(a, b)
     numbers = (((axes[0],), (axes[1],)), ((), ()))
-    return jax.lax.dot_general(
-        a, b, numbers, precision=head.precision, preferred_element_type=dtype
-    )
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(
+            a, b, numbers, precision=head.precision, preferred_element_type=dtype
+        )
+
+    if a.dtype == b.dtype:
+        return product(a, b)
+
+    def rounded(a: jax.Array, b: jax.Array) -> jax.Array:
+        return product(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16))
+
+    def unrounded(a: jax.Array, b: jax.Array) -> jax.Array:
+        return product(*upcast(a, b))
+
+    if head.precision is not None or not in_bfloat16:
+        return unrounded(a, b)
+    result: jax.Array = jax.lax.platform_dependent(a, b, cuda=rounded, default=unrounded)
+    return result
 
 
 def _over_chunks(

@@ -1,25 +1,13 @@
 r"""Cross-entropy of softmax against integer labels and against distributions."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, Rows, floating, is_off, scalar, smoothing
-from ._autodiff import with_gradient
-from ._labels import as_row, is_label, of_label, undefined
-from ._numerics import sum_of_others, times
-from ._softmax import logsumexp_of_rows
-from ._statistics import (
-    complement,
-    computing_dtype,
-    finite_surprisal,
-    probability,
-    statistics,
-    surprisal,
-    unnormalized,
-    upcast,
-)
+from ._labels import as_row, of_label
+from ._numerics import times
+from ._statistics import computing_dtype, upcast
+from ._surprisals import surprisals
 
 
 def softmax_cross_entropy(
@@ -32,7 +20,7 @@ def softmax_cross_entropy(
     class_weights: ArrayLike | None = None,
     z_loss: ArrayLike = 0.0,
 ) -> jax.Array:
-    r"""Cross-entropy between label distributions and the softmax of logits.
+    r"""Cross-entropy of softmax and distributions: ``[..., classes], [..., classes] -> [...]``.
 
     .. math::
         -\sum_j w_j \tilde y_j \log p_j + \zeta \operatorname{lse}(z)^2, \qquad
@@ -80,10 +68,8 @@ def softmax_cross_entropy(
         epsilon = smoothing("label_smoothing", label_smoothing, y)
         y = (1 - epsilon) * y + epsilon * _uniform(rows, y)
     y = _weighted(y, rows.class_weights("class_weights", class_weights, z))
-    if not is_off(z_loss):
-        # Terms that share the logits: their gradients add up before they are rounded to 16 bits.
-        z, y = upcast(z, y)
-    return rows.settle(soft_loss(z, y) + _z_term(z, z_loss))
+    of_row = surprisals(z, None, y)
+    return rows.settle(of_row.of_weights + _z_term(z_loss, of_row.normalizer))
 
 
 def softmax_cross_entropy_with_integer_labels(
@@ -97,7 +83,7 @@ def softmax_cross_entropy_with_integer_labels(
     z_loss: ArrayLike = 0.0,
     ignore_index: int | None = None,
 ) -> jax.Array:
-    r"""Cross-entropy of softmax for the classes that the labels name.
+    r"""Cross-entropy of softmax and integer labels: ``[..., classes], [...] -> [...]``.
 
     .. math::
         (1 - \varepsilon) w_y (-\log p_y) + \frac{\varepsilon}{K} \sum_j w_j (-\log p_j)
@@ -143,23 +129,23 @@ def softmax_cross_entropy_with_integer_labels(
     array = floating("logits", logits)
     rows, y = Rows.of("logits", array, axis, where).labels("labels", labels, ignore_index)
     z = rows.logits("logits", array)
-    if not (is_off(label_smoothing) and is_off(z_loss)):
-        (z,) = upcast(z)  # for the same reason
-    losses = integer_loss(z, y)
-    weights = rows.class_weights("class_weights", class_weights, losses)
+    weights = rows.class_weights("class_weights", class_weights, z)
+    smoothed = None if is_off(label_smoothing) else _weighted(_uniform(rows, z), weights)
+    of_row = surprisals(z, y, smoothed)
+    losses = of_row.of_label
     if weights is not None:
         losses = times(of_label(weights, y), losses)
-    terms = _z_term(z, z_loss)
-    if not is_off(label_smoothing):
+    terms = _z_term(z_loss, of_row.normalizer)
+    if of_row.of_weights is not None:
         epsilon = smoothing("label_smoothing", label_smoothing, losses)
-        terms += soft_loss(z, _weighted(epsilon * _uniform(rows, z), weights))
+        terms += times(epsilon, of_row.of_weights)
         losses = times(1 - epsilon, losses)
     # An impossible label is infinitely wrong, also where softmax has no limit and they are NaN.
     return rows.settle(losses + jnp.where(losses == jnp.inf, 0.0, terms))
 
 
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    r"""Cross-entropy between label distributions and the softmax of logits.
+    r"""Cross-entropy of softmax and distributions: ``[..., classes], [..., classes] -> [...]``.
 
     .. math:: -\sum_j y_j \log p_j
 
@@ -208,56 +194,7 @@ def _uniform(rows: Rows, like: jax.Array) -> jax.Array:
     return jnp.where(rows.present, 1 / jnp.maximum(number, 1), 0.0)
 
 
-def _z_term(z: jax.Array, weight: ArrayLike) -> jax.Array | float:
+def _z_term(weight: ArrayLike, normalizer: jax.Array) -> jax.Array | float:
     if is_off(weight):
         return 0.0
-    normalizer = logsumexp_of_rows(z)
     return scalar("z_loss", weight, normalizer) * normalizer**2
-
-
-def _integer_loss_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
-    (z,) = upcast(logits)
-    stats = statistics(z, labels, logits.dtype)
-    assert stats.of_label is not None
-    loss = surprisal(stats.of_label, stats)
-    # Also where softmax has no limit because every logit is -inf; but NaN stays NaN.
-    loss = jnp.where((stats.of_label == -jnp.inf) & ~jnp.isnan(stats.maximum), jnp.inf, loss)
-    loss = loss * undefined(z, labels)
-    return loss[..., 0], (logits, labels, stats)
-
-
-# The loss is -log p_y, and d log p_y = dz_y - sum_j p_j dz_j: the gradient is p_j for the other
-# classes and p_y - 1 for the label, which is taken as -(1 - p_y) from sums without the label.
-def _integer_loss_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    logits, labels, stats = residuals
-    (z,) = upcast(logits)
-    scale = cotangent[..., None] * undefined(z, labels)
-    # What belongs to rows is multiplied first: one product for each logit is left.
-    others = unnormalized(z, stats) * (scale / (1 + stats.others))
-    of_label = -scale * complement(stats.of_label, stats)
-    gradient = jnp.where(is_label(labels, z.shape[-1]), of_label, others)
-    return gradient.astype(logits.dtype), None
-
-
-integer_loss = with_gradient(_integer_loss_fwd, _integer_loss_bwd)
-
-
-def _soft_loss_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
-    z, y = upcast(logits, labels)
-    stats = statistics(z, None, logits.dtype)
-    return jnp.sum(times(y, surprisal(z, stats)), axis=-1), (logits, labels, stats)
-
-
-# The loss is sum_i y_i (-log p_i), so the gradient for z_j is p_j sum_i y_i - y_j
-# = p_j sum_{i≠j} y_i - y_j (1 - p_j), and for y_j it is -log p_j.
-def _soft_loss_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    logits, labels, stats = residuals
-    z, y = upcast(logits, labels)
-    gradient = probability(z, stats) * sum_of_others(y) - y * complement(z, stats)
-    return (
-        (cotangent[..., None] * gradient).astype(logits.dtype),
-        (cotangent[..., None] * finite_surprisal(z, stats)).astype(labels.dtype),
-    )
-
-
-soft_loss = with_gradient(_soft_loss_fwd, _soft_loss_bwd)

@@ -1,6 +1,6 @@
 r"""Kullback-Leibler and Jensen-Shannon divergence of softmax distributions."""
 
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from ._arguments import ArrayLike, Axis, Rows, floating
 from ._autodiff import with_gradient
 from ._numerics import divergence_terms, excess, log1p, mixture_ratio
-from ._statistics import Statistics, probability, shift, statistics, surprisal, upcast
+from ._one_pass import Statistics
+from ._statistics import probability, shift, statistics, surprisal, upcast
 
 
 def softmax_kl_divergence(
     logits: ArrayLike, target_logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Kullback-Leibler divergence of the softmax of target logits from that of logits.
+    r"""Kullback-Leibler divergence of softmaxes: ``[..., classes], [..., classes] -> [...]``.
 
     .. math::
         D(p \,\|\, q) = \sum_j p_j \log \frac{p_j}{q_j}, \qquad
@@ -53,13 +54,13 @@ def softmax_kl_divergence(
       1.25e-13
     """
     rows, z_q, z_p = _two_rows_of_logits(logits, target_logits, axis, where)
-    return rows.settle(softmax_kl(z_q, z_p))
+    return rows.settle(_softmax_kl(z_q, z_p))
 
 
 def softmax_jensen_shannon_divergence(
     logits: ArrayLike, target_logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Jensen-Shannon divergence of the softmax distributions of two arrays of logits.
+    r"""Jensen-Shannon divergence of softmaxes: ``[..., classes], [..., classes] -> [...]``.
 
     .. math::
         \tfrac12 D(p \,\|\, m) + \tfrac12 D(q \,\|\, m), \qquad m = \tfrac12 (p + q)
@@ -104,51 +105,55 @@ def _two_rows_of_logits(
     return rows, rows.logits("logits", array), rows.logits("target_logits", target_logits)
 
 
-@jax.custom_jvp
-def log_ratio(z_p: jax.Array, z_q: jax.Array, of_p: Statistics, of_q: Statistics) -> jax.Array:
-    """``log p_j - log q_j``, exact also where p and q agree to many digits.
+class Pair(NamedTuple):
+    """Logits of p and of q in their computing dtype, with what is known of their rows."""
 
-    With d_j the difference of the logits less that of one class k, log p_j - log q_j =
-    d_j - log(q_k/p_k) and q_k/p_k = 1 + S, S = sum_j (q_k p_j/p_k - q_j) = sum_j q_j expm1(d_j):
-    a shift that the logits share has vanished from all of these.
-    """
-    p, q = probability(z_p, of_p), probability(z_q, of_q)
-    has_p, has_q = (shift(z, s.maximum) > -jnp.inf for z, s in ((z_p, of_p), (z_q, of_q)))
-    both = has_p & has_q
-    a = jnp.where(both & (of_p.maximum < jnp.inf), z_p, 0.0)
-    b = jnp.where(both & (of_q.maximum < jnp.inf), z_q, 0.0)
-    n_p, n_q = (
-        surprisal(jnp.where(both, z_p, of_p.maximum), of_p),
-        surprisal(jnp.where(both, z_q, of_q.maximum), of_q),
-    )
-    k = jnp.argmin(jnp.where(both, n_p + n_q, jnp.inf), axis=-1, keepdims=True)
-    at_k = jax.lax.broadcasted_iota(k.dtype, both.shape, both.ndim - 1) == k
+    z_p: jax.Array
+    z_q: jax.Array
+    of_p: Statistics
+    of_q: Statistics
 
-    def of_k(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(at_k, x, 0.0), axis=-1, keepdims=True)
+    @classmethod
+    def after(cls, known: Any, target_logits: jax.Array, logits: jax.Array) -> Self:
+        """Of logits that are read when `known` is: the statistics of p, those of q, and more.
 
+        XLA:GPU would write to memory what two stages of a divergence have in common.
+        """
+        barrier: Any = jax.lax.optimization_barrier
+        target_logits, logits, known = barrier((target_logits, logits, known))
+        z_p, z_q = upcast(target_logits, logits)
+        return cls(z_p, z_q, *known[:2])
+
+    @property
+    def p(self) -> jax.Array:
+        return probability(self.z_p, self.of_p)
+
+    @property
+    def q(self) -> jax.Array:
+        return probability(self.z_q, self.of_q)
+
+    @property
+    def has_p(self) -> jax.Array:
+        return shift(self.z_p, self.of_p.maximum) > -jnp.inf
+
+    @property
+    def has_q(self) -> jax.Array:
+        return shift(self.z_q, self.of_q.maximum) > -jnp.inf
+
+
+# With d_j the difference of the logits less that of the two maxima, log p_j - log q_j =
+# d_j - log(1 + S) and 1 + S = (1 + s_p)/(1 + s_q), S = sum_j q_j expm1(d_j), where
+# q_j exp(d_j) = (1 + S) p_j: a shift that the logits share has vanished from all of these, and
+# where p and q agree d and S are small without having been differences of anything large.
+def _anchored_difference(pair: Pair) -> jax.Array:
+    """``d_j``, exact also where p and q agree to many digits; 0 where one of them is 0."""
+    both = pair.has_p & pair.has_q
+    m_p, m_q = (jnp.where(jnp.isinf(m), 0.0, m) for m in (pair.of_p.maximum, pair.of_q.maximum))
+    a = jnp.where(both & (pair.of_p.maximum < jnp.inf), pair.z_p, m_p)
+    b = jnp.where(both & (pair.of_q.maximum < jnp.inf), pair.z_q, m_q)
     difference, error = _two_difference(a, b)
-    d = (difference - of_k(difference)) + (error - of_k(error))
-    p_k, q_k = of_k(p), of_k(q)
-    quotient = q_k / jnp.where(p_k > 0, p_k, 1.0)
-    near = both & (jnp.abs(d) < 1)
-    change = jnp.where(near, q * jnp.expm1(jnp.where(near, d, 0.0)), quotient * p - q)
-    change = jnp.sum(change, axis=-1, keepdims=True)
-    agreeing = (p_k > 0) & (change > -0.5) & (change < 2)
-    t = jnp.where(agreeing, d - log1p(jnp.where(agreeing, change, 0.0)), n_q - n_p)
-    one_sided = jnp.where(has_p == has_q, 0.0, jnp.where(has_p, jnp.inf, -jnp.inf))
-    undefined = jnp.isnan(of_p.others) | jnp.isnan(of_q.others)
-    return jnp.where(undefined, jnp.nan, jnp.where(both, t, one_sided))
-
-
-# d log p_j = dz_j - sum_i p_i dz_i, for p and for q; the tangents of the statistics are in it.
-@log_ratio.defjvp
-def _log_ratio_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    z_p, z_q, of_p, of_q = primals
-    dot_p, dot_q, _, _ = tangents
-    mean_p = jnp.sum(probability(z_p, of_p) * dot_p, axis=-1, keepdims=True)
-    mean_q = jnp.sum(probability(z_q, of_q) * dot_q, axis=-1, keepdims=True)
-    return log_ratio(z_p, z_q, of_p, of_q), (dot_p - mean_p) - (dot_q - mean_q)
+    anchor, anchor_error = _two_difference(m_p, m_q)
+    return (difference - anchor) + (error - anchor_error)
 
 
 def _two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -158,64 +163,100 @@ def _two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return difference, (a - (difference - virtual)) - (b + virtual)
 
 
-def _p_q_t(
-    z_q: jax.Array, z_p: jax.Array, of_q: Statistics, of_p: Statistics
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return probability(z_p, of_p), probability(z_q, of_q), log_ratio(z_p, z_q, of_p, of_q)
+def _statistics(
+    target_logits: jax.Array, logits: jax.Array
+) -> tuple[Statistics, Statistics, jax.Array]:
+    """Those of p, those of q, and S."""
+    z_p, z_q = upcast(target_logits, logits)
+    of_p, of_q = statistics(z_p, target_logits.dtype), statistics(z_q, logits.dtype)
+    return of_p, of_q, _change(Pair(z_p, z_q, of_p, of_q))
+
+
+def _change(pair: Pair) -> jax.Array:
+    """``S``, as ``[..., 1]``."""
+    d = _anchored_difference(pair)
+    near = pair.has_p & pair.has_q & (jnp.abs(d) < 1)
+    far = (1 + pair.of_p.others) / (1 + pair.of_q.others) * pair.p - pair.q
+    terms = jnp.where(near, pair.q * jnp.expm1(jnp.where(near, d, 0.0)), far)
+    return jax.lax.stop_gradient(jnp.sum(terms, axis=-1, keepdims=True))
+
+
+@jax.custom_jvp
+def _log_ratio(pair: Pair, change: jax.Array) -> jax.Array:
+    """``log p_j - log q_j``, given S."""
+    has_p, has_q = pair.has_p, pair.has_q
+    both = has_p & has_q
+    agreeing = (change > -0.5) & (change < 2)
+    close = _anchored_difference(pair) - log1p(jnp.where(agreeing, change, 0.0))
+    far = surprisal(jnp.where(both, pair.z_q, pair.of_q.maximum), pair.of_q) - surprisal(
+        jnp.where(both, pair.z_p, pair.of_p.maximum), pair.of_p
+    )
+    one_sided = jnp.where(has_p == has_q, 0.0, jnp.where(has_p, jnp.inf, -jnp.inf))
+    undefined = jnp.isnan(pair.of_p.others) | jnp.isnan(pair.of_q.others)
+    t = jnp.where(both, jnp.where(agreeing, close, far), one_sided)
+    return jnp.where(undefined, jnp.nan, t)
+
+
+# d log p_j = dz_j - sum_i p_i dz_i, for p and for q; the tangents of the statistics are in it.
+@_log_ratio.defjvp
+def _log_ratio_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (pair, change), (dot, _) = primals, tangents
+    mean_p = jnp.sum(pair.p * dot.z_p, axis=-1, keepdims=True)
+    mean_q = jnp.sum(pair.q * dot.z_q, axis=-1, keepdims=True)
+    return _log_ratio(pair, change), (dot.z_p - mean_p) - (dot.z_q - mean_q)
 
 
 def _softmax_kl_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:
-    z_q, z_p = upcast(logits, target_logits)
-    of_q, of_p = statistics(z_q, None, logits.dtype), statistics(z_p, None, target_logits.dtype)
-    p, q, t = _p_q_t(z_q, z_p, of_q, of_p)
-    return jnp.sum(divergence_terms(t, p, q), axis=-1), (logits, target_logits, of_q, of_p)
+    known = _statistics(target_logits, logits)
+    pair, change = Pair.after(known, target_logits, logits), known[-1]
+    terms = divergence_terms(_log_ratio(pair, change), pair.p, pair.q)
+    divergence = jnp.sum(terms, axis=-1)
+    return divergence, (logits, target_logits, (*known, divergence))
 
 
 # With D = sum_j p_j t_j and t = log p - log q, the gradient is q_j - p_j = -q_j expm1(t_j) for
 # the logits of q, and p_j (t_j - D) for those of p.
 def _softmax_kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    logits, target_logits, of_q, of_p = residuals
-    z_q, z_p = upcast(logits, target_logits)
-    p, q, t = _p_q_t(z_q, z_p, of_q, of_p)
-    divergence = jnp.sum(divergence_terms(t, p, q), axis=-1, keepdims=True)
+    logits, target_logits, known = residuals
+    pair = Pair.after(known, target_logits, logits)
+    *_, change, divergence = known
+    t, p, q = _log_ratio(pair, change), pair.p, pair.q
     near = t < 1
     to_q = jnp.where(near, -q * jnp.expm1(jnp.where(near, t, 0.0)), q - p)
-    to_p = p * (jnp.where(t == -jnp.inf, 0.0, t) - divergence)
+    to_p = p * (jnp.where(t == -jnp.inf, 0.0, t) - divergence[..., None])
     return (
         (cotangent[..., None] * to_q).astype(logits.dtype),
         (cotangent[..., None] * to_p).astype(target_logits.dtype),
     )
 
 
-softmax_kl = with_gradient(_softmax_kl_fwd, _softmax_kl_bwd)
+_softmax_kl = with_gradient(_softmax_kl_fwd, _softmax_kl_bwd)
 
 
 def _softmax_js_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:
-    z_q, z_p = upcast(logits, target_logits)
-    of_q, of_p = statistics(z_q, None, logits.dtype), statistics(z_p, None, target_logits.dtype)
-    p, q, t = _p_q_t(z_q, z_p, of_q, of_p)
-    m = (p + q) / 2
-    terms = m * (excess(mixture_ratio(t)) + excess(mixture_ratio(-t)))
-    divergence = jnp.sum(terms, axis=-1) / 2
-    return divergence, (logits, target_logits, of_q, of_p)
+    known = _statistics(target_logits, logits)
+    pair, change = Pair.after(known, target_logits, logits), known[-1]
+    t, m = _log_ratio(pair, change), (pair.p + pair.q) / 2
+    from_p, from_q = (jnp.sum(m * excess(mixture_ratio(x)), axis=-1) for x in (t, -t))
+    return (from_p + from_q) / 2, (logits, target_logits, (*known, from_p, from_q))
 
 
 # With u = log(p/m), v = log(q/m) the divergence is half of sum_j p_j u_j + q_j v_j, and since
 # p + q = 2m the terms from dm add to nothing: half of p_j (u_j - sum_i p_i u_i) for the logits
 # of p, and likewise for q.
 def _softmax_js_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    logits, target_logits, of_q, of_p = residuals
-    z_q, z_p = upcast(logits, target_logits)
-    p, q, t = _p_q_t(z_q, z_p, of_q, of_p)
-    m = (p + q) / 2
+    logits, target_logits, known = residuals
+    pair = Pair.after(known, target_logits, logits)
+    *_, change, from_p, from_q = known
+    t = _log_ratio(pair, change)
 
-    def gradient(share: jax.Array, ratio: jax.Array) -> jax.Array:
-        divergence = jnp.sum(m * excess(ratio), axis=-1, keepdims=True)
-        return share * (jnp.where(ratio == -jnp.inf, 0.0, ratio) - divergence) / 2
+    def gradient(share: jax.Array, ratio: jax.Array, divergence: jax.Array) -> jax.Array:
+        finite = jnp.where(ratio == -jnp.inf, 0.0, ratio)
+        return cotangent[..., None] * share * (finite - divergence[..., None]) / 2
 
     return (
-        (cotangent[..., None] * gradient(q, mixture_ratio(-t))).astype(logits.dtype),
-        (cotangent[..., None] * gradient(p, mixture_ratio(t))).astype(target_logits.dtype),
+        gradient(pair.q, mixture_ratio(-t), from_q).astype(logits.dtype),
+        gradient(pair.p, mixture_ratio(t), from_p).astype(target_logits.dtype),
     )
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, Rows, floating, scalar
 from ._autodiff import with_gradient
-from ._cross_entropy import integer_loss, soft_loss
 from ._labels import of_label
 from ._numerics import sum_of_others, times
 from ._sigmoid import binary_loss, binary_weights
 from ._statistics import complement, probability, statistics, upcast
+from ._surprisals import surprisals
 
 
 def poly_loss_cross_entropy(
@@ -21,7 +21,7 @@ def poly_loss_cross_entropy(
     axis: Axis = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""Cross-entropy plus a multiple of the probability missed (PolyLoss, Poly-1).
+    r"""Cross-entropy plus a multiple of 1 - p (Poly1): ``[..., classes], [..., classes] -> [...]``.
 
     .. math:: -\sum_j y_j \log p_j + \epsilon \sum_j y_j (1 - p_j)
 
@@ -56,7 +56,7 @@ def poly_loss_cross_entropy(
     y = rows.soft_labels("labels", labels, array)
     # Two terms share both: their gradients add up before they are rounded to 16 bits.
     z, y = upcast(z, y)
-    losses = soft_loss(z, y)
+    losses = surprisals(z, None, y).of_weights
     return rows.settle(losses + scalar("epsilon", epsilon, losses) * _missed(z, y))
 
 
@@ -69,7 +69,7 @@ def softmax_focal_loss_with_integer_labels(
     *,
     class_weights: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""Focal loss of softmax: cross-entropy that fades where the label is likely already.
+    r"""Focal loss of softmax and integer labels: ``[..., classes], [...] -> [...]``.
 
     .. math:: w_y (1 - p_y)^\gamma (-\log p_y)
 
@@ -103,7 +103,7 @@ def softmax_focal_loss_with_integer_labels(
     """
     array = floating("logits", logits)
     rows, y = Rows.of("logits", array, axis, where).labels("labels", labels)
-    losses = integer_loss(rows.logits("logits", array), y)
+    losses = surprisals(rows.logits("logits", array), y, None).of_label
     # 1 - p_y, exact where p_y is nearly 1.
     losses = _focused(losses, -jnp.expm1(-losses), gamma)
     weights = rows.class_weights("class_weights", class_weights, losses)
@@ -116,7 +116,7 @@ def sigmoid_focal_loss(
     alpha: ArrayLike | None = None,
     gamma: ArrayLike = 2.0,
 ) -> jax.Array:
-    r"""Focal loss of the sigmoid of logits.
+    r"""Focal loss of the sigmoid of logits: ``[...], [...] -> [...]``.
 
     .. math::
         \alpha_t (1 - p_t)^\gamma \operatorname{bce}(z, y), \qquad
@@ -172,7 +172,7 @@ def _focused(losses: jax.Array, missed: jax.Array, gamma: ArrayLike) -> jax.Arra
 
 def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
     z, y = upcast(logits, labels)
-    stats = statistics(z, None, logits.dtype)
+    stats = statistics(z, logits.dtype)
     return jnp.sum(y * complement(z, stats), axis=-1), (logits, labels, stats)
 
 

@@ -36,7 +36,9 @@ def of_label(weights: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def explicit_sharding(x: jax.Array) -> jax.sharding.NamedSharding | None:
-    """The sharding in the type of `x`, if it has one. A gather would be ambiguous, and raise."""
+    """The sharding in the type of `x`, if it has one. A gather, or a reshape of
+    the classes, would be ambiguous, and raise.
+    """
     sharding = jax.typeof(x).sharding
     return sharding if any(axis is not None for axis in sharding.spec) else None
 

@@ -19,7 +19,7 @@ def cross_entropy_with_integer_labels(
     class_weights: ArrayLike | None = None,
     ignore_index: int | None = None,
 ) -> jax.Array:
-    r"""Cross-entropy of predicted probabilities for the classes that the labels name.
+    r"""Cross-entropy of probabilities and integer labels: ``[..., classes], [...] -> [...]``.
 
     .. math:: -w_y \log q_y
 
@@ -70,7 +70,7 @@ def negative_log_likelihood(
     class_weights: ArrayLike | None = None,
     ignore_index: int | None = None,
 ) -> jax.Array:
-    r"""Negative log-likelihood of the classes that the labels name (PyTorch's ``nll_loss``).
+    r"""Negative log-likelihood (``nll_loss``) of labels: ``[..., classes], [...] -> [...]``.
 
     .. math:: -w_y \ell_y
 

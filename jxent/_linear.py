@@ -32,7 +32,7 @@ def linear_softmax_cross_entropy(
     chunk_size: int | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
-    r"""Softmax cross-entropy of a linear head, without its logits ever existing whole.
+    r"""Loss of a linear head without logits: ``[..., features], [features, classes], [...] -> []``.
 
     .. math:: \operatorname{loss}_i = \operatorname{ce}(x_i^\top W + b, y_i)
 
@@ -53,8 +53,8 @@ def linear_softmax_cross_entropy(
       reduction: ``"mean"``, over the sum of the weights of the examples that count (times their
         labels' class weights), ``"sum"``, or ``"none"``.
       chunk_size: how many examples have logits at one time; by default chosen from the shapes.
-      precision: of the products, as in `jax.lax.dot`. The gradient of the logits enters them in
-        float32: for bfloat16 heads on GPUs ``"BF16_BF16_F32"`` rounds it, and is faster.
+      precision: of the products, as in `jax.lax.dot`. By default TPUs and GPUs round the gradient
+        of the logits to bfloat16 beside a bfloat16 head; with ``"highest"`` it enters in float32.
 
     Returns:
       A scalar, or ``[...]`` for ``"none"``, in nats, float32 or float64. Products of low-precision

@@ -14,7 +14,7 @@ from ._statistics import upcast
 def kl_divergence(
     log_predictions: ArrayLike, targets: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Kullback-Leibler divergence of target probabilities from predicted log-probabilities.
+    r"""KL divergence of targets from log-predictions: ``[..., classes], [..., classes] -> [...]``.
 
     .. math:: \sum_j t_j (\log t_j - \ell_j)
 
@@ -55,7 +55,7 @@ def kl_divergence_with_log_targets(
     axis: Axis = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""Kullback-Leibler divergence of target from predicted log-probabilities.
+    r"""KL divergence of log-targets and -predictions: ``[..., classes], [..., classes] -> [...]``.
 
     .. math:: \sum_j e^{\tau_j} (\tau_j - \ell_j)
 
@@ -94,7 +94,7 @@ def kl_divergence_with_log_targets(
 def generalized_kl_divergence(
     log_predictions: ArrayLike, targets: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Kullback-Leibler divergence for measures that need not sum to one.
+    r"""KL divergence of measures of any sum: ``[..., classes], [..., classes] -> [...]``.
 
     .. math:: \sum_j \left[t_j (\log t_j - \ell_j) - t_j + e^{\ell_j}\right]
 

@@ -13,7 +13,7 @@ from ._statistics import upcast
 
 
 def entropy(p: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    r"""Entropy of a distribution.
+    r"""Entropy of a distribution: ``[..., classes] -> [...]``.
 
     .. math:: H(p) = -\sum_j p_j \log p_j
 
@@ -51,7 +51,7 @@ def entropy(p: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> ja
 def cross_entropy(
     p: ArrayLike, q: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Cross-entropy H(p, q) of predicted probabilities q under the true ones p.
+    r"""Cross-entropy H(p, q), p true, q predicted: ``[..., classes], [..., classes] -> [...]``.
 
     .. math:: H(p, q) = -\sum_j p_j \log q_j = H(p) + D(p \,\|\, q)
 
@@ -87,7 +87,7 @@ def cross_entropy(
 
 
 def binary_entropy(p: ArrayLike) -> jax.Array:
-    r"""Entropy of a binary distribution.
+    r"""Entropy of a binary distribution: ``[...] -> [...]``.
 
     .. math:: -p \log p - (1 - p) \log (1 - p)
 
@@ -124,7 +124,7 @@ def binary_cross_entropy(
     pos_weight: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
 ) -> jax.Array:
-    r"""Binary cross-entropy of predicted probabilities.
+    r"""Binary cross-entropy of probabilities: ``[...], [...] -> [...]``.
 
     .. math::
         -w \tilde y \log p - (1 - \tilde y) \log (1 - p), \qquad

@@ -14,7 +14,7 @@ from ._statistics import upcast
 def relative_entropy(
     p: ArrayLike, q: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Relative entropy (Kullback-Leibler divergence) of p from q.
+    r"""Relative entropy (KL divergence) of p from q: ``[..., classes], [..., classes] -> [...]``.
 
     .. math:: D(p \,\|\, q) = \sum_j p_j \log \frac{p_j}{q_j}
 
@@ -55,7 +55,7 @@ def relative_entropy(
 def jensen_shannon_divergence(
     p: ArrayLike, q: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Jensen-Shannon divergence of two distributions.
+    r"""Jensen-Shannon divergence of distributions: ``[..., classes], [..., classes] -> [...]``.
 
     .. math::
         \tfrac12 \sum_j \left(p_j \log \frac{p_j}{m_j} + q_j \log \frac{q_j}{m_j}\right),

@@ -1,61 +1,83 @@
-"""What every loss needs of a row of logits: the one thing that platforms do differently.
+"""The sums over a row of logits: the one thing that platforms do differently.
 
 Three ways to the same numbers. `by_logsumexp` is the plain one, and the reference for the others.
-Each takes logits ``[..., classes]`` in their computing dtype and returns ``m = max_j z_j`` and
-``s = sum_{j≠k} exp(z_j - m)``, k being one maximum, as ``[..., 1]``; given labels ``[...]``, the
-logit of the label as well. Where softmax has no limit s is NaN: every logit -inf, more than one
-+inf, or a NaN logit, which makes m NaN as well.
+Each takes logits ``[..., classes]`` in their computing dtype, and what is asked of them.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._labels import at_label, is_label
+from ._labels import at_label, explicit_sharding
+from ._one_pass import Asked, Statistics, in_one_pass
 
-Labels = jax.Array | None
-Sums = tuple[jax.Array, jax.Array, jax.Array | None]
+Pair: TypeAlias = tuple[jax.Array, jax.Array]
+"""A maximum and the sum of the others."""
 
 
-def row_sums(z: jax.Array, labels: Labels, stored: np.dtype[Any]) -> Sums:
-    """``(m, s, z_y)`` by the way that suits the platform and the dtype that z is stored in."""
-    sums: Sums = jax.lax.platform_dependent(
+def row_sums(z: jax.Array, asked: Asked, stored: np.dtype[Any]) -> Statistics:
+    """The statistics by the way that suits the platform and the dtype that z is stored in."""
+    labels, weights, spread = asked
+
+    def by(way: Any) -> Any:
+        return lambda z, labels, weights: way(z, Asked(labels, weights, spread))
+
+    sums: Statistics = jax.lax.platform_dependent(
         z,
         labels,
-        cpu=partial(_on_cpu, stored=stored),
-        cuda=in_one_pass,
-        tpu=in_one_pass,
-        default=by_logsumexp,
+        weights,
+        cpu=by(partial(on_cpu, stored=stored)),
+        cuda=by(on_gpu),
+        tpu=by(in_one_pass),
+        default=by(by_logsumexp),
     )
     return sums
 
 
-def _on_cpu(z: jax.Array, labels: Labels, stored: np.dtype[Any]) -> Sums:
+def on_cpu(z: jax.Array, asked: Asked, stored: np.dtype[Any]) -> Statistics:
+    """The way that XLA:CPU compiles best for so many classes."""
     classes = z.shape[-1]
-    number = _number_of_blocks(classes)
     if classes < 12:  # So short a reduction is unrolled, and then compiled well.
-        m, s, _ = in_one_pass(z, None)
-    elif number == 1:
-        m, s, _ = by_logsumexp(z, None)
-    else:
-        m, s = by_blocks(z, stored, number)
-    return m, s, None if labels is None else at_label(z.astype(stored), labels).astype(z.dtype)
+        maximum = in_one_pass(z, Asked())[:2]
+        return _with_plain_sums(z, maximum, asked, stored)
+    # A number that divides the classes, so that blocks are few and each is a small part.
+    numbers = [n for n in range(4, 65) if classes % n == 0 and classes >= 24 * n]
+    if not numbers or explicit_sharding(z):
+        return _with_plain_sums(z, _by_logsumexp(z), asked, stored)
+    return by_blocks(z, asked, stored, max(numbers, key=lambda n: (_cuts(n), -abs(n - 32))))
 
 
-def _number_of_blocks(classes: int) -> int:
-    """A divisor of the number of classes, such that blocks are few and each is a small part.
+def _cuts(number: int) -> int:
+    """The power of two in a number of blocks: sharded classes can be cut along it."""
+    return min(number & -number, 64)
 
-    Preferably a power of two: sharded classes are cut along it.
+
+def on_gpu(z: jax.Array, asked: Asked) -> Statistics:
+    """In one pass by blocks that fit a thread block, where the classes divide into such.
+
+    XLA:GPU cuts longer rows itself, into more blocks, whose sums then move much more memory.
     """
-    candidates = (32, 16, 8, 4, *range(64, 4, -1))
-    return next((n for n in candidates if classes % n == 0 and classes >= 24 * n), 1)
+    classes = z.shape[-1]
+    sizes = [n for n in range(256, 2049) if classes % n == 0 and classes > n]
+    if not sizes or explicit_sharding(z):
+        return in_one_pass(z, asked)
+    return in_one_pass(z, asked, max(sizes, key=lambda n: (_cuts(classes // n), n)))
 
 
-def by_logsumexp(z: jax.Array, labels: Labels) -> Sums:
+def by_logsumexp(z: jax.Array, asked: Asked) -> Statistics:
     """With `jax.nn.logsumexp` over what is not the maximum, and the ties counted."""
+    return _with_plain_sums(z, _by_logsumexp(z), asked, z.dtype)
+
+
+def by_blocks(z: jax.Array, asked: Asked, stored: np.dtype[Any], number: int) -> Statistics:
+    """Sums of whole blocks of classes, and one block once more, without the maximum it has."""
+    return _with_plain_sums(z, _by_blocks(z, stored, number), asked, stored)
+
+
+def _by_logsumexp(z: jax.Array) -> Pair:
     m = jnp.max(z, axis=-1, keepdims=True)
     anchor = jnp.where(jnp.isinf(m), 0.0, m)
     # NaN is not the maximum either, so it is seen even where a compiler's maximum overlooks it.
@@ -65,51 +87,13 @@ def by_logsumexp(z: jax.Array, labels: Labels) -> Sums:
     s = jnp.where(m < jnp.inf, rest + (ties - 1), beside_infinity)
     s = jnp.where(m > -jnp.inf, s, jnp.nan)
     m, s = (jnp.where(jnp.isnan(rest), jnp.nan, x) for x in (m, s))
-    return m, s, None if labels is None else at_label(z, labels)
+    return m, s
 
 
-def in_one_pass(z: jax.Array, labels: Labels) -> Sums:
-    """Each logit begins as a row of its own, and rows are merged, in one reduction.
-
-    A merged row has the higher maximum, and the lower one among its others. The sum is carried
-    with its rounding error, which over 200 000 classes would be 10^4 eps, and in units of 2^-64,
-    so that the error of a small sum does not underflow.
-    """
-    lowest, none, unit = (np.asarray(x, z.dtype) for x in (-np.inf, 0, 2.0**64))
-
-    def merge(a: Any, b: Any) -> Any:
-        a_is_higher = (a[0] >= b[0]) | (a[0] != a[0])  # NaN is the highest, and stays.
-        m, s, error = (jax.lax.select(a_is_higher, a[i], b[i]) for i in range(3))
-        low, t, t_error = (jax.lax.select(a_is_higher, b[i], a[i]) for i in range(3))
-        # -inf is no class. Two of them would be NaN otherwise, as two +inf shall be.
-        scale = jax.lax.exp(jax.lax.select(low == lowest, low, low - m))
-        added = scale * (t + unit)
-        # Knuth's two-sum: `lost` is exactly what the rounding of s + added loses.
-        total = s + added
-        seen = total - s
-        lost = (s - (total - seen)) + (added - seen)
-        picked = (jax.lax.max(x, y) for x, y in zip(a[3:], b[3:], strict=True))
-        return m, total, error + (scale * t_error + lost), *picked
-
-    # A function of z, although a constant one: lax.reduce cannot be differentiated otherwise.
-    zero = jnp.where(jnp.zeros(z.shape, bool), z, none)
-    rows: tuple[jax.Array, ...] = (z, zero, zero)
-    init: tuple[Any, ...] = (lowest, none, none)
-    if labels is not None:
-        rows += (jnp.where(is_label(labels, z.shape[-1]), z, lowest),)
-        init += (lowest,)
-    m, s, error, *picked = (x[..., None] for x in jax.lax.reduce(rows, init, merge, (z.ndim - 1,)))
-    s = jnp.where(m > -jnp.inf, (s + error) / unit, jnp.nan)
-    return m, s, picked[0] if picked else None
-
-
-def by_blocks(z: jax.Array, stored: np.dtype[Any], number: int) -> tuple[jax.Array, jax.Array]:
-    """Sums of whole blocks of classes, and one block once more, without the maximum it has.
-
-    XLA:CPU sums exponentials fast, and without writing them to memory, while nothing but
-    arithmetic stands in the sum, on operands that no other sum shares. The comparisons that this
-    needs are kept to numbers of blocks, and to one block.
-    """
+def _by_blocks(z: jax.Array, stored: np.dtype[Any], number: int) -> Pair:
+    # XLA:CPU sums exponentials fast, and without writing them to memory, while nothing but
+    # arithmetic stands in the sum, on operands that no other sum shares. The comparisons that
+    # this needs are kept to numbers of blocks, and to one block.
     *examples, classes = z.shape
     # The maximum is that of the numbers as they are stored; two sums would share their upcast.
     blocks = z.astype(stored).reshape(*examples, number, classes // number)
@@ -136,6 +120,30 @@ def by_blocks(z: jax.Array, stored: np.dtype[Any], number: int) -> tuple[jax.Arr
     s = jnp.where(m > -jnp.inf, s, jnp.nan)
     undefined = jnp.isnan(elsewhere) | jnp.isnan(rest)
     return jnp.where(undefined, jnp.nan, m), jnp.where(undefined, jnp.nan, s)
+
+
+def _with_plain_sums(
+    z: jax.Array, maximum: Pair, asked: Asked, stored: np.dtype[Any]
+) -> Statistics:
+    """The other statistics, once the maximum is known."""
+    m, s = maximum
+    labels, weights, spread = asked
+    stats = Statistics(m, s)
+    if labels is not None:
+        of_label = at_label(z.astype(stored), labels).astype(z.dtype)
+        stats = stats._replace(of_label=of_label)
+    if weights is not None:
+        top = jnp.max(weights, axis=-1, keepdims=True)
+        below = jnp.sum(jnp.where(weights == top, 0.0, weights), axis=-1, keepdims=True)
+        ties = jnp.sum(weights == top, axis=-1, keepdims=True).astype(z.dtype)
+        costs = jnp.where(weights == 0, 0.0, weights * jnp.where(z == m, 0.0, m - z))
+        cost = jnp.sum(costs, axis=-1, keepdims=True)
+        stats = stats._replace(cost=cost, top=top, rest=below + (ties - 1) * top)
+    if spread:
+        down = jnp.minimum(z - finite(m), 0.0)
+        terms = jnp.where(down > -jnp.inf, -jnp.exp(down) * down, 0.0)
+        stats = stats._replace(spread=jnp.sum(terms, axis=-1, keepdims=True))
+    return stats
 
 
 def finite(x: jax.Array) -> jax.Array:

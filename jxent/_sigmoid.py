@@ -7,13 +7,12 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, elementwise, floating, is_off, smoothing, trailing
 from ._autodiff import with_gradient
-from ._divergence import softmax_kl
-from ._numerics import chargeable, times
+from ._numerics import chargeable, divergence_terms, log1p, times
 from ._statistics import computing_dtype, upcast
 
 
 def sigmoid_entropy(logits: ArrayLike) -> jax.Array:
-    r"""Entropy of the binary distribution with a given logit.
+    r"""Entropy of the binary distribution with a given logit: ``[...] -> [...]``.
 
     .. math:: H(p) = -p \log p - (1 - p) \log (1 - p), \qquad p = \sigma(z)
 
@@ -48,7 +47,7 @@ def sigmoid_binary_cross_entropy(
     pos_weight: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
 ) -> jax.Array:
-    r"""Binary cross-entropy of the sigmoid of logits.
+    r"""Binary cross-entropy of the sigmoid of logits: ``[...], [...] -> [...]``.
 
     .. math::
         -w \tilde y \log \sigma(z) - (1 - \tilde y) \log \sigma(-z), \qquad
@@ -87,7 +86,7 @@ def sigmoid_binary_cross_entropy(
 
 
 def sigmoid_kl_divergence(logits: ArrayLike, target_logits: ArrayLike) -> jax.Array:
-    r"""Kullback-Leibler divergence of binary distributions given by logits.
+    r"""Kullback-Leibler divergence of sigmoids: ``[...], [...] -> [...]``.
 
     .. math::
         p \log \frac pq + (1 - p) \log \frac{1 - p}{1 - q}, \qquad
@@ -120,8 +119,7 @@ def sigmoid_kl_divergence(logits: ArrayLike, target_logits: ArrayLike) -> jax.Ar
     """
     z_q = floating("logits", logits)
     z_p = elementwise("target_logits", target_logits, "logits", z_q)
-    # A binary question is a softmax over two classes, one of which has the logit 0.
-    return softmax_kl(*(jnp.stack([jnp.zeros_like(z), z], axis=-1) for z in (z_q, z_p)))
+    return _sigmoid_kl(z_q, z_p)
 
 
 def binary_weights(
@@ -167,7 +165,11 @@ def _binary_loss_fwd(
     logits: jax.Array, positive: jax.Array, negative: jax.Array
 ) -> tuple[jax.Array, Any]:
     z, a, b = upcast(logits, positive, negative)
-    loss = times(a, jax.nn.softplus(-z)) + times(b, jax.nn.softplus(z))
+    # One selection outermost: XLA:CPU would write the factors of a sum of products to memory.
+    infinite = jnp.isinf(z)
+    limit = times(jnp.where(z > 0, b, a), jnp.full_like(z, jnp.inf))
+    z = jnp.where(infinite, 0.0, z)
+    loss = jnp.where(infinite, limit, a * jax.nn.softplus(-z) + b * jax.nn.softplus(z))
     return loss, (logits, positive, negative)
 
 
@@ -185,3 +187,46 @@ def _binary_loss_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, .
 
 
 binary_loss = with_gradient(_binary_loss_fwd, _binary_loss_bwd)
+
+
+def _difference(z_p: jax.Array, z_q: jax.Array) -> jax.Array:
+    """``z_p - z_q``, 0 for equal infinities."""
+    return jnp.where(z_p == z_q, 0.0, z_p - z_q)
+
+
+# With d = z_p - z_q the sigmoids p = q e^d / (1 + q expm1(d)), so that the logarithms of p/q and
+# of (1-p)/(1-q) are -log1p((1-q) expm1(-d)) and -log1p(q expm1(d)), exact for a small d.
+def _sigmoid_kl_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:
+    z_q, z_p = upcast(logits, target_logits)
+    d = _difference(z_p, z_q)
+    near = jnp.abs(d) < 1
+
+    def terms(sign: int) -> jax.Array:
+        q, other = jax.nn.sigmoid(sign * z_q), jax.nn.sigmoid(-sign * z_q)
+        close = -log1p(other * jnp.expm1(jnp.where(near, -sign * d, 0.0)))
+        far = jax.nn.softplus(-sign * z_q) - jax.nn.softplus(-sign * z_p)
+        return divergence_terms(jnp.where(near, close, far), jax.nn.sigmoid(sign * z_p), q)
+
+    return terms(1) + terms(-1), (logits, target_logits)
+
+
+# The gradient is q - p = -q (1-q) expm1(d) / (1 + q expm1(d)) for the logit of q, and p (1-p) d
+# for that of p. A difference of two sigmoids near 1 is taken from their complements.
+def _sigmoid_kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    logits, target_logits = residuals
+    z_q, z_p = upcast(logits, target_logits)
+    d = _difference(z_p, z_q)
+    p, q = jax.nn.sigmoid(z_p), jax.nn.sigmoid(z_q)
+    not_p, not_q = jax.nn.sigmoid(-z_p), jax.nn.sigmoid(-z_q)
+    near = jnp.abs(d) < 1
+    change = jnp.expm1(jnp.where(near, d, 0.0))
+    far = jnp.where(z_q + z_p > 0, not_p - not_q, q - p)
+    to_q = jnp.where(near, -q * not_q * change / (1 + q * change), far)
+    to_p = p * not_p * jnp.where(jnp.isinf(z_p), 0.0, d)
+    return (
+        (cotangent * to_q).astype(logits.dtype),
+        (cotangent * to_p).astype(target_logits.dtype),
+    )
+
+
+_sigmoid_kl = with_gradient(_sigmoid_kl_fwd, _sigmoid_kl_bwd)

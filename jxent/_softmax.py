@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, Rows, floating
 from ._autodiff import with_gradient
+from ._one_pass import Statistics
 from ._statistics import (
-    Statistics,
     complement,
     finite_surprisal,
     probability,
@@ -14,10 +14,11 @@ from ._statistics import (
     surprisal,
     upcast,
 )
+from ._surprisals import surprisals
 
 
 def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    r"""Logarithm of the sum of exponentials, the normaliser of softmax.
+    r"""Logarithm of the sum of exponentials: ``[..., classes] -> [...]``.
 
     .. math:: \operatorname{lse}(z) = \log \sum_j e^{z_j} = m + \operatorname{log1p}(s)
 
@@ -49,12 +50,12 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
       1001.3133
     """
     rows, z = _rows_of_logits(logits, axis, where)
-    normalizer = logsumexp_of_rows(z)
+    normalizer = surprisals(z, None, None).normalizer
     return normalizer if rows.counted is None else jnp.where(rows.counted, normalizer, -jnp.inf)
 
 
 def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    r"""Logarithm of the softmax probabilities.
+    r"""Logarithm of the softmax probabilities: ``[..., classes] -> [..., classes]``.
 
     .. math:: \log p_j = -\bigl((m - z_j) + \operatorname{log1p}(s)\bigr)
 
@@ -91,7 +92,7 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
 
 
 def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
-    r"""Softmax probabilities.
+    r"""Softmax probabilities: ``[..., classes] -> [..., classes]``.
 
     .. math:: p_j = \frac{e^{z_j}}{\sum_i e^{z_i}} = \frac{e^{z_j - m}}{1 + s}
 
@@ -127,7 +128,7 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
 def softmax_entropy(
     logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    r"""Entropy of the softmax distribution.
+    r"""Entropy of the softmax distribution: ``[..., classes] -> [...]``.
 
     .. math:: H(p) = -\sum_j p_j \log p_j, \qquad p = \operatorname{softmax}(z)
 
@@ -171,26 +172,9 @@ def _rows_of_logits(
 Residuals = tuple[jax.Array, Statistics]
 
 
-def _logsumexp_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
-    (z,) = upcast(logits)
-    stats = statistics(z, None, logits.dtype)
-    m, s, _ = stats
-    return jnp.where(jnp.isinf(m), m, m + jnp.log1p(s))[..., 0], (logits, stats)
-
-
-# d lse = sum_j p_j dz_j.
-def _logsumexp_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array]:
-    logits, stats = residuals
-    (z,) = upcast(logits)
-    return ((cotangent[..., None] * probability(z, stats)).astype(logits.dtype),)
-
-
-logsumexp_of_rows = with_gradient(_logsumexp_fwd, _logsumexp_bwd)
-
-
 def _log_softmax_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
     (z,) = upcast(logits)
-    stats = statistics(z, None, logits.dtype)
+    stats = statistics(z, logits.dtype)
     return -surprisal(z, stats), (logits, stats)
 
 
@@ -210,7 +194,7 @@ _log_softmax = with_gradient(_log_softmax_fwd, _log_softmax_bwd)
 
 def _softmax_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
     (z,) = upcast(logits)
-    stats = statistics(z, None, logits.dtype)
+    stats = statistics(z, logits.dtype)
     return probability(z, stats), (logits, stats)
 
 
@@ -228,8 +212,8 @@ _softmax = with_gradient(_softmax_fwd, _softmax_bwd)
 
 def _softmax_entropy_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
     (z,) = upcast(logits)
-    stats = statistics(z, None, logits.dtype)
-    return jnp.sum(probability(z, stats) * finite_surprisal(z, stats), axis=-1), (logits, stats)
+    stats = statistics(z, logits.dtype, spread=True)
+    return _entropy(stats)[..., 0], (logits, stats)
 
 
 # dH = -sum_j (1 + log p_j) dp_j = sum_j p_j (-log p_j - H) dz_j.
@@ -237,8 +221,13 @@ def _softmax_entropy_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[ja
     logits, stats = residuals
     (z,) = upcast(logits)
     p, n = probability(z, stats), finite_surprisal(z, stats)
-    entropy = jnp.sum(p * n, axis=-1, keepdims=True)
-    return ((cotangent[..., None] * p * (n - entropy)).astype(logits.dtype),)
+    return ((cotangent[..., None] * p * (n - _entropy(stats))).astype(logits.dtype),)
+
+
+def _entropy(stats: Statistics) -> jax.Array:
+    """``sum_j p_j (-log p_j)``, with ``-log p_j = log1p(s) + (m - z_j)``."""
+    entropy: jax.Array = jnp.log1p(stats.others) + stats.spread / (1 + stats.others)
+    return entropy
 
 
 _softmax_entropy = with_gradient(_softmax_entropy_fwd, _softmax_entropy_bwd)

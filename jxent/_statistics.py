@@ -17,22 +17,15 @@ are quotients and sums of terms of one sign, so that nothing cancels.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ._labels import at_label
+from ._one_pass import Asked, Statistics
 from ._row_sums import finite, row_sums
-
-
-class Statistics(NamedTuple):
-    """Maximum, sum of the others and, where labels are given, their logit, as ``[..., 1]``."""
-
-    maximum: jax.Array
-    others: jax.Array
-    of_label: jax.Array | None
 
 
 def computing_dtype(*arrays: jax.Array) -> np.dtype[Any]:
@@ -46,27 +39,59 @@ def upcast(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(x.astype(computing_dtype(*arrays)) for x in arrays)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def statistics(logits: jax.Array, labels: jax.Array | None, stored: np.dtype[Any]) -> Statistics:
+def statistics(
+    z: jax.Array,
+    stored: np.dtype[Any],
+    *,
+    labels: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    spread: bool = False,
+) -> Statistics:
     """The statistics of each row of logits, upcast from the dtype they are stored in.
 
-    The sum is NaN where softmax has no limit: a NaN logit, every logit -inf, more than one +inf.
+    With integer labels ``[...]`` those of the label, with `weights` like the logits those of the
+    weights, with `spread` that of the entropy.
     """
-    return Statistics(*row_sums(logits, labels, stored))
+    return _statistics(z, labels, weights, spread, stored)
 
 
-@statistics.defjvp
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _statistics(
+    z: jax.Array,
+    labels: jax.Array | None,
+    weights: jax.Array | None,
+    spread: bool,
+    stored: np.dtype[Any],
+) -> Statistics:
+    return row_sums(z, Asked(labels, weights, spread), stored)
+
+
+# m is only where the sums are anchored: what is made of them does not depend on it, so its
+# tangent may be taken as zero. Then 1 + s = sum_j exp(z_j - m) gives s its tangent, in which the
+# maximum counts like every other class; and likewise with the largest weight and the rest.
+@_statistics.defjvp
 def _statistics_jvp(
-    stored: np.dtype[Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    spread: bool, stored: np.dtype[Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Statistics, Statistics]:
-    # m is only where the sum is anchored: what is made of (m, s) does not depend on it, so its
-    # tangent may be taken as zero. Then 1 + s = sum_j exp(z_j - m) gives s its tangent, in which
-    # the maximum counts like every other class.
-    (logits, labels), (dot, _) = primals, tangents
-    stats = statistics(logits, labels, stored)
-    others_dot = jnp.sum(unnormalized(logits, stats) * dot, axis=-1, keepdims=True)
-    label_dot = None if labels is None else at_label(dot, labels)
-    return stats, Statistics(jnp.zeros_like(stats.maximum), others_dot, label_dot)
+    (z, labels, weights), (dot, _, weights_dot) = primals, tangents
+    stats = _statistics(z, labels, weights, spread, stored)
+    e, down = unnormalized(z, stats), _finite_shift(z, stats.maximum)
+
+    def total(terms: jax.Array) -> jax.Array:
+        return jnp.sum(terms, axis=-1, keepdims=True)
+
+    stats_dot = Statistics(jnp.zeros_like(stats.maximum), total(e * dot))
+    if labels is not None:
+        stats_dot = stats_dot._replace(of_label=at_label(dot, labels))
+    if weights is not None:
+        cost_dot = -total(weights_dot * jnp.where(z > -jnp.inf, down, 0.0) + weights * dot)
+        stats_dot = stats_dot._replace(
+            cost=cost_dot, top=jnp.zeros_like(stats.maximum), rest=total(weights_dot)
+        )
+    if spread:
+        terms = jnp.where(e > 0, -e * (down + 1), 0.0) * dot
+        stats_dot = stats_dot._replace(spread=total(terms))
+    return stats, stats_dot
 
 
 def shift(logits: jax.Array, m: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from tolerances import DTYPES, UNITS, computing, eps
 
 import jxent
 from jxent import _statistics
-from jxent._row_sums import in_one_pass
+from jxent._one_pass import in_one_pass
 
 SIZES = [(dtype, 5_000) for dtype in DTYPES] + [("float32", 200_000), ("float64", 200_000)]
 INTEGER = jxent.softmax_cross_entropy_with_integer_labels
@@ -55,7 +55,7 @@ def assert_near(got, exact, bound, dtype):
 @pytest.fixture
 def _one_pass_everywhere(monkeypatch):
     """The way of other platforms, on this one."""
-    monkeypatch.setattr(_statistics, "row_sums", lambda z, labels, stored: in_one_pass(z, labels))
+    monkeypatch.setattr(_statistics, "row_sums", lambda z, asked, stored: in_one_pass(z, asked))
     jax.clear_caches()
     yield
     jax.clear_caches()

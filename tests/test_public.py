@@ -1,6 +1,7 @@
 """The public surface: names, docstrings, signatures, and what the import brings along."""
 
 import inspect
+import re
 import subprocess
 import sys
 
@@ -32,6 +33,13 @@ def test_nothing_else_is_public():
     }
 
 
+def test_help_is_a_table():
+    """`help(jxent)` begins with every name, on lines that a terminal does not break."""
+    text = inspect.getdoc(jxent)
+    assert {case.name for case in BARE} - set(re.findall(r"\b(\w+)\(", text)) == set()
+    assert max(map(len, text.splitlines())) <= 100
+
+
 @EVERY
 def test_docstring(case):
     text = inspect.getdoc(case.function)
@@ -40,7 +48,8 @@ def test_docstring(case):
     assert -1 not in positions, dict(zip(sections, positions, strict=True))
     assert positions == sorted(positions)
     first, blank = text.splitlines()[:2]
-    assert first.endswith(".")
+    shapes = r": ``\[.*\] -> \[.*\]``\.$"
+    assert re.search(shapes, first), "an editor shows this line first: what goes in, what comes out"
     assert not blank
     assert ">>> import jxent" in text or "import jax.numpy as jnp, jxent" in text
     arguments = text[text.index("Args:") : text.index("Returns:")]

