@@ -15,6 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._class_axes import (
+    Axes,
+    AxisName,
+    added_up,
+    bound_axes,
+    check_replicated,
+    in_any_shard,
+    number_of_shards,
+)
 from ._labels import explicit_sharding
 from ._statistics import computing_dtype
 
@@ -96,11 +105,21 @@ class Rows:
     """Which examples count, ``[...]``; None: all."""
     sharding: jax.sharding.NamedSharding | None = None
     """Where ``[..., classes]`` lies, if its type says so."""
+    class_axes: Axes = ()
+    """The mesh axes over which the classes are spread; the rows then have those of one shard."""
 
     @classmethod
-    def of(cls, name: str, x: jax.Array, axis: Axis, where: ArrayLike | None) -> Self:
+    def of(
+        cls,
+        name: str,
+        x: jax.Array,
+        axis: Axis,
+        where: ArrayLike | None,
+        class_axis_name: AxisName | None = None,
+    ) -> Self:
         """The rows of `x` along `axis`, without what `where` leaves out."""
-        rows = cls(name, x.shape, axes_of(name, x.ndim, axis))
+        axes = axes_of(name, x.ndim, axis)
+        rows = cls(name, x.shape, axes, class_axes=bound_axes(class_axis_name))
         if not rows.axes or math.prod(rows.classes) == 0:
             raise ValueError(f"{name} must have at least one class, got shape {x.shape}")
         if explicit_sharding(x):
@@ -110,8 +129,10 @@ class Rows:
         mask = boolean("where", where)
         if mask.shape == x.shape:
             present = rows.canonical(mask)
-            return replace(rows, present=present, counted=jnp.any(present, axis=-1))
+            counted = in_any_shard(jnp.any(present, axis=-1), rows.class_axes)
+            return replace(rows, present=present, counted=counted)
         if mask.shape == rows.examples:
+            check_replicated("where", mask, rows.class_axes)
             return replace(rows, counted=mask)
         raise ValueError(
             f"where must have the shape of {name} {x.shape} or of its examples {rows.examples},"
@@ -125,6 +146,12 @@ class Rows:
     @property
     def classes(self) -> tuple[int, ...]:
         return tuple(self.shape[i] for i in self.axes)
+
+    def number_present(self) -> jax.Array | int:
+        """How many classes count, ``[..., 1]`` where that differs."""
+        if self.present is None:
+            return math.prod(self.classes) * number_of_shards(self.class_axes)
+        return added_up(jnp.sum(self.present, axis=-1, keepdims=True), self.class_axes)
 
     def canonical(self, x: jax.Array) -> jax.Array:
         """``[..., classes]``, from the layout the user gave."""
@@ -163,6 +190,7 @@ class Rows:
                 f"{name} must have the shape of the examples of {self.name} {self.examples}"
                 f" or be a scalar, got shape {array.shape}"
             )
+        check_replicated(name, array, self.class_axes)
         # At least 32 bits, so that every class number can be compared with the labels.
         array = array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
         array = jnp.broadcast_to(array, self.examples)
