@@ -15,6 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._class_axes import (
+    Axes,
+    AxisName,
+    added_up,
+    bound_axes,
+    check_replicated,
+    in_any_shard,
+    number_of_shards,
+)
+from ._labels import explicit_sharding
 from ._statistics import computing_dtype
 
 ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence["ArrayLike"]
@@ -37,7 +47,7 @@ def elementwise(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax
             f"{name} must have the shape of {like_name} {like.shape} or be a scalar,"
             f" got shape {array.shape}"
         )
-    return _broadcast(array, like, like.shape)
+    return _broadcast(array, like, like.shape, explicit_sharding(like))
 
 
 def trailing(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Array:
@@ -48,7 +58,7 @@ def trailing(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Ar
             f"{name} must have the last dimensions of {like_name} {like.shape} or be a scalar,"
             f" got shape {array.shape}"
         )
-    return _broadcast(array, like, like.shape)
+    return _broadcast(array, like, like.shape, explicit_sharding(like))
 
 
 def boolean(name: str, x: ArrayLike) -> jax.Array:
@@ -93,20 +103,36 @@ class Rows:
     """Which classes count, ``[..., classes]``; None: all."""
     counted: jax.Array | None = None
     """Which examples count, ``[...]``; None: all."""
+    sharding: jax.sharding.NamedSharding | None = None
+    """Where ``[..., classes]`` lies, if its type says so."""
+    class_axes: Axes = ()
+    """The mesh axes over which the classes are spread; the rows then have those of one shard."""
 
     @classmethod
-    def of(cls, name: str, x: jax.Array, axis: Axis, where: ArrayLike | None) -> Self:
+    def of(
+        cls,
+        name: str,
+        x: jax.Array,
+        axis: Axis,
+        where: ArrayLike | None,
+        class_axis_name: AxisName | None = None,
+    ) -> Self:
         """The rows of `x` along `axis`, without what `where` leaves out."""
-        rows = cls(name, x.shape, axes_of(name, x.ndim, axis))
+        axes = axes_of(name, x.ndim, axis)
+        rows = cls(name, x.shape, axes, class_axes=bound_axes(class_axis_name))
         if not rows.axes or math.prod(rows.classes) == 0:
             raise ValueError(f"{name} must have at least one class, got shape {x.shape}")
+        if explicit_sharding(x):
+            rows = replace(rows, sharding=explicit_sharding(rows.canonical(x)))
         if where is None:
             return rows
         mask = boolean("where", where)
         if mask.shape == x.shape:
             present = rows.canonical(mask)
-            return replace(rows, present=present, counted=jnp.any(present, axis=-1))
+            counted = in_any_shard(jnp.any(present, axis=-1), rows.class_axes)
+            return replace(rows, present=present, counted=counted)
         if mask.shape == rows.examples:
+            check_replicated("where", mask, rows.class_axes)
             return replace(rows, counted=mask)
         raise ValueError(
             f"where must have the shape of {name} {x.shape} or of its examples {rows.examples},"
@@ -120,6 +146,12 @@ class Rows:
     @property
     def classes(self) -> tuple[int, ...]:
         return tuple(self.shape[i] for i in self.axes)
+
+    def number_present(self) -> jax.Array | int:
+        """How many classes count, ``[..., 1]`` where that differs."""
+        if self.present is None:
+            return math.prod(self.classes) * number_of_shards(self.class_axes)
+        return added_up(jnp.sum(self.present, axis=-1, keepdims=True), self.class_axes)
 
     def canonical(self, x: jax.Array) -> jax.Array:
         """``[..., classes]``, from the layout the user gave."""
@@ -158,6 +190,7 @@ class Rows:
                 f"{name} must have the shape of the examples of {self.name} {self.examples}"
                 f" or be a scalar, got shape {array.shape}"
             )
+        check_replicated(name, array, self.class_axes)
         # At least 32 bits, so that every class number can be compared with the labels.
         array = array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
         array = jnp.broadcast_to(array, self.examples)
@@ -201,12 +234,24 @@ class Rows:
             )
         if x.shape == self.shape:
             return self.canonical(x)
-        return _broadcast(x.reshape(-1), x, (*self.examples, math.prod(self.classes)))
+        shape = (*self.examples, math.prod(self.classes))
+        return _broadcast(x.reshape(-1), x, shape, self.sharding)
 
 
-def _broadcast(x: jax.Array, like: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`x` in this shape; in its computing dtype where its gradient is going to be a sum."""
-    return x if x.shape == shape else jnp.broadcast_to(x.astype(computing_dtype(x, like)), shape)
+def _broadcast(
+    x: jax.Array,
+    like: jax.Array,
+    shape: tuple[int, ...],
+    sharding: jax.sharding.NamedSharding | None,
+) -> jax.Array:
+    """`x` in this shape; in its computing dtype where its gradient is going to be a sum.
+
+    The sum is over shards where the sharding says so, or they would be gathered.
+    """
+    if x.shape == shape:
+        return x
+    x = x.astype(computing_dtype(x, like))
+    return jnp.broadcast_to(x, shape, out_sharding=sharding)
 
 
 def _array(name: str, x: ArrayLike) -> jax.Array:

@@ -7,12 +7,17 @@ from typing import Any, TypeVar
 import jax
 from jax.custom_derivatives import SymbolicZero
 
+from ._class_axes import Axes, varying_axes
+
 Out = TypeVar("Out")
 """An array, or a tuple of arrays."""
 
 
 def with_gradient(
-    fwd: Callable[..., tuple[Out, Any]], bwd: Callable[..., tuple[Any, ...]]
+    fwd: Callable[..., tuple[Out, Any]],
+    bwd: Callable[..., tuple[Any, ...]],
+    class_axes: Axes = (),
+    of_classes: tuple[bool, ...] = (),
 ) -> Callable[..., Out]:
     """The function ``fwd(*args)[0]``, differentiated by ``bwd`` in every mode.
 
@@ -22,13 +27,18 @@ def with_gradient(
       bwd: ``bwd(residuals, cotangent) -> cotangents``, one per argument (None for integers
         and masks). It must be linear in the cotangent in its very operations, since they are
         transposed: select by the residuals, never by the cotangent.
+      class_axes: the mesh axes over which the classes are spread.
+      of_classes: for each argument, whether every shard of the classes has its own; the others
+        and the output are the same on all of them.
     """
     reverse = jax.custom_vjp(lambda *args: fwd(*args)[0])
     reverse.defvjp(fwd, bwd)
-    return in_every_mode(reverse)
+    return in_every_mode(reverse, class_axes, of_classes)
 
 
-def in_every_mode(reverse: Callable[..., Out]) -> Callable[..., Out]:
+def in_every_mode(
+    reverse: Callable[..., Out], class_axes: Axes = (), of_classes: tuple[bool, ...] = ()
+) -> Callable[..., Out]:
     """The function of a `jax.custom_vjp`, with forward mode added.
 
     `jax.custom_vjp` alone refuses `jax.jvp`, `jax.jacfwd` and `jax.linearize`. The tangent map
@@ -67,24 +77,26 @@ def in_every_mode(reverse: Callable[..., Out]) -> Callable[..., Out]:
 
     # Compiled as one program, or each eager call would dispatch some thirty of them.
     compiled = jax.jit(function)
-    return lambda *args: compiled(*_align(args))
+    return lambda *args: compiled(*_align(args, class_axes, of_classes or (True,) * len(args)))
 
 
-def _align(args: tuple[jax.Array | None, ...]) -> list[jax.Array | None]:
-    """Inside `jax.shard_map`, makes every argument vary over the mesh axes that any of them does.
+def _align(
+    args: tuple[jax.Array | None, ...], class_axes: Axes, of_classes: tuple[bool, ...]
+) -> list[jax.Array | None]:
+    """Inside `jax.shard_map`, makes the arguments vary over the same mesh axes.
 
     A rule must return cotangents of its arguments' types. Here replicated arguments become
-    varying ones, and JAX transposes that step itself, into the sum over the axes.
+    varying ones, and JAX transposes that step itself, into the sum over the axes. Only what is
+    the same for every shard of the classes stays so, and the output with it.
     """
-    varying = [frozenset() if x is None else _varying_axes(x) for x in args]
-    union = frozenset().union(*varying)
+    given = [x for x in args if x is not None]
+    union = frozenset(class_axes).union(*map(varying_axes, given))
     return [
-        x
-        if x is None or union == axes
-        else jax.lax.pcast(x, tuple(sorted(union - axes)), to="varying")
-        for x, axes in zip(args, varying, strict=True)
+        None if x is None else _varying_over(union if own else union - set(class_axes), x)
+        for x, own in zip(args, of_classes, strict=True)
     ]
 
 
-def _varying_axes(x: jax.Array) -> frozenset[Any]:
-    return frozenset(jax.typeof(x).mat.varying)
+def _varying_over(axes: frozenset[Any], x: jax.Array) -> jax.Array:
+    missing = tuple(sorted(axes - varying_axes(x)))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x

@@ -11,19 +11,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ._class_axes import Axes
 from ._cross_entropy import softmax_cross_entropy_with_integer_labels
 from ._statistics import computing_dtype, upcast
 
 Arrays = dict[str, jax.Array]
 PER_EXAMPLE = ("inputs", "labels", "counted", "cotangents")
+SAME_FOR_ALL_CLASSES = ("labels", "counted", "weights", "label_smoothing", "z_loss")
 
 
 class Head(NamedTuple):
     """What is known when the program is traced."""
 
-    names: tuple[str, ...]
-    chunk_size: int
     precision: jax.lax.PrecisionLike
+    chunk_size: int | None
+    class_axes: Axes = ()
+    """The mesh axes over which the classes are spread."""
+    names: tuple[str, ...] = ()
 
 
 def losses(head: Head, arrays: Arrays) -> jax.Array:
@@ -32,7 +36,9 @@ def losses(head: Head, arrays: Arrays) -> jax.Array:
     # The value of a pullback, which is made of plain operations: from a loop inside a rule, as
     # this one is, JAX drops forward rules, and a second derivative would miss them.
     def step(carry: None, rows: Arrays) -> tuple[None, jax.Array]:
-        values, _ = jax.vjp(lambda logits: _losses(logits, rows), _logits(head, rows))
+        values, _ = jax.vjp(
+            lambda logits: _losses(head.class_axes, logits, rows), _logits(head, rows)
+        )
         return None, values
 
     values: jax.Array
@@ -54,7 +60,7 @@ def losses_and_gradients(
     def step(totals: Arrays, rows: Arrays) -> tuple[Arrays, tuple[jax.Array, Arrays]]:
         options = {name: rows[name].astype(dtype) for name in shared if name != "kernel"}
         values, pullback = jax.vjp(
-            lambda logits, options: _losses(logits, {**rows, **options}),
+            lambda logits, options: _losses(head.class_axes, logits, {**rows, **options}),
             _logits(head, rows),
             options,
         )
@@ -73,7 +79,7 @@ def losses_and_gradients(
     return values, {**totals, **of_rows}
 
 
-def _losses(logits: jax.Array, rows: Arrays) -> jax.Array:
+def _losses(axes: Axes, logits: jax.Array, rows: Arrays) -> jax.Array:
     """The loss of each row, from the product of its inputs with the kernel."""
     z = logits
     if "bias" in rows:
@@ -91,6 +97,7 @@ def _losses(logits: jax.Array, rows: Arrays) -> jax.Array:
         label_smoothing=rows.get("label_smoothing", 0.0),
         class_weights=rows.get("class_weights"),
         z_loss=rows.get("z_loss", 0.0),
+        class_axis_name=axes or None,
     )
 
 
@@ -140,6 +147,7 @@ def _over_chunks(
 ) -> tuple[Any, Any]:
     """`step` over chunks of whole rows, the last of them smaller if need be: none is padded."""
     examples, size = arrays["inputs"].shape[0], head.chunk_size
+    assert size is not None
 
     def chunk(start: Any, size: int) -> Arrays:
         return {

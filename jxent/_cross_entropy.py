@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, Rows, floating, is_off, scalar, smoothing
+from ._class_axes import AxisName, check_replicated
 from ._labels import as_row, of_label
 from ._numerics import times
 from ._statistics import computing_dtype, upcast
@@ -19,6 +20,7 @@ def softmax_cross_entropy(
     label_smoothing: ArrayLike = 0.0,
     class_weights: ArrayLike | None = None,
     z_loss: ArrayLike = 0.0,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Cross-entropy of softmax and distributions: ``[..., classes], [..., classes] -> [...]``.
 
@@ -35,6 +37,8 @@ def softmax_cross_entropy(
       label_smoothing: :math:`\varepsilon` in [0, 1]; K is the number of classes that count.
       class_weights: :math:`w`, ``[classes]``, multiplies the smoothed labels.
       z_loss: :math:`\zeta`, the weight of the squared normaliser.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order.
 
     Returns:
       ``[...]`` in nats, float32 or float64.
@@ -60,7 +64,7 @@ def softmax_cross_entropy(
       [1.2693e-01 2.0612e-09]
     """
     array = floating("logits", logits)
-    rows = Rows.of("logits", array, axis, where)
+    rows = Rows.of("logits", array, axis, where, class_axis_name)
     z = rows.logits("logits", array)
     y = rows.soft_labels("labels", labels, array)
     if not is_off(label_smoothing):
@@ -68,8 +72,8 @@ def softmax_cross_entropy(
         epsilon = smoothing("label_smoothing", label_smoothing, y)
         y = (1 - epsilon) * y + epsilon * _uniform(rows, y)
     y = _weighted(y, rows.class_weights("class_weights", class_weights, z))
-    of_row = surprisals(z, None, y)
-    return rows.settle(of_row.of_weights + _z_term(z_loss, of_row.normalizer))
+    of_row = surprisals(z, None, y, rows.class_axes)
+    return rows.settle(of_row.of_weights + _z_term(rows, z_loss, of_row.normalizer))
 
 
 def softmax_cross_entropy_with_integer_labels(
@@ -82,6 +86,7 @@ def softmax_cross_entropy_with_integer_labels(
     class_weights: ArrayLike | None = None,
     z_loss: ArrayLike = 0.0,
     ignore_index: int | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Cross-entropy of softmax and integer labels: ``[..., classes], [...] -> [...]``.
 
@@ -99,6 +104,8 @@ def softmax_cross_entropy_with_integer_labels(
       class_weights: :math:`w`, ``[classes]``, multiplies the smoothed labels.
       z_loss: :math:`\zeta`, the weight of the squared normaliser.
       ignore_index: the label of examples that do not count.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order, and labels number all.
 
     Returns:
       ``[...]`` in nats, float32 or float64.
@@ -127,15 +134,16 @@ def softmax_cross_entropy_with_integer_labels(
       [1.2693e-01 2.0612e-09 0.0000e+00]
     """
     array = floating("logits", logits)
-    rows, y = Rows.of("logits", array, axis, where).labels("labels", labels, ignore_index)
+    rows = Rows.of("logits", array, axis, where, class_axis_name)
+    rows, y = rows.labels("labels", labels, ignore_index)
     z = rows.logits("logits", array)
     weights = rows.class_weights("class_weights", class_weights, z)
     smoothed = None if is_off(label_smoothing) else _weighted(_uniform(rows, z), weights)
-    of_row = surprisals(z, y, smoothed)
+    of_row = surprisals(z, y, smoothed, rows.class_axes)
     losses = of_row.of_label
     if weights is not None:
-        losses = times(of_label(weights, y), losses)
-    terms = _z_term(z_loss, of_row.normalizer)
+        losses = times(of_label(weights, y, rows.class_axes), losses)
+    terms = _z_term(rows, z_loss, of_row.normalizer)
     if of_row.of_weights is not None:
         epsilon = smoothing("label_smoothing", label_smoothing, losses)
         terms += times(epsilon, of_row.of_weights)
@@ -187,14 +195,15 @@ def _weighted(labels: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 def _uniform(rows: Rows, like: jax.Array) -> jax.Array:
     """The uniform distribution over the classes that count."""
-    dtype = computing_dtype(like)
+    dtype, number = computing_dtype(like), rows.number_present()
     if rows.present is None:
-        return jnp.full_like(like, 1 / like.shape[-1], dtype)
-    number = jnp.sum(rows.present, axis=-1, keepdims=True).astype(dtype)
-    return jnp.where(rows.present, 1 / jnp.maximum(number, 1), 0.0)
+        return jnp.full_like(like, 1 / number, dtype)
+    return jnp.where(rows.present, 1 / jnp.maximum(number, 1).astype(dtype), 0.0)
 
 
-def _z_term(weight: ArrayLike, normalizer: jax.Array) -> jax.Array | float:
+def _z_term(rows: Rows, weight: ArrayLike, normalizer: jax.Array) -> jax.Array | float:
     if is_off(weight):
         return 0.0
-    return scalar("z_loss", weight, normalizer) * normalizer**2
+    zeta = scalar("z_loss", weight, normalizer)
+    check_replicated("z_loss", zeta, rows.class_axes)
+    return zeta * normalizer**2

@@ -1,5 +1,7 @@
 r"""Kullback-Leibler and Jensen-Shannon divergence of softmax distributions."""
 
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -7,13 +9,19 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, Rows, floating
 from ._autodiff import with_gradient
+from ._class_axes import Axes, AxisName, added_up
 from ._numerics import divergence_terms, excess, log1p, mixture_ratio
 from ._one_pass import Statistics
 from ._statistics import probability, shift, statistics, surprisal, upcast
 
 
 def softmax_kl_divergence(
-    logits: ArrayLike, target_logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Kullback-Leibler divergence of softmaxes: ``[..., classes], [..., classes] -> [...]``.
 
@@ -31,6 +39,8 @@ def softmax_kl_divergence(
       target_logits: the same shape, or ``[classes]`` for every example: the truth.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order.
 
     Returns:
       ``[...]`` in nats, float32 or float64. Both arguments are differentiated.
@@ -53,8 +63,8 @@ def softmax_kl_divergence(
       >>> print(jxent.softmax_kl_divergence([0.0, 0.0], [0.0, 1e-6]))
       1.25e-13
     """
-    rows, z_q, z_p = _two_rows_of_logits(logits, target_logits, axis, where)
-    return rows.settle(_softmax_kl(z_q, z_p))
+    rows, z_q, z_p = _two_rows_of_logits(logits, target_logits, axis, where, class_axis_name)
+    return rows.settle(_softmax_kl_over(rows.class_axes)(z_q, z_p))
 
 
 def softmax_jensen_shannon_divergence(
@@ -98,10 +108,14 @@ def softmax_jensen_shannon_divergence(
 
 
 def _two_rows_of_logits(
-    logits: ArrayLike, target_logits: ArrayLike, axis: Axis, where: ArrayLike | None
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    axis: Axis,
+    where: ArrayLike | None,
+    class_axis_name: AxisName | None = None,
 ) -> tuple[Rows, jax.Array, jax.Array]:
     array = floating("logits", logits)
-    rows = Rows.of("logits", array, axis, where)
+    rows = Rows.of("logits", array, axis, where, class_axis_name)
     return rows, rows.logits("logits", array), rows.logits("target_logits", target_logits)
 
 
@@ -164,25 +178,30 @@ def _two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _statistics(
-    target_logits: jax.Array, logits: jax.Array
+    axes: Axes, target_logits: jax.Array, logits: jax.Array
 ) -> tuple[Statistics, Statistics, jax.Array]:
     """Those of p, those of q, and S."""
     z_p, z_q = upcast(target_logits, logits)
-    of_p, of_q = statistics(z_p, target_logits.dtype), statistics(z_q, logits.dtype)
-    return of_p, of_q, _change(Pair(z_p, z_q, of_p, of_q))
+    of_p = statistics(z_p, target_logits.dtype, class_axes=axes)
+    of_q = statistics(z_q, logits.dtype, class_axes=axes)
+    return of_p, of_q, _change(Pair(z_p, z_q, of_p, of_q), axes)
 
 
-def _change(pair: Pair) -> jax.Array:
+def _change(pair: Pair, axes: Axes) -> jax.Array:
     """``S``, as ``[..., 1]``."""
     d = _anchored_difference(pair)
     near = pair.has_p & pair.has_q & (jnp.abs(d) < 1)
     far = (1 + pair.of_p.others) / (1 + pair.of_q.others) * pair.p - pair.q
     terms = jnp.where(near, pair.q * jnp.expm1(jnp.where(near, d, 0.0)), far)
-    return jax.lax.stop_gradient(jnp.sum(terms, axis=-1, keepdims=True))
+    return jax.lax.stop_gradient(_total(terms, axes))
 
 
-@jax.custom_jvp
-def _log_ratio(pair: Pair, change: jax.Array) -> jax.Array:
+def _total(terms: jax.Array, axes: Axes) -> jax.Array:
+    return added_up(jnp.sum(terms, axis=-1, keepdims=True), axes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _log_ratio(pair: Pair, change: jax.Array, axes: Axes) -> jax.Array:
     """``log p_j - log q_j``, given S."""
     has_p, has_q = pair.has_p, pair.has_q
     both = has_p & has_q
@@ -199,28 +218,31 @@ def _log_ratio(pair: Pair, change: jax.Array) -> jax.Array:
 
 # d log p_j = dz_j - sum_i p_i dz_i, for p and for q; the tangents of the statistics are in it.
 @_log_ratio.defjvp
-def _log_ratio_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _log_ratio_jvp(axes: Axes, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (pair, change), (dot, _) = primals, tangents
-    mean_p = jnp.sum(pair.p * dot.z_p, axis=-1, keepdims=True)
-    mean_q = jnp.sum(pair.q * dot.z_q, axis=-1, keepdims=True)
-    return _log_ratio(pair, change), (dot.z_p - mean_p) - (dot.z_q - mean_q)
+    mean_p, mean_q = _total(pair.p * dot.z_p, axes), _total(pair.q * dot.z_q, axes)
+    return _log_ratio(pair, change, axes), (dot.z_p - mean_p) - (dot.z_q - mean_q)
 
 
-def _softmax_kl_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:
-    known = _statistics(target_logits, logits)
+def _softmax_kl_fwd(
+    axes: Axes, logits: jax.Array, target_logits: jax.Array
+) -> tuple[jax.Array, Any]:
+    known = _statistics(axes, target_logits, logits)
     pair, change = Pair.after(known, target_logits, logits), known[-1]
-    terms = divergence_terms(_log_ratio(pair, change), pair.p, pair.q)
-    divergence = jnp.sum(terms, axis=-1)
+    terms = divergence_terms(_log_ratio(pair, change, axes), pair.p, pair.q)
+    divergence = _total(terms, axes)[..., 0]
     return divergence, (logits, target_logits, (*known, divergence))
 
 
 # With D = sum_j p_j t_j and t = log p - log q, the gradient is q_j - p_j = -q_j expm1(t_j) for
 # the logits of q, and p_j (t_j - D) for those of p.
-def _softmax_kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _softmax_kl_bwd(
+    axes: Axes, residuals: Any, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     logits, target_logits, known = residuals
     pair = Pair.after(known, target_logits, logits)
     *_, change, divergence = known
-    t, p, q = _log_ratio(pair, change), pair.p, pair.q
+    t, p, q = _log_ratio(pair, change, axes), pair.p, pair.q
     near = t < 1
     to_q = jnp.where(near, -q * jnp.expm1(jnp.where(near, t, 0.0)), q - p)
     to_p = p * (jnp.where(t == -jnp.inf, 0.0, t) - divergence[..., None])
@@ -230,13 +252,15 @@ def _softmax_kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ja
     )
 
 
-_softmax_kl = with_gradient(_softmax_kl_fwd, _softmax_kl_bwd)
+@lru_cache
+def _softmax_kl_over(axes: Axes) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    return with_gradient(partial(_softmax_kl_fwd, axes), partial(_softmax_kl_bwd, axes), axes)
 
 
 def _softmax_js_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:
-    known = _statistics(target_logits, logits)
+    known = _statistics((), target_logits, logits)
     pair, change = Pair.after(known, target_logits, logits), known[-1]
-    t, m = _log_ratio(pair, change), (pair.p + pair.q) / 2
+    t, m = _log_ratio(pair, change, ()), (pair.p + pair.q) / 2
     from_p, from_q = (jnp.sum(m * excess(mixture_ratio(x)), axis=-1) for x in (t, -t))
     return (from_p + from_q) / 2, (logits, target_logits, (*known, from_p, from_q))
 
@@ -248,7 +272,7 @@ def _softmax_js_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ja
     logits, target_logits, known = residuals
     pair = Pair.after(known, target_logits, logits)
     *_, change, from_p, from_q = known
-    t = _log_ratio(pair, change)
+    t = _log_ratio(pair, change, ())
 
     def gradient(share: jax.Array, ratio: jax.Array, divergence: jax.Array) -> jax.Array:
         finite = jnp.where(ratio == -jnp.inf, 0.0, ratio)

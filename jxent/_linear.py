@@ -1,17 +1,13 @@
 r"""Cross-entropy of a linear head, whose logits never exist whole."""
 
-import math
-from functools import lru_cache
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Rows, boolean, elementwise, floating, is_off, scalar, smoothing
-from ._autodiff import in_every_mode
-from ._chunks import Arrays, Head, losses, losses_and_gradients
-from ._labels import is_class, of_label
-from ._numerics import chargeable, times
+from ._chunks import SAME_FOR_ALL_CLASSES, Head
+from ._class_axes import AxisName, axes_named, bound_axes, check_replicated
+from ._head import mean
+from ._mesh import AnyMesh, losses_on, total_on
 from ._statistics import computing_dtype
 
 
@@ -31,6 +27,9 @@ def linear_softmax_cross_entropy(
     reduction: str = "mean",
     chunk_size: int | None = None,
     precision: jax.lax.PrecisionLike = None,
+    class_axis_name: AxisName | None = None,
+    mesh: AnyMesh | None = None,
+    example_spec: jax.sharding.PartitionSpec | None = None,
 ) -> jax.Array:
     r"""Loss of a linear head without logits: ``[..., features], [features, classes], [...] -> []``.
 
@@ -55,6 +54,12 @@ def linear_softmax_cross_entropy(
       chunk_size: how many examples have logits at one time; by default chosen from the shapes.
       precision: of the products, as in `jax.lax.dot`. By default TPUs and GPUs round the gradient
         of the logits to bfloat16 beside a bfloat16 head; with ``"highest"`` it enters in float32.
+      class_axis_name: the mesh axis, or a tuple of them, over which the classes are spread. Inside
+        `jax.shard_map` `kernel`, `bias`, `class_mask` and `class_weights` are then the shard's
+        own, in the order of the shards, while labels number all classes.
+      mesh: for global arrays, the mesh to compute on, as if this were inside `jax.shard_map`.
+      example_spec: how the examples ``[...]`` lie on it; by default their first dimension over
+        all axes of the mesh that `class_axis_name` leaves.
 
     Returns:
       A scalar, or ``[...]`` for ``"none"``, in nats, float32 or float64. Products of low-precision
@@ -89,21 +94,17 @@ def linear_softmax_cross_entropy(
         )
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    dtype = computing_dtype(x, w)
-    like = jnp.zeros((), dtype)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    like = jnp.zeros((), computing_dtype(x, w))
     rows = Rows("inputs @ kernel", (*x.shape[:-1], w.shape[1]), (x.ndim - 1,))
     rows, y = rows.labels("labels", labels, ignore_index)
-    weight = _example_weights(rows, weights, like)
-    counted = jnp.ones(rows.examples, bool) if rows.counted is None else rows.counted
-    if weights is not None:
-        # What has no weight may be anything; but where it is a number, its weight's gradient is.
-        number = jnp.all(jnp.isfinite(x), axis=-1) & is_class(y, w.shape[1])[..., 0]
-        counted = counted & ((weight != 0) | number)
-    mask = _class_mask(rows, class_mask)
     options = {
+        "counted": rows.counted,
+        "weights": _example_weights(rows, weights, like),
         "bias": rows.class_weights("bias", bias, like),
         "class_weights": rows.class_weights("class_weights", class_weights, like),
-        "class_mask": mask,
+        "class_mask": _class_mask(rows, class_mask),
         "label_smoothing": None
         if is_off(label_smoothing)
         else smoothing("label_smoothing", label_smoothing, like),
@@ -112,34 +113,27 @@ def linear_softmax_cross_entropy(
         if logit_softcap is None
         else scalar("logit_softcap", logit_softcap, like),
     }
-    arrays = {
-        "inputs": jnp.where(counted[..., None], x, 0.0).reshape(-1, x.shape[-1]),
-        "kernel": w if mask is None else jnp.where(mask[None, :], w, 0.0),
-        "labels": y.reshape(-1),
-        "counted": counted.reshape(-1),
-        **{name: option for name, option in options.items() if option is not None},
-    }
-    if chunk_size is None:
-        chunk_size = _chunk_size(counted.size, w.shape, dtype.itemsize)
-    elif chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    head = Head(tuple(arrays), chunk_size, precision)
+    arrays = {"inputs": x, "kernel": w, "labels": y}
+    arrays |= {name: option for name, option in options.items() if option is not None}
+    if mesh is None:
+        if example_spec is not None:
+            raise ValueError(f"example_spec must come with a mesh, got {example_spec} alone")
+        axes = bound_axes(class_axis_name)
+        for name in SAME_FOR_ALL_CLASSES:
+            if name in arrays:
+                check_replicated(name, arrays[name], axes)
+    else:
+        axes = axes_named("class_axis_name", class_axis_name)
+    head = Head(precision, chunk_size, axes)
     if reduction == "none":
-        values: jax.Array = _losses_of(head)(*arrays.values())
-        return times(weight, values.reshape(rows.examples))
-    arrays["weights"] = weight.reshape(-1)
-    total: jax.Array = _total_of(head._replace(names=tuple(arrays)))(*arrays.values())
-    if reduction == "sum":
-        return total
-    per_class = options["class_weights"]
-    share = weight if per_class is None else weight * of_label(per_class, y)
-    count = jnp.sum(jnp.where(counted, share, 0.0))
-    return jnp.where(count == 0, 0.0, total / jnp.where(count == 0, 1.0, count))
+        return losses_on(mesh, example_spec, head, arrays)
+    total, count = total_on(mesh, example_spec, head, arrays)
+    return total if reduction == "sum" else mean(total, count)
 
 
-def _example_weights(rows: Rows, weights: ArrayLike | None, like: jax.Array) -> jax.Array:
+def _example_weights(rows: Rows, weights: ArrayLike | None, like: jax.Array) -> jax.Array | None:
     if weights is None:
-        return jnp.ones(rows.examples, like.dtype)
+        return None
     array = jnp.broadcast_to(like, rows.examples)
     return elementwise("weights", weights, "the examples", array).astype(like.dtype)
 
@@ -154,80 +148,3 @@ def _class_mask(rows: Rows, class_mask: ArrayLike | None) -> jax.Array | None:
             f" got shape {mask.shape}"
         )
     return mask
-
-
-def _chunk_size(examples: int, kernel: tuple[int, ...], itemsize: int) -> int:
-    """Examples per chunk: logits that are small beside the kernel's gradient, or in any case.
-
-    At least 128, so that the products stay bound by arithmetic; and chunks of equal size.
-    """
-    features, classes = kernel
-    budget = max(3 * 2**23, features * classes * itemsize // 8)
-    most = max(128, budget // (classes * itemsize))
-    return max(1, math.ceil(examples / max(1, math.ceil(examples / most))))
-
-
-@lru_cache
-def _losses_of(head: Head) -> Any:
-    """The loss of each example; its gradients compute the logits again (four products)."""
-
-    @jax.custom_vjp
-    def reverse(*values: jax.Array) -> jax.Array:
-        return losses(head, _named(head, values))
-
-    def fwd(*args: Any) -> tuple[jax.Array, Any]:
-        arrays = _named(head, [x.value for x in args])
-        # Residuals must be arrays: the keys of the second part say what is wanted.
-        return losses(head, arrays), (arrays, dict.fromkeys(_wanted(head, args), ()))
-
-    def bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
-        arrays, wanted = residuals
-        _, gradients = losses_and_gradients(head, arrays, cotangent, frozenset(wanted))
-        return tuple(
-            gradients[name].astype(arrays[name].dtype) if name in gradients else None
-            for name in head.names
-        )
-
-    reverse.defvjp(fwd, bwd, symbolic_zeros=True)
-    return in_every_mode(reverse)
-
-
-@lru_cache
-def _total_of(head: Head) -> Any:
-    """The weighted sum of the losses; its gradients come with it (three products)."""
-
-    @jax.custom_vjp
-    def reverse(*values: jax.Array) -> jax.Array:
-        arrays = _named(head, values)
-        return jnp.sum(times(arrays["weights"], losses(head, arrays)))
-
-    def fwd(*args: Any) -> tuple[jax.Array, Any]:
-        arrays = _named(head, [x.value for x in args])
-        wanted = _wanted(head, args)
-        weights = arrays["weights"]
-        values, gradients = losses_and_gradients(head, arrays, weights, wanted - {"weights"})
-        if "weights" in wanted:
-            gradients["weights"] = chargeable(weights, values)
-        # Of the arguments bwd needs no more than their dtypes.
-        dtypes = {name: jnp.zeros(0, arrays[name].dtype) for name in wanted}
-        return jnp.sum(times(weights, values)), (gradients, dtypes)
-
-    # The total is linear in its cotangent: the gradients were computed for 1, and wait for it in
-    # the computing dtype, so that a loss scale reaches them before they are rounded.
-    def bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
-        gradients, dtypes = residuals
-        return tuple(
-            (cotangent * gradients[name]).astype(dtypes[name].dtype) if name in dtypes else None
-            for name in head.names
-        )
-
-    reverse.defvjp(fwd, bwd, symbolic_zeros=True)
-    return in_every_mode(reverse)
-
-
-def _named(head: Head, values: Any) -> Arrays:
-    return dict(zip(head.names, values, strict=True))
-
-
-def _wanted(head: Head, args: Any) -> frozenset[str]:
-    return frozenset(name for name, x in zip(head.names, args, strict=True) if x.perturbed)

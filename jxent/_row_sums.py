@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._labels import at_label, explicitly_sharded
+from ._labels import at_label, explicit_sharding
 from ._one_pass import Asked, Statistics, in_one_pass
 
 Pair: TypeAlias = tuple[jax.Array, jax.Array]
@@ -45,7 +45,7 @@ def on_cpu(z: jax.Array, asked: Asked, stored: np.dtype[Any]) -> Statistics:
         return _with_plain_sums(z, maximum, asked, stored)
     # A number that divides the classes, so that blocks are few and each is a small part.
     numbers = [n for n in range(4, 65) if classes % n == 0 and classes >= 24 * n]
-    if not numbers or explicitly_sharded(z):
+    if not numbers or explicit_sharding(z):
         return _with_plain_sums(z, _by_logsumexp(z), asked, stored)
     return by_blocks(z, asked, stored, max(numbers, key=lambda n: (_cuts(n), -abs(n - 32))))
 
@@ -62,7 +62,7 @@ def on_gpu(z: jax.Array, asked: Asked) -> Statistics:
     """
     classes = z.shape[-1]
     sizes = [n for n in range(256, 2049) if classes % n == 0 and classes > n]
-    if not sizes or explicitly_sharded(z):
+    if not sizes or explicit_sharding(z):
         return in_one_pass(z, asked)
     return in_one_pass(z, asked, max(sizes, key=lambda n: (_cuts(classes // n), n)))
 

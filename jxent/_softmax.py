@@ -1,10 +1,14 @@
 r"""Softmax, its logarithm, its normaliser and its entropy, each exact to the last bits."""
 
+from collections.abc import Callable
+from functools import lru_cache, partial
+
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, Rows, floating
 from ._autodiff import with_gradient
+from ._class_axes import Axes, AxisName
 from ._one_pass import Statistics
 from ._statistics import (
     complement,
@@ -126,7 +130,11 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
 
 
 def softmax_entropy(
-    logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+    logits: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Entropy of the softmax distribution: ``[..., classes] -> [...]``.
 
@@ -136,6 +144,8 @@ def softmax_entropy(
       logits: floating-point array ``[..., classes]``.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order.
 
     Returns:
       ``[...]`` in nats, between 0 and log(classes), float32 or float64.
@@ -157,15 +167,15 @@ def softmax_entropy(
       >>> print(jxent.softmax_entropy([[0.0, 0.0], [40.0, 0.0]]))
       [6.9315e-01 1.7418e-16]
     """
-    rows, z = _rows_of_logits(logits, axis, where)
-    return rows.settle(_softmax_entropy(z))
+    rows, z = _rows_of_logits(logits, axis, where, class_axis_name)
+    return rows.settle(_softmax_entropy_over(rows.class_axes)(z))
 
 
 def _rows_of_logits(
-    logits: ArrayLike, axis: Axis, where: ArrayLike | None
+    logits: ArrayLike, axis: Axis, where: ArrayLike | None, class_axis_name: AxisName | None = None
 ) -> tuple[Rows, jax.Array]:
     array = floating("logits", logits)
-    rows = Rows.of("logits", array, axis, where)
+    rows = Rows.of("logits", array, axis, where, class_axis_name)
     return rows, rows.logits("logits", array)
 
 
@@ -210,9 +220,9 @@ def _softmax_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array]
 _softmax = with_gradient(_softmax_fwd, _softmax_bwd)
 
 
-def _softmax_entropy_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
+def _softmax_entropy_fwd(axes: Axes, logits: jax.Array) -> tuple[jax.Array, Residuals]:
     (z,) = upcast(logits)
-    stats = statistics(z, logits.dtype, spread=True)
+    stats = statistics(z, logits.dtype, spread=True, class_axes=axes)
     return _entropy(stats)[..., 0], (logits, stats)
 
 
@@ -230,4 +240,6 @@ def _entropy(stats: Statistics) -> jax.Array:
     return entropy
 
 
-_softmax_entropy = with_gradient(_softmax_entropy_fwd, _softmax_entropy_bwd)
+@lru_cache
+def _softmax_entropy_over(axes: Axes) -> Callable[[jax.Array], jax.Array]:
+    return with_gradient(partial(_softmax_entropy_fwd, axes), _softmax_entropy_bwd, axes)

@@ -23,9 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._labels import at_label
+from ._class_axes import Axes, added_up, of_this_shard
+from ._labels import at_label, is_class
 from ._one_pass import Asked, Statistics
 from ._row_sums import finite, row_sums
+from ._shards import merged
 
 
 def computing_dtype(*arrays: jax.Array) -> np.dtype[Any]:
@@ -46,24 +48,31 @@ def statistics(
     labels: jax.Array | None = None,
     weights: jax.Array | None = None,
     spread: bool = False,
+    class_axes: Axes = (),
 ) -> Statistics:
     """The statistics of each row of logits, upcast from the dtype they are stored in.
 
     With integer labels ``[...]`` those of the label, with `weights` like the logits those of the
-    weights, with `spread` that of the entropy.
+    weights, with `spread` that of the entropy. Where the classes are spread over the mesh axes
+    `class_axes`, of the whole row, for labels that number all classes.
     """
-    return _statistics(z, labels, weights, spread, stored)
+    return _statistics(z, labels, weights, spread, stored, class_axes)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _statistics(
     z: jax.Array,
     labels: jax.Array | None,
     weights: jax.Array | None,
     spread: bool,
     stored: np.dtype[Any],
+    axes: Axes,
 ) -> Statistics:
-    return row_sums(z, Asked(labels, weights, spread), stored)
+    if not axes:
+        return row_sums(z, Asked(labels, weights, spread), stored)
+    here = None if labels is None else of_this_shard(labels, z.shape[-1], axes)
+    has_label = None if here is None else is_class(here, z.shape[-1])
+    return merged(row_sums(z, Asked(here, weights, spread), stored), has_label, axes)
 
 
 # m is only where the sums are anchored: what is made of them does not depend on it, so its
@@ -71,18 +80,22 @@ def _statistics(
 # maximum counts like every other class; and likewise with the largest weight and the rest.
 @_statistics.defjvp
 def _statistics_jvp(
-    spread: bool, stored: np.dtype[Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    spread: bool,
+    stored: np.dtype[Any],
+    axes: Axes,
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
 ) -> tuple[Statistics, Statistics]:
     (z, labels, weights), (dot, _, weights_dot) = primals, tangents
-    stats = _statistics(z, labels, weights, spread, stored)
+    stats = _statistics(z, labels, weights, spread, stored, axes)
     e, down = unnormalized(z, stats), _finite_shift(z, stats.maximum)
 
     def total(terms: jax.Array) -> jax.Array:
-        return jnp.sum(terms, axis=-1, keepdims=True)
+        return added_up(jnp.sum(terms, axis=-1, keepdims=True), axes)
 
     stats_dot = Statistics(jnp.zeros_like(stats.maximum), total(e * dot))
     if labels is not None:
-        stats_dot = stats_dot._replace(of_label=at_label(dot, labels))
+        stats_dot = stats_dot._replace(of_label=at_label(dot, labels, axes))
     if weights is not None:
         cost_dot = -total(weights_dot * jnp.where(z > -jnp.inf, down, 0.0) + weights * dot)
         stats_dot = stats_dot._replace(

@@ -1,11 +1,14 @@
 """The core of the softmax losses: what the statistics of a row say of its labels."""
 
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ._autodiff import with_gradient
+from ._class_axes import Axes
 from ._labels import is_label, undefined
 from ._one_pass import IfAsked
 from ._statistics import (
@@ -30,18 +33,28 @@ class Surprisals(NamedTuple):
     """``log sum_j exp(z_j)``"""
 
 
+def surprisals(
+    logits: jax.Array,
+    labels: jax.Array | None,
+    weights: jax.Array | None,
+    class_axes: Axes = (),
+) -> Surprisals:
+    """What integer labels ``[...]``, weights ``[..., classes]`` and no labels cost in each row."""
+    return _surprisals_over(class_axes)(logits, labels, weights)
+
+
 def _surprisals_fwd(
-    logits: jax.Array, labels: jax.Array | None, weights: jax.Array | None
+    axes: Axes, logits: jax.Array, labels: jax.Array | None, weights: jax.Array | None
 ) -> tuple[Surprisals, Any]:
     z, w = _upcast(logits, weights)
-    stats = statistics(z, logits.dtype, labels=labels, weights=w)
+    stats = statistics(z, logits.dtype, labels=labels, weights=w, class_axes=axes)
     m, normalizer = stats.maximum, jnp.log1p(stats.others)
     of_label = of_weights = None
     if labels is not None:
         of_label = surprisal(stats.of_label, stats)
         # Also where softmax has no limit because every logit is -inf; but NaN stays NaN.
         of_label = jnp.where((stats.of_label == -jnp.inf) & ~jnp.isnan(m), jnp.inf, of_label)
-        of_label = (of_label * undefined(z, labels))[..., 0]
+        of_label = (of_label * undefined(z, labels, axes))[..., 0]
     if w is not None:
         of_weights = (stats.cost + (stats.rest + stats.top) * normalizer)[..., 0]
     normalizer = jnp.where(jnp.isinf(m), m, m + normalizer)[..., 0]
@@ -51,7 +64,9 @@ def _surprisals_fwd(
 # d log p_i = dz_i - sum_j p_j dz_j. So the gradient for z_j is p_j from the normalizer; p_j - 1
 # at the label, which is taken as -(1 - p_y) from sums without the label, and p_j elsewhere; and
 # from the weights p_j sum_i w_i - w_j = p_j sum_{i≠j} w_i - w_j (1 - p_j). For w_j it is -log p_j.
-def _surprisals_bwd(residuals: Any, cotangents: Surprisals) -> tuple[jax.Array | None, ...]:
+def _surprisals_bwd(
+    axes: Axes, residuals: Any, cotangents: Surprisals
+) -> tuple[jax.Array | None, ...]:
     logits, labels, weights, stats = residuals
     z, w = _upcast(logits, weights)
     of_label, of_weights, normalizer = jax.tree.map(lambda x: x[..., None], tuple(cotangents))
@@ -59,11 +74,11 @@ def _surprisals_bwd(residuals: Any, cotangents: Surprisals) -> tuple[jax.Array |
     if of_label is None:
         to_logits = unnormalized(z, stats) * (normalizer / (1 + stats.others))
     else:
-        of_label = of_label * undefined(z, labels)
+        of_label = of_label * undefined(z, labels, axes)
         to_others = unnormalized(z, stats) * ((normalizer + of_label) / (1 + stats.others))
         to_label = normalizer * probability(stats.of_label, stats)
         to_label = to_label - of_label * complement(stats.of_label, stats)
-        to_logits = jnp.where(is_label(labels, z.shape[-1]), to_label, to_others)
+        to_logits = jnp.where(is_label(labels, z.shape[-1], axes), to_label, to_others)
     to_weights = None
     if w is not None:
         other_weights = stats.rest + (stats.top - w)
@@ -73,7 +88,10 @@ def _surprisals_bwd(residuals: Any, cotangents: Surprisals) -> tuple[jax.Array |
     return to_logits.astype(logits.dtype), None, to_weights
 
 
-surprisals = with_gradient(_surprisals_fwd, _surprisals_bwd)
+@lru_cache
+def _surprisals_over(axes: Axes) -> Callable[..., Surprisals]:
+    rules = partial(_surprisals_fwd, axes), partial(_surprisals_bwd, axes)
+    return with_gradient(*rules, axes, (True, False, True))
 
 
 def _upcast(logits: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-# shard_map is tested over two devices where the platform can pretend to have them.
-jax.config.update("jax_num_cpu_devices", 2)
+# Sharding is tested over eight devices where the platform can pretend to have them.
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 def pytest_addoption(parser):

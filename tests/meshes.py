@@ -1,0 +1,34 @@
+"""Meshes of eight devices, and what a program partitioned over them communicates."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+EXAMPLES_ONLY = ("data", "model"), (8, 1)
+CLASSES_ONLY = ("data", "model"), (1, 8)
+BOTH = ("data", "model"), (4, 2)
+THREE = ("data", "model", "expert"), (2, 2, 2)
+
+_COLLECTIVES = "all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
+
+
+def mesh_of(names, sizes, axis_type=AxisType.Auto):
+    """A mesh over the first eight devices."""
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices")
+    devices = np.array(jax.devices()[:8]).reshape(sizes)
+    return Mesh(devices, names, axis_types=(axis_type,) * len(names))
+
+
+def collectives(text):
+    """The kind and the number of elements of every collective operation in compiled HLO."""
+    found = re.findall(rf"= (.*?) ({_COLLECTIVES})(?:-start)?\(", text)
+    return [
+        (kind, math.prod(int(n) for n in shape.split(",") if n))
+        for shapes, kind in found
+        for shape in re.findall(r"\w\[([\d,]*)\]", shapes)
+    ]

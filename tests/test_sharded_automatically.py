@@ -1,0 +1,71 @@
+"""Every dense function of logits that XLA shards: over examples, over classes, and over both."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from meshes import BOTH, collectives, mesh_of
+
+EXAMPLES, CLASSES = 8, 1536
+DENSE = [case for case in CASES if "kernel" not in case.kinds]
+FAST = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
+@functools.cache
+def arguments(case):
+    """Float64, so that nothing but the way of computing can differ."""
+    rng = np.random.default_rng(0)
+    z = 3 * rng.normal(size=(EXAMPLES, CLASSES))
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    kinds = {"labels": rng.integers(0, CLASSES, EXAMPLES)}
+    kinds |= {"distributions": p[::-1], "predictions": p}
+    kinds |= {"log_distributions": np.log(p[::-1]), "log_predictions": np.log(p)}
+    kinds |= dict.fromkeys(("losses", "weights"), abs(z))
+    values = [kinds.get(kind, np.roll(z, i)) for i, kind in enumerate(case.kinds)]
+    options = [rng.uniform(0.5, 1, CLASSES) if np.ndim(x) else x for x in case.options.values()]
+    return [jnp.asarray(x) for x in values + options]
+
+
+def value_and_gradients(case):
+    def total(*args):
+        out = case.call(*args)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)), out
+
+    return jax.jit(jax.grad(total, case.differentiable, has_aux=True), compiler_options=FAST)
+
+
+@functools.cache
+def expected(case):
+    return jax.tree.map(np.asarray, value_and_gradients(case)(*arguments(case)))
+
+
+def spec_of(x, spec):
+    if x.ndim == 2:
+        return spec
+    return {(EXAMPLES,): P(spec[0]), (CLASSES,): P(spec[1])}.get(x.shape, P())
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("data", None), P(None, "model"), P("data", "model")], ids=str)
+@pytest.mark.parametrize("case", DENSE, ids=str)
+def test_same_and_nothing_gathered(case, spec, axis_type):
+    mesh = mesh_of(*BOTH, axis_type)
+    with jax.enable_x64(True):
+        args = arguments(case)
+        shardings = [NamedSharding(mesh, spec_of(x, spec)) for x in args]
+        with jax.set_mesh(mesh):
+            program = value_and_gradients(case).lower(*map(jax.device_put, args, shardings))
+            program = program.compile()
+        results = program(*map(jax.device_put, args, shardings))
+        for got, exact in zip(
+            jax.tree.leaves(results), jax.tree.leaves(expected(case)), strict=True
+        ):
+            scale = np.max(np.abs(exact))
+            np.testing.assert_allclose(got, exact, rtol=1e-9, atol=1e-12 * scale)
+    moved = [(kind, size) for kind, size in collectives(program.as_text()) if kind != "all-reduce"]
+    assert all(size <= EXAMPLES * CLASSES / 16 for _, size in moved), moved
