@@ -80,7 +80,7 @@ def _chunked(head: Head, arrays: Arrays) -> Head:
     examples, (features, classes) = arrays["labels"].size, arrays["kernel"].shape
     itemsize = computing_dtype(arrays["inputs"], arrays["kernel"]).itemsize
     budget = max(3 * 2**23, features * classes * itemsize // 8)
-    most = max(1, budget // (classes * itemsize) // 128) * 128
+    most = max(2, budget // (classes * itemsize) // 64) * 64
     number = max(1, math.ceil(examples / most))
     return head._replace(chunk_size=max(1, math.ceil(examples / number / 8) * 8))
 
