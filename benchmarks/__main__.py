@@ -1,7 +1,7 @@
 """``python benchmarks``: every table, as Markdown; each of them is a program of its own.
 
 Times are those of the device that JAX has here. The compilers' figures for TPUs and an H100 take
-neither, but the extra `aot`; where that is missing they are left out.
+neither, but the extra `aot`; without it they say what is missing.
 """
 
 import subprocess
@@ -13,6 +13,7 @@ TABLES = [
     ("The loss of a linear head", ["linear.py"]),
     ("Its memory against the vocabulary", ["linear.py", "--vocabularies"]),
     ("What the compilers make of the losses", ["compilers.py"]),
+    ("The loss of a linear head over TPU meshes", ["mesh.py"]),
 ]
 
 

@@ -1,0 +1,153 @@
+"""The loss of a linear head over TPU meshes: what each chip computes, carries and keeps.
+
+``python benchmarks/mesh.py`` compiles value and gradients for TPUs on a machine that has none, as
+`compilers` does, and prints a Markdown table: jxent, and whole logits in float32 that XLA
+partitions by itself. Nothing runs. It takes what ``pip install ".[aot]"`` installs.
+"""
+
+import argparse
+import datetime
+import functools
+import math
+import re
+from typing import Any, NamedTuple
+
+import compilers  # before JAX, which it configures
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import jxent
+
+
+class Setting(NamedTuple):
+    """A mesh of chips, data by model, and the arrays on it, in bfloat16."""
+
+    topology: str
+    data: int
+    model: int
+    examples: int
+    classes: int
+    features: int = 4096
+
+
+SETTINGS = [
+    Setting("v5e:8x8", 8, 8, 2**16, 128256),
+    Setting("v5p:4x4x4", 8, 8, 2**20, 128256),
+    Setting("v5e:16x16", 32, 8, 2**22, 2**18),
+]
+CHUNK = 512
+"""Examples per chunk, a divisor of those of a chip: then the number of chunks is known."""
+WIDTHS = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
+
+
+class Figures(NamedTuple):
+    """Of one chip."""
+
+    products: float
+    """Arithmetic, in products of the chip's examples, features and classes."""
+    carried: int
+    """Bytes of the results of its collective operations."""
+    temporaries: int
+    """Bytes beside arguments and results."""
+
+
+def losses() -> dict[str, Any]:
+    """The mean loss as a function of the mesh, inputs, kernel and labels."""
+
+    def fused(mesh, x, w, y):
+        return jxent.linear_softmax_cross_entropy(
+            x, w, y, mesh=mesh, class_axis_name="model", chunk_size=CHUNK
+        )
+
+    def whole(mesh, x, w, y):
+        logits = jnp.dot(x, w, preferred_element_type=jnp.float32)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+
+    return {"jxent": fused, "whole logits": whole}
+
+
+def figures(setting: Setting, name: str) -> Figures:
+    """What the compiler makes of one of the losses and its gradients."""
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=setting.topology).devices
+    mesh = Mesh(np.array(chips).reshape(setting.data, setting.model), ("data", "model"))
+    data, model = PartitionSpec("data"), PartitionSpec(None, "model")
+    inputs = ((setting.examples, setting.features), jnp.bfloat16, data)
+    kernel = ((setting.features, setting.classes), jnp.bfloat16, model)
+    labels = ((setting.examples,), jnp.int32, data)
+    arguments = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for shape, dtype, spec in (inputs, kernel, labels)
+    ]
+    program = jax.value_and_grad(functools.partial(losses()[name], mesh), (0, 1))
+    shardings = None, (arguments[0].sharding, arguments[1].sharding)
+    compiled = jax.jit(program, out_shardings=shardings).lower(*arguments).compile()
+    # A loop's body is counted once, and has nearly everything: so this is no less than there is.
+    chunks = setting.examples // setting.data // CHUNK if name == "jxent" else 1
+    product = 2 * setting.examples * setting.features * setting.classes // mesh.size
+    return Figures(
+        products=chunks * compiled.cost_analysis()["flops"] / product,
+        carried=carried(compiled.as_text(), chunks),
+        temporaries=compiled.memory_analysis().temp_size_in_bytes,
+    )
+
+
+def carried(text: str, chunks: int) -> int:
+    """Bytes of the results of all collective operations, those in loops once for each chunk."""
+    bodies = set(re.findall(r"body=%([\w.-]+)", text))
+    kinds = "all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
+    total = 0
+    for computation in re.split(r"\n(?=\S)", text):
+        times = chunks if computation[1:].split(" ")[0] in bodies else 1
+        for types in re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", computation):
+            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
+                size = math.prod(int(n) for n in shape.split(",") if n)
+                total += times * WIDTHS[dtype] * size
+    return total
+
+
+def cells(setting: Setting, name: str) -> list[str]:
+    """A row of the table."""
+    chip, shape = setting.topology.split(":")
+    head = [
+        f"{chip} {shape}, {setting.data} data x {setting.model} model",
+        f"{setting.examples} x {setting.features} x {setting.classes}",
+        name,
+    ]
+    try:
+        found = figures(setting, name)
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(
+            r"temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", str(error)
+        )
+        if not needed:
+            raise
+        return [*head, "", "", f"{needed[1]} GiB: more than the {needed[2]} of the chip"]
+    return [
+        *head,
+        f"{found.products:.2f}",
+        f"{found.carried / 1e6:.2f} MB",
+        f"{found.temporaries / 2**30:.2f} GiB",
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.parse_args()
+    reason = compilers.unavailable("v5e")
+    if reason:
+        raise SystemExit(reason)
+    print(f"{datetime.date.today()}: JAX {jax.__version__}, bfloat16, each figure of one chip.\n")
+    print("| mesh | examples x features x classes | | products | carried | temporaries |")
+    print("|---|---|---|--:|--:|--:|")
+    for setting in SETTINGS:
+        for name in losses():
+            print("|", " | ".join(cells(setting, name)), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
