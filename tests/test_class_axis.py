@@ -276,8 +276,10 @@ def regimes():
         row[places] = value
         rows += [row]
         labels += [9]
-    rows += [np.full(CLASSES, -np.inf), plain, plain, plain]
-    labels += [0, -1, CLASSES, IGNORED]
+    impossible = plain.copy()
+    impossible[[9, 40]] = np.nan, -np.inf  # NaN all the same
+    rows += [impossible, np.full(CLASSES, -np.inf), plain, plain, plain]
+    labels += [40, 0, -1, CLASSES, IGNORED]
     return np.array(rows), np.array(labels)
 
 

@@ -214,6 +214,22 @@ def test_labels_are_judged_among_all_classes():
     assert np.all(to_x[6] == 0)
 
 
+def test_the_gradient_of_a_weight_of_zero():
+    """It is the loss, whichever shard has the label; a label that names no class has none."""
+    x, w, _ = small()
+    y = jnp.asarray([0, 7, 8, 15, 16, -1, 3, 9])
+
+    def total(weights, **where):
+        return jxent.linear_softmax_cross_entropy(
+            x, w, y, weights=weights, reduction="sum", **where
+        )
+
+    mapped = functools.partial(total, mesh=mesh_of(*BOTH), class_axis_name="model")
+    to_weights = jax.grad(mapped)(jnp.zeros(8))
+    np.testing.assert_allclose(to_weights, jax.grad(total)(jnp.zeros(8)), rtol=2e-6)
+    assert np.all(np.asarray(to_weights)[[0, 1, 2, 3, 6, 7]] > 0.1)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_each_gradient_is_reduced_once_after_the_chunks(reduction):
     examples, features, classes, chunk = 512, 16, 1024, 8
