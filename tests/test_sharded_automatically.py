@@ -11,6 +11,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import BOTH, collectives, mesh_of
 
+import jxent
+
 EXAMPLES, CLASSES = 8, 1536
 DENSE = [case for case in CASES if "kernel" not in case.kinds]
 FAST = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
@@ -69,3 +71,26 @@ def test_same_and_nothing_gathered(case, spec, axis_type):
             np.testing.assert_allclose(got, exact, rtol=1e-9, atol=1e-12 * scale)
     moved = [(kind, size) for kind, size in collectives(program.as_text()) if kind != "all-reduce"]
     assert all(size <= EXAMPLES * CLASSES / 16 for _, size in moved), moved
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_one_row_of_soft_labels_for_all_examples(axis):
+    """Its gradient is a sum over examples, for which no logits are gathered in explicit mode."""
+    mesh = mesh_of(*BOTH, AxisType.Explicit)
+    with jax.enable_x64(True):
+        z, row = np.random.default_rng(1).uniform(size=(2, EXAMPLES, CLASSES))[:, :, ::2]
+        row, spec = row[0], P("data", "model")
+        if axis == 0:
+            z, spec = z.T, P("model", "data")
+
+        def total(z, row):
+            return jnp.sum(jxent.softmax_cross_entropy(z, row, axis=axis, label_smoothing=0.1))
+
+        gradient = jax.jit(jax.grad(total, (0, 1)), compiler_options=FAST)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(z, spec), jax.device_put(row, P("model"))
+            program = gradient.lower(*placed).compile()
+        moved = collectives(program.as_text())
+        assert all(size <= z.size / 16 for kind, size in moved if kind != "all-reduce"), moved
+        for got, exact in zip(program(*placed), gradient(z, row), strict=True):
+            np.testing.assert_allclose(got, exact, rtol=1e-9, atol=1e-12)
