@@ -3,10 +3,11 @@ r"""Cross-entropy of softmax against integer labels and against distributions.""
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, Rows, floating, is_off, scalar, smoothing
+from ._arguments import ArrayLike, Axis, floating, is_off, scalar, smoothing
 from ._class_axes import AxisName, check_replicated
 from ._labels import as_row, of_label
 from ._numerics import times
+from ._rows import Rows
 from ._statistics import computing_dtype, upcast
 from ._surprisals import surprisals
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, Rows, floating
+from ._arguments import ArrayLike, Axis, floating
 from ._autodiff import with_gradient
 from ._class_axes import Axes, AxisName, added_up
 from ._numerics import divergence_terms, excess, log1p, mixture_ratio
 from ._one_pass import Statistics
+from ._rows import Rows
 from ._statistics import probability, shift, statistics, surprisal, upcast
 
 

@@ -5,10 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, Rows, floating, scalar
+from ._arguments import ArrayLike, Axis, floating, scalar
 from ._autodiff import with_gradient
 from ._labels import of_label
 from ._numerics import sum_of_others, times
+from ._rows import Rows
 from ._sigmoid import binary_loss, binary_weights
 from ._statistics import complement, probability, statistics, upcast
 from ._surprisals import surprisals

@@ -3,10 +3,11 @@ r"""Integer labels under predictions given as probabilities or as their logarith
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, Rows, floating
+from ._arguments import ArrayLike, Axis, floating
 from ._labels import is_class, is_label, of_label, undefined
 from ._numerics import times
 from ._probabilities import weighted_surprisal
+from ._rows import Rows
 from ._statistics import upcast
 
 

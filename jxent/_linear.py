@@ -3,11 +3,12 @@ r"""Cross-entropy of a linear head, whose logits never exist whole."""
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Rows, boolean, elementwise, floating, is_off, scalar, smoothing
+from ._arguments import ArrayLike, boolean, elementwise, floating, is_off, scalar, smoothing
 from ._chunks import SAME_FOR_ALL_CLASSES, Head
 from ._class_axes import AxisName, axes_named, bound_axes, check_replicated
 from ._head import mean
 from ._mesh import AnyMesh, losses_on, total_on
+from ._rows import Rows
 from ._statistics import computing_dtype
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, Rows, floating
+from ._arguments import ArrayLike, Axis, floating
 from ._autodiff import with_gradient
 from ._numerics import divergence_terms, times
+from ._rows import Rows
 from ._statistics import upcast
 
 

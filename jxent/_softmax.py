@@ -6,10 +6,11 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, Rows, floating
+from ._arguments import ArrayLike, Axis, floating
 from ._autodiff import with_gradient
 from ._class_axes import Axes, AxisName
 from ._one_pass import Statistics
+from ._rows import Rows
 from ._statistics import (
     complement,
     finite_surprisal,
