@@ -58,7 +58,8 @@ def linear_softmax_cross_entropy(
       class_axis_name: the mesh axis, or a tuple of them, over which the classes are spread. Inside
         `jax.shard_map` `kernel`, `bias`, `class_mask` and `class_weights` are then the shard's
         own, in the order of the shards, while labels number all classes.
-      mesh: for global arrays, the mesh to compute on, as if this were inside `jax.shard_map`.
+      mesh: for global arrays, the mesh to compute on, as if this were inside `jax.shard_map`: XLA
+        does not partition a loop over chunks of sharded examples by itself.
       example_spec: how the examples ``[...]`` lie on it; by default their first dimension over
         all axes of the mesh that `class_axis_name` leaves.
 
@@ -74,7 +75,9 @@ def linear_softmax_cross_entropy(
     Note:
       An ignored example contributes nothing, even if its inputs are NaN or infinite; nor does one
       with the weight 0, nor a masked class, whatever its kernel. The mean of no examples is 0. A
-      label outside [0, classes) gives NaN, a label whose class is masked +inf.
+      label outside [0, classes) gives NaN, a label whose class is masked +inf. Over a mesh each
+      gradient is summed once, after all chunks, in its argument's dtype; examples and classes must
+      divide by it. Second derivatives inside `jax.shard_map`, or with `mesh`, need JAX 0.12.
 
     References:
       E. Wijmans et al., `Cut Your Losses in Large-Vocabulary Language Models
