@@ -34,7 +34,7 @@ def test_it_is_well_typed(tmp_path):
     )
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary"]
     command += [f"--cache-dir={tmp_path}", str(SOURCE), str(wrong)]
-    run = subprocess.run(command, cwd=SOURCE.parent.parent, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.stderr == ""
     errors = re.findall(r"(\w+)\.py:(\d+): error: .*\[(.*)\]$", run.stdout, re.MULTILINE)
     assert errors == [
