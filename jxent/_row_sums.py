@@ -47,7 +47,9 @@ def on_cpu(z: jax.Array, asked: Asked, stored: np.dtype[Any]) -> Statistics:
     numbers = [n for n in range(4, 65) if classes % n == 0 and classes >= 24 * n]
     if not numbers or explicit_sharding(z):
         return _with_plain_sums(z, _by_logsumexp(z), asked, stored)
-    return by_blocks(z, asked, stored, max(numbers, key=lambda n: (_cuts(n), -abs(n - 32))))
+    # One block is looked at again, and each of them costs as much as some 24 classes.
+    cost = {n: 24 * n + classes // n for n in numbers}
+    return by_blocks(z, asked, stored, max(numbers, key=lambda n: (min(_cuts(n), 16), -cost[n])))
 
 
 def _cuts(number: int) -> int:
@@ -90,35 +92,40 @@ def _by_logsumexp(z: jax.Array) -> Pair:
     return m, s
 
 
+# XLA:CPU sums exponentials fast, and without writing them to memory, while nothing but arithmetic
+# stands in the sum, on operands that no other sum shares. The comparisons that this needs are kept
+# to numbers of blocks. The block of the maximum sums to 1 + s'. Where that is below 1.5, and s' is
+# not to be had from it to the last bit, the maximum is alone, and s' is the sum without it.
 def _by_blocks(z: jax.Array, stored: np.dtype[Any], number: int) -> Pair:
-    # XLA:CPU sums exponentials fast, and without writing them to memory, while nothing but
-    # arithmetic stands in the sum, on operands that no other sum shares. The comparisons that
-    # this needs are kept to numbers of blocks, and to one block.
     *examples, classes = z.shape
     # The maximum is that of the numbers as they are stored; two sums would share their upcast.
     blocks = z.astype(stored).reshape(*examples, number, classes // number)
     maxima = jnp.max(blocks, axis=-1).astype(z.dtype)
-    m = jnp.max(maxima, axis=-1, keepdims=True)
+    chosen = jnp.argmax(maxima, axis=-1, keepdims=True)
+    # Not the maximum of the maxima, of which XLA would make one more look at all the logits.
+    m = jnp.take_along_axis(maxima, chosen, axis=-1, mode="clip")
+    largest = np.finfo(z.dtype).max
     anchors, anchor = finite(maxima), finite(m)
     sums = jnp.sum(jnp.exp(blocks.astype(z.dtype) - anchors[..., None]), axis=-1)
-    chosen = jnp.argmax(maxima, axis=-1, keepdims=True)
     is_chosen = jax.lax.broadcasted_iota(chosen.dtype, sums.shape, sums.ndim - 1) == chosen
     # The selection comes first, or both sums become one of two levels, which is slow.
-    elsewhere = jnp.where(is_chosen, 0.0, sums) * jnp.exp(anchors - anchor)
+    elsewhere = jnp.where(is_chosen, 0.0, sums) * jnp.exp(anchors - jnp.maximum(m, -largest))
     elsewhere = jnp.sum(elsewhere, axis=-1, keepdims=True)
 
     block = jnp.take_along_axis(blocks, chosen[..., None], axis=-2, mode="clip")[..., 0, :]
-    block = block.astype(z.dtype)
-    is_below = jnp.minimum((anchor - block) * np.finfo(z.dtype).max, 1.0)
-    rest = jnp.sum(jnp.exp(block - anchor) * is_below, axis=-1, keepdims=True)
-    ties = jnp.sum(block == m, axis=-1, keepdims=True).astype(z.dtype)
+    down = block.astype(z.dtype) - anchor
+    # Not of the maximum; but every infinite one counts here, each as 1.
+    counts = jnp.minimum(jnp.abs(down) * largest, 1.0)
+    rest = jnp.sum(jnp.exp(jnp.minimum(down, 0.0)) * counts, axis=-1, keepdims=True)
+    with_maximum = jnp.take_along_axis(sums, chosen, axis=-1, mode="clip")
+    s = elsewhere + jnp.where(with_maximum < 1.5, rest, with_maximum - 1)
 
-    # An infinite maximum must be the only one, and NaN is seen by the sums, though not by XLA:CPU's
+    # An infinite maximum must be the only one. NaN is seen by the sums, though not by XLA:CPU's
     # maximum.
-    beside_infinity = jnp.where((ties == 1) & (elsewhere == 0), 0.0, jnp.nan)
-    s = jnp.where(jnp.isinf(m), beside_infinity, elsewhere + (rest + (ties - 1)))
+    beside_infinity = jnp.where((rest == 1) & (elsewhere == 0), 0.0, jnp.nan)
+    s = jnp.where(jnp.isinf(m), beside_infinity, s)
     s = jnp.where(m > -jnp.inf, s, jnp.nan)
-    undefined = jnp.isnan(elsewhere) | jnp.isnan(rest)
+    undefined = jnp.isnan(jnp.sum(sums, axis=-1, keepdims=True))
     return jnp.where(undefined, jnp.nan, m), jnp.where(undefined, jnp.nan, s)
 
 

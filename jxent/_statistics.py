@@ -115,8 +115,8 @@ def shift(logits: jax.Array, m: jax.Array) -> jax.Array:
 
 def _finite_shift(logits: jax.Array, m: jax.Array) -> jax.Array:
     """`shift` for exponentials, which need no -inf: 0, and at most a large number below."""
-    below = logits - finite(m)
-    return jnp.where(below > 0, 0.0, below)  # Not minimum: at 0 its derivative would be a half.
+    anchor = jax.lax.optimization_barrier(finite(m))  # Once for a row, not for each logit.
+    return jnp.minimum(logits, np.finfo(logits.dtype).max) - anchor
 
 
 def unnormalized(logits: jax.Array, stats: Statistics) -> jax.Array:

@@ -70,14 +70,17 @@ def _surprisals_bwd(
     logits, labels, weights, stats = residuals
     z, w = _upcast(logits, weights)
     of_label, of_weights, normalizer = jax.tree.map(lambda x: x[..., None], tuple(cotangents))
-    # What belongs to rows is multiplied first: one product for each logit is left.
+    # What belongs to rows is multiplied first, one product for each logit is left; and behind a
+    # barrier, or XLA may do it again for each logit.
     if of_label is None:
         to_logits = unnormalized(z, stats) * (normalizer / (1 + stats.others))
     else:
         of_label = of_label * undefined(z, labels, axes)
-        to_others = unnormalized(z, stats) * ((normalizer + of_label) / (1 + stats.others))
+        scale = (normalizer + of_label) / (1 + stats.others)
         to_label = normalizer * probability(stats.of_label, stats)
         to_label = to_label - of_label * complement(stats.of_label, stats)
+        scale, to_label = jax.lax.optimization_barrier((scale, to_label))
+        to_others = unnormalized(z, stats) * scale
         to_logits = jnp.where(is_label(labels, z.shape[-1], axes), to_label, to_others)
     to_weights = None
     if w is not None:
