@@ -93,39 +93,38 @@ def _by_logsumexp(z: jax.Array) -> Pair:
 
 
 # XLA:CPU sums exponentials fast, and without writing them to memory, while nothing but arithmetic
-# stands in the sum, on operands that no other sum shares. The comparisons that this needs are kept
-# to numbers of blocks. The block of the maximum sums to 1 + s'. Where that is below 1.5, and s' is
-# not to be had from it to the last bit, the maximum is alone, and s' is the sum without it.
+# stands in the sum, on operands that no other sum shares. So the maximum is summed with the others,
+# as a 1. Next to it a small sum would lose its bits; but then it is in the largest of the sums over
+# blocks of classes, and that block is summed once more without it: the two differ by the number of
+# maxima there, of which the sum shall not have one. Where the largest sum has no maximum, the others
+# are at least 1 with it, and 1 less loses nothing.
 def _by_blocks(z: jax.Array, stored: np.dtype[Any], number: int) -> Pair:
-    *examples, classes = z.shape
     # The maximum is that of the numbers as they are stored; two sums would share their upcast.
-    blocks = z.astype(stored).reshape(*examples, number, classes // number)
-    maxima = jnp.max(blocks, axis=-1).astype(z.dtype)
-    chosen = jnp.argmax(maxima, axis=-1, keepdims=True)
-    # Not the maximum of the maxima, of which XLA would make one more look at all the logits.
-    m = jnp.take_along_axis(maxima, chosen, axis=-1, mode="clip")
-    largest = np.finfo(z.dtype).max
-    anchors, anchor = finite(maxima), finite(m)
-    sums = jnp.sum(jnp.exp(blocks.astype(z.dtype) - anchors[..., None]), axis=-1)
+    z_stored = z.astype(stored)
+    m = jnp.max(z_stored, axis=-1, keepdims=True).astype(z.dtype)
+    anchor = finite(m)
+    # Behind a barrier, or the maximum and the sums come to share what they read.
+    blocks = z_stored.reshape(*z.shape[:-1], number, z.shape[-1] // number)
+    blocks = jax.lax.optimization_barrier(blocks)
+    sums = jnp.sum(jnp.exp(blocks.astype(z.dtype) - anchor[..., None]), axis=-1)
+    chosen = jnp.argmax(sums, axis=-1, keepdims=True)
     is_chosen = jax.lax.broadcasted_iota(chosen.dtype, sums.shape, sums.ndim - 1) == chosen
-    # The selection comes first, or both sums become one of two levels, which is slow.
-    elsewhere = jnp.where(is_chosen, 0.0, sums) * jnp.exp(anchors - jnp.maximum(m, -largest))
-    elsewhere = jnp.sum(elsewhere, axis=-1, keepdims=True)
+    elsewhere = jnp.sum(jnp.where(is_chosen, 0.0, sums), axis=-1, keepdims=True)
+    largest = jnp.max(sums, axis=-1, keepdims=True)
 
     block = jnp.take_along_axis(blocks, chosen[..., None], axis=-2, mode="clip")[..., 0, :]
     down = block.astype(z.dtype) - anchor
-    # Not of the maximum; but every infinite one counts here, each as 1.
-    counts = jnp.minimum(jnp.abs(down) * largest, 1.0)
+    # Zero for a maximum; but every infinite one counts, as 1.
+    counts = jnp.minimum(jnp.abs(down) * np.finfo(z.dtype).max, 1.0)
     rest = jnp.sum(jnp.exp(jnp.minimum(down, 0.0)) * counts, axis=-1, keepdims=True)
-    with_maximum = jnp.take_along_axis(sums, chosen, axis=-1, mode="clip")
-    s = elsewhere + jnp.where(with_maximum < 1.5, rest, with_maximum - 1)
+    maxima = jnp.round(largest - rest)
 
     # An infinite maximum must be the only one. NaN is seen by the sums, though not by XLA:CPU's
     # maximum.
-    beside_infinity = jnp.where((rest == 1) & (elsewhere == 0), 0.0, jnp.nan)
-    s = jnp.where(jnp.isinf(m), beside_infinity, s)
+    beside_infinity = jnp.where((rest == 1) & (elsewhere < jnp.inf), 0.0, jnp.nan)
+    s = jnp.where(jnp.isinf(m), beside_infinity, (elsewhere + rest) + (maxima - 1))
     s = jnp.where(m > -jnp.inf, s, jnp.nan)
-    undefined = jnp.isnan(jnp.sum(sums, axis=-1, keepdims=True))
+    undefined = jnp.isnan(elsewhere) | jnp.isnan(largest)
     return jnp.where(undefined, jnp.nan, m), jnp.where(undefined, jnp.nan, s)
 
 
