@@ -46,7 +46,7 @@ def on_cpu(z: jax.Array, asked: Asked, stored: np.dtype[Any]) -> Statistics:
     # A number that divides the classes, so that blocks are few and each is a small part.
     numbers = [n for n in range(4, 65) if classes % n == 0 and classes >= 24 * n]
     if not numbers or explicit_sharding(z):
-        return _with_plain_sums(z, _by_logsumexp(z), asked, stored)
+        return by_blocks(z, asked, stored, 1)
     # One block is looked at again, and each of them costs as much as some 24 classes.
     cost = {n: 24 * n + classes // n for n in numbers}
     return by_blocks(z, asked, stored, max(numbers, key=lambda n: (min(_cuts(n), 16), -cost[n])))
@@ -75,7 +75,7 @@ def by_logsumexp(z: jax.Array, asked: Asked) -> Statistics:
 
 
 def by_blocks(z: jax.Array, asked: Asked, stored: np.dtype[Any], number: int) -> Statistics:
-    """Sums of whole blocks of classes, and one block once more, without the maximum it has."""
+    """Sums of blocks of classes, perhaps one, and one once more, without the maximum it has."""
     return _with_plain_sums(z, _by_blocks(z, stored, number), asked, stored)
 
 
@@ -93,30 +93,36 @@ def _by_logsumexp(z: jax.Array) -> Pair:
 
 
 # XLA:CPU sums exponentials fast, and without writing them to memory, while nothing but arithmetic
-# stands in the sum, on operands that no other sum shares. So the maximum is summed with the others,
-# as a 1. Next to it a small sum would lose its bits; but then it is in the largest of the sums over
-# blocks of classes, and that block is summed once more without it: the two differ by the number of
-# maxima there, of which the sum shall not have one. Where the largest sum has no maximum, the others
-# are at least 1 with it, and 1 less loses nothing.
+# stands in the sum, on operands that no other loop shares, be they constants: barriers see to that.
+# So the maximum is summed with the others, as a 1. Next to it a small sum would lose its bits; but
+# then it is in the largest of the sums over blocks of classes, and that block is summed once more
+# without it: the two differ by the number of maxima there, of which the sum shall not have one.
+# Where the largest sum has no maximum, the others are at least 1 with it, and 1 less loses nothing.
 def _by_blocks(z: jax.Array, stored: np.dtype[Any], number: int) -> Pair:
     # The maximum is that of the numbers as they are stored; two sums would share their upcast.
     z_stored = z.astype(stored)
     m = jnp.max(z_stored, axis=-1, keepdims=True).astype(z.dtype)
     anchor = finite(m)
-    # Behind a barrier, or the maximum and the sums come to share what they read.
-    blocks = z_stored.reshape(*z.shape[:-1], number, z.shape[-1] // number)
-    blocks = jax.lax.optimization_barrier(blocks)
-    sums = jnp.sum(jnp.exp(blocks.astype(z.dtype) - anchor[..., None]), axis=-1)
-    chosen = jnp.argmax(sums, axis=-1, keepdims=True)
-    is_chosen = jax.lax.broadcasted_iota(chosen.dtype, sums.shape, sums.ndim - 1) == chosen
-    elsewhere = jnp.sum(jnp.where(is_chosen, 0.0, sums), axis=-1, keepdims=True)
-    largest = jnp.max(sums, axis=-1, keepdims=True)
+    if number == 1:
+        whole = jax.lax.optimization_barrier(z_stored)
+        largest = jnp.sum(jnp.exp(whole.astype(z.dtype) - anchor), axis=-1, keepdims=True)
+        elsewhere = jnp.zeros_like(largest)
+        block, anchor, largest = jax.lax.optimization_barrier((whole, anchor, largest))
+    else:
+        blocks = z_stored.reshape(*z.shape[:-1], number, z.shape[-1] // number)
+        blocks = jax.lax.optimization_barrier(blocks)
+        sums = jnp.sum(jnp.exp(blocks.astype(z.dtype) - anchor[..., None]), axis=-1)
+        chosen = jnp.argmax(sums, axis=-1, keepdims=True)
+        is_chosen = jax.lax.broadcasted_iota(chosen.dtype, sums.shape, sums.ndim - 1) == chosen
+        elsewhere = jnp.sum(jnp.where(is_chosen, 0.0, sums), axis=-1, keepdims=True)
+        largest = jnp.max(sums, axis=-1, keepdims=True)
+        block = jnp.take_along_axis(blocks, chosen[..., None], axis=-2, mode="clip")[..., 0, :]
 
-    block = jnp.take_along_axis(blocks, chosen[..., None], axis=-2, mode="clip")[..., 0, :]
+    zero, huge = jax.lax.optimization_barrier((z.dtype.type(0), np.finfo(z.dtype).max))
     down = block.astype(z.dtype) - anchor
     # Zero for a maximum; but every infinite one counts, as 1.
-    counts = jnp.minimum(jnp.abs(down) * np.finfo(z.dtype).max, 1.0)
-    rest = jnp.sum(jnp.exp(jnp.minimum(down, 0.0)) * counts, axis=-1, keepdims=True)
+    counts = jnp.minimum(jnp.abs(down) * huge, 1.0)
+    rest = jnp.sum(jnp.exp(jnp.minimum(down, zero)) * counts, axis=-1, keepdims=True)
     maxima = jnp.round(largest - rest)
 
     # An infinite maximum must be the only one. NaN is seen by the sums, though not by XLA:CPU's

@@ -115,7 +115,8 @@ def shift(logits: jax.Array, m: jax.Array) -> jax.Array:
 
 def _finite_shift(logits: jax.Array, m: jax.Array) -> jax.Array:
     """`shift` for exponentials, which need no -inf: 0, and at most a large number below."""
-    anchor = jax.lax.optimization_barrier(finite(m))  # Once for a row, not for each logit.
+    # Behind a barrier: once for a row, not for each logit.
+    anchor: jax.Array = jax.lax.optimization_barrier(finite(m))
     return jnp.minimum(logits, np.finfo(logits.dtype).max) - anchor
 
 
