@@ -115,7 +115,7 @@ def _by_blocks(z: jax.Array, stored: np.dtype[Any], number: int) -> Pair:
         chosen = jnp.argmax(sums, axis=-1, keepdims=True)
         is_chosen = jax.lax.broadcasted_iota(chosen.dtype, sums.shape, sums.ndim - 1) == chosen
         elsewhere = jnp.sum(jnp.where(is_chosen, 0.0, sums), axis=-1, keepdims=True)
-        largest = jnp.max(sums, axis=-1, keepdims=True)
+        largest = jnp.sum(jnp.where(is_chosen, sums, 0.0), axis=-1, keepdims=True)
         block = jnp.take_along_axis(blocks, chosen[..., None], axis=-2, mode="clip")[..., 0, :]
 
     zero, huge = jax.lax.optimization_barrier((z.dtype.type(0), np.finfo(z.dtype).max))
@@ -123,12 +123,15 @@ def _by_blocks(z: jax.Array, stored: np.dtype[Any], number: int) -> Pair:
     # Zero for a maximum; but every infinite one counts, as 1.
     counts = jnp.minimum(jnp.abs(down) * huge, 1.0)
     rest = jnp.sum(jnp.exp(jnp.minimum(down, zero)) * counts, axis=-1, keepdims=True)
-    maxima = jnp.round(largest - rest)
+    rest, without = jax.lax.stop_gradient((rest, largest))
+    maxima = jnp.round(without - rest)
+    s = (elsewhere + rest) + (maxima - 1)
+    s = s + (largest - without)  # Zero, with the derivative that the sum has with its maximum.
 
     # An infinite maximum must be the only one. NaN is seen by the sums, though not by XLA:CPU's
     # maximum.
     beside_infinity = jnp.where((rest == 1) & (elsewhere < jnp.inf), 0.0, jnp.nan)
-    s = jnp.where(jnp.isinf(m), beside_infinity, (elsewhere + rest) + (maxima - 1))
+    s = jnp.where(jnp.isinf(m), beside_infinity, s)
     s = jnp.where(m > -jnp.inf, s, jnp.nan)
     undefined = jnp.isnan(elsewhere) | jnp.isnan(largest)
     return jnp.where(undefined, jnp.nan, m), jnp.where(undefined, jnp.nan, s)
