@@ -13,6 +13,7 @@ TABLES = [
     ("The loss of a linear head", ["linear.py"]),
     ("Its memory against the vocabulary", ["linear.py", "--vocabularies"]),
     ("What the compilers make of the losses", ["compilers.py"]),
+    ("The memory of a linear head on TPUs and an H100", ["linear_compiled.py"]),
     ("The loss of a linear head over TPU meshes", ["mesh.py"]),
 ]
 

@@ -49,24 +49,23 @@ def main():
         print_comparison(options)
 
 
-def losses(options):
+def losses(chunk_size=None):
     """The mean loss by each library, as a function of inputs, kernel and labels."""
     functions = {
         "optax": lambda x, w, y: jnp.mean(
             optax.softmax_cross_entropy_with_integer_labels(jnp.dot(x, w), y)
         ),
-        "jxent": functools.partial(
-            jxent.linear_softmax_cross_entropy, chunk_size=options.chunk_size
-        ),
+        "jxent": functools.partial(jxent.linear_softmax_cross_entropy, chunk_size=chunk_size),
     }
     if importlib.util.find_spec("tokamax"):
         from absl import flags
         from tokamax import linear_softmax_cross_entropy_loss
 
         flags.FLAGS(sys.argv[:1])  # tokamax would read this program's options as its own.
-        functions["tokamax"] = lambda x, w, y: linear_softmax_cross_entropy_loss(
-            x, y, w, reduction="mean"
-        )
+        for name in None, "chunked_xla":  # The first is what it takes by itself.
+            functions["tokamax" + (f", {name}" if name else "")] = lambda x, w, y, name=name: (
+                linear_softmax_cross_entropy_loss(x, y, w, reduction="mean", implementation=name)
+            )
     return functions
 
 
@@ -87,7 +86,7 @@ def print_comparison(options):
         exact = _exact(*arrays)
         programs = {
             name: compiled(f, options.examples, options.features, classes, options.dtype)
-            for name, f in losses(options).items()
+            for name, f in losses(options.chunk_size).items()
         }
         results, seconds = _run({n: p for n, (p, _) in programs.items()}, arrays, options.runs)
         for name, (_, temporaries) in programs.items():
@@ -103,7 +102,7 @@ def print_memory(options):
     """A row for each number of classes."""
     print("| classes | whole logits (optax) | jxent | |")
     print("|---|---|---|---|")
-    functions = losses(options)
+    functions = losses(options.chunk_size)
     for classes in tqdm([2**k for k in range(13, 19)], desc="compiling", leave=False):
         dense, fused = (
             compiled(functions[n], options.examples, options.features, classes, options.dtype)[1]
