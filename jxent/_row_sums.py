@@ -49,7 +49,7 @@ def on_cpu(z: jax.Array, asked: Asked, stored: np.dtype[Any]) -> Statistics:
         return by_blocks(z, asked, stored, 1)
     # One block is looked at again, and each of them costs as much as some 24 classes.
     cost = {n: 24 * n + classes // n for n in numbers}
-    return by_blocks(z, asked, stored, max(numbers, key=lambda n: (min(_cuts(n), 16), -cost[n])))
+    return by_blocks(z, asked, stored, max(numbers, key=lambda n: (_cuts(n), -cost[n])))
 
 
 def _cuts(number: int) -> int:
