@@ -1,7 +1,5 @@
 r"""Kullback-Leibler and Jensen-Shannon divergence of softmax distributions."""
 
-from collections.abc import Callable
-from functools import lru_cache, partial
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -9,11 +7,13 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating
 from ._autodiff import with_gradient
-from ._class_axes import Axes, AxisName, added_up
+from ._class_axes import Axes, AxisName
+from ._distribution import probability, surprisal, to_logits_of_surprisals, total
+from ._elementary import expm1
 from ._numerics import divergence_terms, excess, log1p, mixture_ratio
 from ._one_pass import Statistics
 from ._rows import Rows
-from ._statistics import probability, shift, statistics, surprisal, upcast
+from ._statistics import shift, statistics, upcast
 
 
 def softmax_kl_divergence(
@@ -65,7 +65,7 @@ def softmax_kl_divergence(
       1.25e-13
     """
     rows, z_q, z_p = _two_rows_of_logits(logits, target_logits, axis, where, class_axis_name)
-    return rows.settle(_softmax_kl_over(rows.class_axes)(z_q, z_p))
+    return rows.settle(_softmax_kl(z_q, z_p, class_axes=rows.class_axes))
 
 
 def softmax_jensen_shannon_divergence(
@@ -139,13 +139,10 @@ class Pair(NamedTuple):
         z_p, z_q = upcast(target_logits, logits)
         return cls(z_p, z_q, *known[:2])
 
-    @property
-    def p(self) -> jax.Array:
-        return probability(self.z_p, self.of_p)
-
-    @property
-    def q(self) -> jax.Array:
-        return probability(self.z_q, self.of_q)
+    def probabilities(self, axes: Axes = ()) -> tuple[jax.Array, jax.Array]:
+        """``p_j`` and ``q_j``, for classes that are spread over the mesh axes."""
+        p = probability(self.z_p, self.of_p, class_axes=axes)
+        return p, probability(self.z_q, self.of_q, class_axes=axes)
 
     @property
     def has_p(self) -> jax.Array:
@@ -192,18 +189,15 @@ def _change(pair: Pair, axes: Axes) -> jax.Array:
     """``S``, as ``[..., 1]``."""
     d = _anchored_difference(pair)
     near = pair.has_p & pair.has_q & (jnp.abs(d) < 1)
-    far = (1 + pair.of_p.others) / (1 + pair.of_q.others) * pair.p - pair.q
-    terms = jnp.where(near, pair.q * jnp.expm1(jnp.where(near, d, 0.0)), far)
-    return jax.lax.stop_gradient(_total(terms, axes))
+    p, q = pair.probabilities(axes)
+    far = (1 + pair.of_p.others) / (1 + pair.of_q.others) * p - q
+    terms = jnp.where(near, q * expm1(jnp.where(near, d, 0.0)), far)
+    return jax.lax.stop_gradient(total(axes, terms))
 
 
-def _total(terms: jax.Array, axes: Axes) -> jax.Array:
-    return added_up(jnp.sum(terms, axis=-1, keepdims=True), axes)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _log_ratio(pair: Pair, change: jax.Array, axes: Axes) -> jax.Array:
-    """``log p_j - log q_j``, given S."""
+def _log_ratio_fwd(axes: Axes, *given: Any) -> tuple[jax.Array, Any]:
+    *of_rows, change = given
+    pair = Pair(*of_rows)
     has_p, has_q = pair.has_p, pair.has_q
     both = has_p & has_q
     agreeing = (change > -0.5) & (change < 2)
@@ -214,15 +208,18 @@ def _log_ratio(pair: Pair, change: jax.Array, axes: Axes) -> jax.Array:
     one_sided = jnp.where(has_p == has_q, 0.0, jnp.where(has_p, jnp.inf, -jnp.inf))
     undefined = jnp.isnan(pair.of_p.others) | jnp.isnan(pair.of_q.others)
     t = jnp.where(both, jnp.where(agreeing, close, far), one_sided)
-    return jnp.where(undefined, jnp.nan, t)
+    return jnp.where(undefined, jnp.nan, t), pair
 
 
-# d log p_j = dz_j - sum_i p_i dz_i, for p and for q; the tangents of the statistics are in it.
-@_log_ratio.defjvp
-def _log_ratio_jvp(axes: Axes, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (pair, change), (dot, _) = primals, tangents
-    mean_p, mean_q = _total(pair.p * dot.z_p, axes), _total(pair.q * dot.z_q, axes)
-    return _log_ratio(pair, change, axes), (dot.z_p - mean_p) - (dot.z_q - mean_q)
+# d log p_j = dz_j - sum_i p_i dz_i, for p and for q. S is only what is known already.
+def _log_ratio_bwd(axes: Axes, pair: Pair, cotangent: jax.Array) -> tuple[Any, ...]:
+    to_p = to_logits_of_surprisals(axes, pair.z_p, pair.of_p, cotangent)
+    to_q = to_logits_of_surprisals(axes, pair.z_q, pair.of_q, cotangent)
+    return -to_p, to_q, None, None, None
+
+
+_log_ratio = with_gradient(_log_ratio_fwd, _log_ratio_bwd, (True, True, False, False, False))
+"""``log p_j - log q_j`` of a `Pair`, given S."""
 
 
 def _softmax_kl_fwd(
@@ -230,8 +227,8 @@ def _softmax_kl_fwd(
 ) -> tuple[jax.Array, Any]:
     known = _statistics(axes, target_logits, logits)
     pair, change = Pair.after(known, target_logits, logits), known[-1]
-    terms = divergence_terms(_log_ratio(pair, change, axes), pair.p, pair.q)
-    divergence = _total(terms, axes)[..., 0]
+    t = _log_ratio(*pair, change, class_axes=axes)
+    divergence = total(axes, divergence_terms(t, *pair.probabilities(axes)))[..., 0]
     return divergence, (logits, target_logits, (*known, divergence))
 
 
@@ -243,9 +240,10 @@ def _softmax_kl_bwd(
     logits, target_logits, known = residuals
     pair = Pair.after(known, target_logits, logits)
     *_, change, divergence = known
-    t, p, q = _log_ratio(pair, change, axes), pair.p, pair.q
+    t = _log_ratio(*pair, change, class_axes=axes)
+    p, q = pair.probabilities(axes)
     near = t < 1
-    to_q = jnp.where(near, -q * jnp.expm1(jnp.where(near, t, 0.0)), q - p)
+    to_q = jnp.where(near, -q * expm1(jnp.where(near, t, 0.0)), q - p)
     to_p = p * (jnp.where(t == -jnp.inf, 0.0, t) - divergence[..., None])
     return (
         (cotangent[..., None] * to_q).astype(logits.dtype),
@@ -253,15 +251,14 @@ def _softmax_kl_bwd(
     )
 
 
-@lru_cache
-def _softmax_kl_over(axes: Axes) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    return with_gradient(partial(_softmax_kl_fwd, axes), partial(_softmax_kl_bwd, axes), axes)
+_softmax_kl = with_gradient(_softmax_kl_fwd, _softmax_kl_bwd, (True, True))
 
 
 def _softmax_js_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:
     known = _statistics((), target_logits, logits)
     pair, change = Pair.after(known, target_logits, logits), known[-1]
-    t, m = _log_ratio(pair, change, ()), (pair.p + pair.q) / 2
+    t = _log_ratio(*pair, change)
+    m = sum(pair.probabilities()) / 2
     from_p, from_q = (jnp.sum(m * excess(mixture_ratio(x)), axis=-1) for x in (t, -t))
     return (from_p + from_q) / 2, (logits, target_logits, (*known, from_p, from_q))
 
@@ -273,15 +270,16 @@ def _softmax_js_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ja
     logits, target_logits, known = residuals
     pair = Pair.after(known, target_logits, logits)
     *_, change, from_p, from_q = known
-    t = _log_ratio(pair, change, ())
+    t = _log_ratio(*pair, change)
+    p, q = pair.probabilities()
 
     def gradient(share: jax.Array, ratio: jax.Array, divergence: jax.Array) -> jax.Array:
         finite = jnp.where(ratio == -jnp.inf, 0.0, ratio)
         return cotangent[..., None] * share * (finite - divergence[..., None]) / 2
 
     return (
-        gradient(pair.q, mixture_ratio(-t), from_q).astype(logits.dtype),
-        gradient(pair.p, mixture_ratio(t), from_p).astype(target_logits.dtype),
+        gradient(q, mixture_ratio(-t), from_q).astype(logits.dtype),
+        gradient(p, mixture_ratio(t), from_p).astype(target_logits.dtype),
     )
 
 

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating, scalar
 from ._autodiff import with_gradient
+from ._distribution import complement, probability, sum_of_others
+from ._elementary import expm1, power_of_share, sigmoid
 from ._labels import of_label
-from ._numerics import sum_of_others, times
+from ._numerics import times
 from ._rows import Rows
 from ._sigmoid import binary_loss, binary_weights
-from ._statistics import complement, probability, statistics, upcast
+from ._statistics import statistics, upcast
 from ._surprisals import surprisals
 
 
@@ -105,8 +107,8 @@ def softmax_focal_loss_with_integer_labels(
     array = floating("logits", logits)
     rows, y = Rows.of("logits", array, axis, where).labels("labels", labels)
     losses = surprisals(rows.logits("logits", array), y, None).of_label
-    # 1 - p_y, exact where p_y is nearly 1.
-    losses = _focused(losses, -jnp.expm1(-losses), gamma)
+    # 1 - p_y, exact where p_y is nearly 1, and p_y.
+    losses = _focused(losses, -expm1(-losses), jnp.exp(-losses), gamma)
     weights = rows.class_weights("class_weights", class_weights, losses)
     return rows.settle(losses if weights is None else times(of_label(weights, y), losses))
 
@@ -153,20 +155,24 @@ def sigmoid_focal_loss(
     positive, negative = binary_weights("logits", array, labels, None, 0.0)
     # Its gradient has two parts, which add up before they are rounded to 16 bits.
     (z,) = upcast(array)
-    missed = _binary_missed(z, positive, negative)
-    losses = _focused(binary_loss(z, positive, negative), missed, gamma)
+    missed, right = _binary_missed(z, positive, negative), _binary_missed(z, negative, positive)
+    losses = _focused(binary_loss(z, positive, negative), missed, right, gamma)
     if alpha is not None:
         share = scalar("alpha", alpha, losses)
         losses = times(share * positive + (1 - share) * negative, losses)
     return losses
 
 
-def _focused(losses: jax.Array, missed: jax.Array, gamma: ArrayLike) -> jax.Array:
+# The derivative for gamma has the factor log(1 - p), which is nearly -p for a p that 1 - p does not
+# have any more: both are given.
+def _focused(losses: jax.Array, missed: jax.Array, right: jax.Array, gamma: ArrayLike) -> jax.Array:
     """``missed ** gamma * losses``, in the limit where a factor or its derivative is infinite."""
     exponent = scalar("gamma", gamma, missed)
-    nothing = jnp.where(exponent == 0, 1.0, 0.0).astype(missed.dtype)
-    factor = jnp.where(missed == 0, nothing, jnp.where(missed == 0, 1.0, missed) ** exponent)
-    # Where the loss is infinite, everything is missed, and that does not change.
+    nothing = missed == 0
+    pair = jnp.where(nothing, 1.0, missed), jnp.where(nothing, 0.0, right)
+    at_zero = jnp.where(exponent == 0, 1.0, 0.0).astype(missed.dtype)
+    factor = jnp.where(nothing, at_zero, power_of_share(*pair, exponent))
+    # At an infinite loss the derivative of the factor is 0: stop it, or 0 times infinity gives NaN.
     factor = jnp.where(losses == jnp.inf, jax.lax.stop_gradient(factor), factor)
     return times(factor, losses)
 
@@ -183,7 +189,7 @@ def _missed_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Ar
     logits, labels, stats = residuals
     z, y = upcast(logits, labels)
     p, q = probability(z, stats), complement(z, stats)
-    to_logits = p * (sum_of_others(y * p) - y * q)
+    to_logits = p * (sum_of_others((), y * p, z, stats) - y * q)
     to_labels = jnp.where(z > -jnp.inf, q, 0.0)
     return (
         (cotangent[..., None] * to_logits).astype(logits.dtype),
@@ -198,14 +204,14 @@ def _binary_missed_fwd(
     logits: jax.Array, positive: jax.Array, negative: jax.Array
 ) -> tuple[jax.Array, Any]:
     z, a, b = upcast(logits, positive, negative)
-    return a * jax.nn.sigmoid(-z) + b * jax.nn.sigmoid(z), (logits, positive, negative)
+    return a * sigmoid(-z) + b * sigmoid(z), (logits, positive, negative)
 
 
 # s'(z) = s(z) s(-z), where JAX's s(z) (1 - s(z)) loses its bits for a large logit.
 def _binary_missed_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
     logits, positive, negative = residuals
     z, a, b = upcast(logits, positive, negative)
-    up, down = jax.nn.sigmoid(z), jax.nn.sigmoid(-z)
+    up, down = sigmoid(z), sigmoid(-z)
     return (
         (cotangent * (b - a) * up * down).astype(logits.dtype),
         (cotangent * down).astype(positive.dtype),

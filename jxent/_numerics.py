@@ -87,11 +87,3 @@ def signed_sum(x: jax.Array) -> jax.Array:
     anchor = anchor * 2.0 ** math.ceil(math.log2(x.shape[-1] + 2))
     upper = (anchor + x) - anchor
     return jnp.sum(upper, axis=-1) + jnp.sum(x - upper, axis=-1)
-
-
-def sum_of_others(y: jax.Array) -> jax.Array:
-    """``sum_{i≠j} y_i`` for each j, where ``sum_i y_i - y_j`` would cancel for a dominant y_j."""
-    top = jnp.max(y, axis=-1, keepdims=True)
-    ties = jnp.sum(y == top, axis=-1, keepdims=True).astype(y.dtype)
-    below = jnp.sum(jnp.where(y < top, y, 0.0), axis=-1, keepdims=True)
-    return (below + (ties - 1) * top) + (top - y)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, elementwise, floating, is_off, smoothing, trailing
 from ._autodiff import with_gradient
+from ._elementary import expm1, sigmoid, softplus
 from ._numerics import chargeable, divergence_terms, log1p, times
 from ._statistics import computing_dtype, upcast
 
@@ -146,15 +147,15 @@ def _sigmoid_entropy_fwd(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     (z,) = upcast(logits)
     z = jnp.abs(z)
     # The entropy is even; for z >= 0 its two terms are s(z) softplus(-z) and s(-z) softplus(z).
-    tail = jnp.where(z < jnp.inf, z, 0.0) * jax.nn.sigmoid(-z)
-    return tail + jax.nn.softplus(-z), logits
+    tail = jnp.where(z < jnp.inf, z, 0.0) * sigmoid(-z)
+    return tail + softplus(-z), logits
 
 
 # H = softplus(z) - z s(z), so dH/dz = -z s'(z) = -z s(z) s(-z).
 def _sigmoid_entropy_bwd(logits: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
     (z,) = upcast(logits)
     finite = jnp.where(jnp.isinf(z), 0.0, z)
-    gradient = -finite * jax.nn.sigmoid(finite) * jax.nn.sigmoid(-finite)
+    gradient = -finite * sigmoid(finite) * sigmoid(-finite)
     return ((cotangent * gradient).astype(logits.dtype),)
 
 
@@ -169,7 +170,7 @@ def _binary_loss_fwd(
     infinite = jnp.isinf(z)
     limit = times(jnp.where(z > 0, b, a), jnp.full_like(z, jnp.inf))
     z = jnp.where(infinite, 0.0, z)
-    loss = jnp.where(infinite, limit, a * jax.nn.softplus(-z) + b * jax.nn.softplus(z))
+    loss = jnp.where(infinite, limit, a * softplus(-z) + b * softplus(z))
     return loss, (logits, positive, negative)
 
 
@@ -178,11 +179,11 @@ def _binary_loss_fwd(
 def _binary_loss_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
     logits, positive, negative = residuals
     z, a, b = upcast(logits, positive, negative)
-    to_logits = b * jax.nn.sigmoid(z) - a * jax.nn.sigmoid(-z)
+    to_logits = b * sigmoid(z) - a * sigmoid(-z)
     return (
         (cotangent * to_logits).astype(logits.dtype),
-        (cotangent * chargeable(a, jax.nn.softplus(-z))).astype(positive.dtype),
-        (cotangent * chargeable(b, jax.nn.softplus(z))).astype(negative.dtype),
+        (cotangent * chargeable(a, softplus(-z))).astype(positive.dtype),
+        (cotangent * chargeable(b, softplus(z))).astype(negative.dtype),
     )
 
 
@@ -202,10 +203,10 @@ def _sigmoid_kl_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Ar
     near = jnp.abs(d) < 1
 
     def terms(sign: int) -> jax.Array:
-        q, other = jax.nn.sigmoid(sign * z_q), jax.nn.sigmoid(-sign * z_q)
-        close = -log1p(other * jnp.expm1(jnp.where(near, -sign * d, 0.0)))
-        far = jax.nn.softplus(-sign * z_q) - jax.nn.softplus(-sign * z_p)
-        return divergence_terms(jnp.where(near, close, far), jax.nn.sigmoid(sign * z_p), q)
+        q, other = sigmoid(sign * z_q), sigmoid(-sign * z_q)
+        close = -log1p(other * expm1(jnp.where(near, -sign * d, 0.0)))
+        far = softplus(-sign * z_q) - softplus(-sign * z_p)
+        return divergence_terms(jnp.where(near, close, far), sigmoid(sign * z_p), q)
 
     return terms(1) + terms(-1), (logits, target_logits)
 
@@ -216,10 +217,10 @@ def _sigmoid_kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ja
     logits, target_logits = residuals
     z_q, z_p = upcast(logits, target_logits)
     d = _difference(z_p, z_q)
-    p, q = jax.nn.sigmoid(z_p), jax.nn.sigmoid(z_q)
-    not_p, not_q = jax.nn.sigmoid(-z_p), jax.nn.sigmoid(-z_q)
+    p, q = sigmoid(z_p), sigmoid(z_q)
+    not_p, not_q = sigmoid(-z_p), sigmoid(-z_q)
     near = jnp.abs(d) < 1
-    change = jnp.expm1(jnp.where(near, d, 0.0))
+    change = expm1(jnp.where(near, d, 0.0))
     far = jnp.where(z_q + z_p > 0, not_p - not_q, q - p)
     to_q = jnp.where(near, -q * not_q * change / (1 + q * change), far)
     to_p = p * not_p * jnp.where(jnp.isinf(z_p), 0.0, d)

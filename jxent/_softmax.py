@@ -1,24 +1,22 @@
 r"""Softmax, its logarithm, its normaliser and its entropy, each exact to the last bits."""
 
-from collections.abc import Callable
-from functools import lru_cache, partial
-
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating
 from ._autodiff import with_gradient
 from ._class_axes import Axes, AxisName
-from ._one_pass import Statistics
-from ._rows import Rows
-from ._statistics import (
-    complement,
+from ._distribution import (
+    entropy,
     finite_surprisal,
     probability,
-    statistics,
     surprisal,
-    upcast,
+    to_logits_of_probabilities,
+    to_logits_of_surprisals,
 )
+from ._one_pass import Statistics
+from ._rows import Rows
+from ._statistics import statistics, upcast
 from ._surprisals import surprisals
 
 
@@ -169,7 +167,7 @@ def softmax_entropy(
       [6.9315e-01 1.7418e-16]
     """
     rows, z = _rows_of_logits(logits, axis, where, class_axis_name)
-    return rows.settle(_softmax_entropy_over(rows.class_axes)(z))
+    return rows.settle(_softmax_entropy(z, class_axes=rows.class_axes))
 
 
 def _rows_of_logits(
@@ -190,14 +188,11 @@ def _log_softmax_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
 
 
 # d log p_j = dz_j - sum_i p_i dz_i, so with the cotangent c the gradient is c_j - p_j sum_i c_i
-# = c_j (1 - p_j) - p_j sum_{i≠j} c_i: for a c that picks one class, nothing cancels.
+# = c_j (1 - p_j) - p_j sum_{i≠j} c_i.
 def _log_softmax_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array]:
     logits, stats = residuals
     (z,) = upcast(logits)
-    cotangent = jnp.where(z > -jnp.inf, cotangent, 0.0)
-    others = jnp.sum(cotangent, axis=-1, keepdims=True) - cotangent
-    gradient = cotangent * complement(z, stats) - probability(z, stats) * others
-    return (gradient.astype(logits.dtype),)
+    return (-to_logits_of_surprisals((), z, stats, cotangent).astype(logits.dtype),)
 
 
 _log_softmax = with_gradient(_log_softmax_fwd, _log_softmax_bwd)
@@ -209,13 +204,12 @@ def _softmax_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
     return probability(z, stats), (logits, stats)
 
 
-# dp_j = p_j (dz_j - sum_i p_i dz_i).
+# dp_j = p_j (dz_j - sum_i p_i dz_i), and with the cotangent c the gradient is
+# p_j (c_j - sum_i p_i c_i) = p_j (c_j (1 - p_j) - sum_{i≠j} p_i c_i).
 def _softmax_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array]:
     logits, stats = residuals
     (z,) = upcast(logits)
-    p = probability(z, stats)
-    mean = jnp.sum(p * cotangent, axis=-1, keepdims=True)
-    return ((p * (cotangent - mean)).astype(logits.dtype),)
+    return (to_logits_of_probabilities((), z, stats, cotangent).astype(logits.dtype),)
 
 
 _softmax = with_gradient(_softmax_fwd, _softmax_bwd)
@@ -224,23 +218,18 @@ _softmax = with_gradient(_softmax_fwd, _softmax_bwd)
 def _softmax_entropy_fwd(axes: Axes, logits: jax.Array) -> tuple[jax.Array, Residuals]:
     (z,) = upcast(logits)
     stats = statistics(z, logits.dtype, spread=True, class_axes=axes)
-    return _entropy(stats)[..., 0], (logits, stats)
+    return entropy(z, stats, class_axes=axes)[..., 0], (logits, stats)
 
 
 # dH = -sum_j (1 + log p_j) dp_j = sum_j p_j (-log p_j - H) dz_j.
-def _softmax_entropy_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array]:
+def _softmax_entropy_bwd(
+    axes: Axes, residuals: Residuals, cotangent: jax.Array
+) -> tuple[jax.Array]:
     logits, stats = residuals
     (z,) = upcast(logits)
-    p, n = probability(z, stats), finite_surprisal(z, stats)
-    return ((cotangent[..., None] * p * (n - _entropy(stats))).astype(logits.dtype),)
+    p, n = (f(z, stats, class_axes=axes) for f in (probability, finite_surprisal))
+    h = entropy(z, stats, class_axes=axes)
+    return ((cotangent[..., None] * p * (n - h)).astype(logits.dtype),)
 
 
-def _entropy(stats: Statistics) -> jax.Array:
-    """``sum_j p_j (-log p_j)``, with ``-log p_j = log1p(s) + (m - z_j)``."""
-    entropy: jax.Array = jnp.log1p(stats.others) + stats.spread / (1 + stats.others)
-    return entropy
-
-
-@lru_cache
-def _softmax_entropy_over(axes: Axes) -> Callable[[jax.Array], jax.Array]:
-    return with_gradient(partial(_softmax_entropy_fwd, axes), _softmax_entropy_bwd, axes)
+_softmax_entropy = with_gradient(_softmax_entropy_fwd, _softmax_entropy_bwd, (True,))

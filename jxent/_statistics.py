@@ -88,7 +88,7 @@ def _statistics_jvp(
 ) -> tuple[Statistics, Statistics]:
     (z, labels, weights), (dot, _, weights_dot) = primals, tangents
     stats = _statistics(z, labels, weights, spread, stored, axes)
-    e, down = unnormalized(z, stats), _finite_shift(z, stats.maximum)
+    e, down = unnormalized(z, stats), finite_shift(z, stats.maximum)
 
     def total(terms: jax.Array) -> jax.Array:
         return added_up(jnp.sum(terms, axis=-1, keepdims=True), axes)
@@ -113,7 +113,7 @@ def shift(logits: jax.Array, m: jax.Array) -> jax.Array:
     return jnp.where(m < jnp.inf, logits - jnp.where(m < jnp.inf, m, 0.0), at_infinity)
 
 
-def _finite_shift(logits: jax.Array, m: jax.Array) -> jax.Array:
+def finite_shift(logits: jax.Array, m: jax.Array) -> jax.Array:
     """`shift` for exponentials, which need no -inf: 0, and at most a large number below."""
     # Behind a barrier: once for a row, not for each logit.
     anchor: jax.Array = jax.lax.optimization_barrier(finite(m))
@@ -122,26 +122,4 @@ def _finite_shift(logits: jax.Array, m: jax.Array) -> jax.Array:
 
 def unnormalized(logits: jax.Array, stats: Statistics) -> jax.Array:
     """``exp(z_j - m)``."""
-    return jnp.exp(_finite_shift(logits, stats.maximum))
-
-
-def probability(logits: jax.Array, stats: Statistics) -> jax.Array:
-    """``p_j``."""
-    return unnormalized(logits, stats) * (1 / (1 + stats.others))
-
-
-def complement(logits: jax.Array, stats: Statistics) -> jax.Array:
-    """``1 - p_j``."""
-    below = -jnp.expm1(_finite_shift(logits, stats.maximum))
-    return (stats.others + below) * (1 / (1 + stats.others))
-
-
-def surprisal(logits: jax.Array, stats: Statistics) -> jax.Array:
-    """``-log p_j``, +inf where the logit is -inf."""
-    return jnp.log1p(stats.others) - shift(logits, stats.maximum)
-
-
-def finite_surprisal(logits: jax.Array, stats: Statistics) -> jax.Array:
-    """``-log p_j``, 0 where the logit is -inf: there the class does not exist."""
-    exists = shift(logits, stats.maximum) > -jnp.inf
-    return jnp.where(exists, surprisal(jnp.where(exists, logits, stats.maximum), stats), 0.0)
+    return jnp.exp(finite_shift(logits, stats.maximum))

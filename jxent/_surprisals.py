@@ -1,7 +1,5 @@
 """The core of the softmax losses: what the statistics of a row say of its labels."""
 
-from collections.abc import Callable
-from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,17 +7,17 @@ import jax.numpy as jnp
 
 from ._autodiff import with_gradient
 from ._class_axes import Axes
-from ._labels import is_label, undefined
-from ._one_pass import IfAsked
-from ._statistics import (
+from ._distribution import (
     complement,
     finite_surprisal,
+    label_probability,
+    other_weights,
     probability,
-    statistics,
     surprisal,
-    unnormalized,
-    upcast,
 )
+from ._labels import is_label, undefined
+from ._one_pass import IfAsked
+from ._statistics import statistics, upcast
 
 
 class Surprisals(NamedTuple):
@@ -40,7 +38,7 @@ def surprisals(
     class_axes: Axes = (),
 ) -> Surprisals:
     """What integer labels ``[...]``, weights ``[..., classes]`` and no labels cost in each row."""
-    return _surprisals_over(class_axes)(logits, labels, weights)
+    return _surprisals(logits, labels, weights, class_axes=class_axes)
 
 
 def _surprisals_fwd(
@@ -70,31 +68,27 @@ def _surprisals_bwd(
     logits, labels, weights, stats = residuals
     z, w = _upcast(logits, weights)
     of_label, of_weights, normalizer = jax.tree.map(lambda x: x[..., None], tuple(cotangents))
-    # What belongs to rows is multiplied first, one product for each logit is left; and behind a
-    # barrier, or XLA may do it again for each logit.
+    p = probability(z, stats, class_axes=axes)
     if of_label is None:
-        to_logits = unnormalized(z, stats) * (normalizer / (1 + stats.others))
+        to_logits = p * normalizer
     else:
         of_label = of_label * undefined(z, labels, axes)
-        scale = (normalizer + of_label) / (1 + stats.others)
-        to_label = normalizer * probability(stats.of_label, stats)
-        to_label = to_label - of_label * complement(stats.of_label, stats)
-        scale, to_label = jax.lax.optimization_barrier((scale, to_label))
-        to_others = unnormalized(z, stats) * scale
-        to_logits = jnp.where(is_label(labels, z.shape[-1], axes), to_label, to_others)
+        p_y, not_p_y = label_probability(z, labels, stats, class_axes=axes)
+        to_label = normalizer * p_y - of_label * not_p_y
+        # Behind a barrier, or XLA may compute what belongs to the row again for each logit.
+        to_others, to_label = jax.lax.optimization_barrier((normalizer + of_label, to_label))
+        to_logits = jnp.where(is_label(labels, z.shape[-1], axes), to_label, p * to_others)
     to_weights = None
     if w is not None:
-        other_weights = stats.rest + (stats.top - w)
-        gradient = probability(z, stats) * other_weights - w * complement(z, stats)
+        others = other_weights(w, z, stats, class_axes=axes)
+        gradient = p * others - w * complement(z, stats, class_axes=axes)
         to_logits = to_logits + of_weights * gradient
-        to_weights = (of_weights * finite_surprisal(z, stats)).astype(weights.dtype)
+        surprisals = finite_surprisal(z, stats, class_axes=axes)
+        to_weights = (of_weights * surprisals).astype(weights.dtype)
     return to_logits.astype(logits.dtype), None, to_weights
 
 
-@lru_cache
-def _surprisals_over(axes: Axes) -> Callable[..., Surprisals]:
-    rules = partial(_surprisals_fwd, axes), partial(_surprisals_bwd, axes)
-    return with_gradient(*rules, axes, (True, False, True))
+_surprisals = with_gradient(_surprisals_fwd, _surprisals_bwd, (True, False, True))
 
 
 def _upcast(logits: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
