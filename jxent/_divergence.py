@@ -10,7 +10,7 @@ from ._autodiff import with_gradient
 from ._class_axes import Axes, AxisName
 from ._distribution import probability, surprisal, to_logits_of_surprisals, total
 from ._elementary import expm1
-from ._numerics import divergence_terms, excess, log1p, mixture_ratio
+from ._numerics import divergence_terms, excess, log1p, mixture_ratio, nan_where
 from ._one_pass import Statistics
 from ._rows import Rows
 from ._statistics import shift, statistics, upcast
@@ -208,7 +208,7 @@ def _log_ratio_fwd(axes: Axes, *given: Any) -> tuple[jax.Array, Any]:
     one_sided = jnp.where(has_p == has_q, 0.0, jnp.where(has_p, jnp.inf, -jnp.inf))
     undefined = jnp.isnan(pair.of_p.others) | jnp.isnan(pair.of_q.others)
     t = jnp.where(both, jnp.where(agreeing, close, far), one_sided)
-    return jnp.where(undefined, jnp.nan, t), pair
+    return nan_where(undefined, t), pair
 
 
 # d log p_j = dz_j - sum_i p_i dz_i, for p and for q. S is only what is known already.

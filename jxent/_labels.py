@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ._class_axes import Axes, added_up, number_of_shards, of_this_shard
+from ._numerics import nan_where
 
 
 def is_label(labels: jax.Array, classes: int, axes: Axes = ()) -> jax.Array:
@@ -36,7 +37,7 @@ def at_label(x: jax.Array, labels: jax.Array, axes: Axes = ()) -> jax.Array:
 def undefined(x: jax.Array, labels: jax.Array, axes: Axes = ()) -> jax.Array:
     """``[..., 1]``: a factor of NaN for labels that name no class, else 1."""
     classes = x.shape[-1] * number_of_shards(axes)
-    return jnp.where(is_class(labels, classes), 1.0, jnp.nan).astype(x.dtype)
+    return nan_where(~is_class(labels, classes), jnp.ones((), x.dtype))
 
 
 def of_label(weights: jax.Array, labels: jax.Array, axes: Axes = ()) -> jax.Array:

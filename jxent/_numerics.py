@@ -7,6 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def nan_where(condition: jax.Array, x: jax.Array) -> jax.Array:
+    """`x`, but NaN where the condition holds, with the gradient NaN there.
+
+    `jax_debug_nans` with `jax_disable_jit` stops at every array that has a NaN, be it a constant
+    in a branch that is not taken. Here only the data make it, as 0/0 where the condition holds.
+    """
+    zero_or_one = jnp.where(condition, 0.0, 1.0).astype(x.dtype)
+    return x * (zero_or_one / zero_or_one)
+
+
 def chargeable(weight: jax.Array, cost: jax.Array) -> jax.Array:
     """The cost, but 0 where it is infinite and has no weight: 0 log 0 is 0."""
     return jnp.where((weight == 0) & (cost == jnp.inf), 0.0, cost)
@@ -64,7 +74,7 @@ def log_quotient(p: jax.Array, q: jax.Array) -> jax.Array:
     ratio = jnp.where(close, jnp.log1p(change), jnp.log(safe_p / safe_q))
     one_sided = jnp.where(p == q, 0.0, jnp.where(p > q, jnp.inf, -jnp.inf))
     undefined = jnp.isnan(p) | jnp.isnan(q) | (p < 0) | (q < 0)
-    return jnp.where(undefined, jnp.nan, jnp.where(both, ratio, one_sided))
+    return nan_where(undefined, jnp.where(both, ratio, one_sided))
 
 
 def mixture_ratio(t: jax.Array) -> jax.Array:

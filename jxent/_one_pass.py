@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._labels import is_label
+from ._numerics import nan_where
 
 IfAsked: TypeAlias = Any
 """An array, or None where it was not asked for."""
@@ -87,7 +88,7 @@ def in_one_pass(z: jax.Array, asked: Asked, block: int = 0) -> Statistics:
     m, unit = row["m"], np.asarray(UNIT, z.dtype)
     return Statistics(
         m,
-        jnp.where(m > -jnp.inf, row["s"] / unit, jnp.nan),
+        nan_where(~(m > -jnp.inf), row["s"] / unit),
         row.get("label"),
         row.get("cost"),
         row.get("top"),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._labels import at_label, explicit_sharding
+from ._numerics import nan_where, times
 from ._one_pass import Asked, Statistics, in_one_pass
 
 Pair: TypeAlias = tuple[jax.Array, jax.Array]
@@ -85,11 +86,10 @@ def _by_logsumexp(z: jax.Array) -> Pair:
     # NaN is not the maximum either, so it is seen even where a compiler's maximum overlooks it.
     rest = jnp.exp(jax.nn.logsumexp(z - anchor, axis=-1, keepdims=True, where=z != m))
     ties = jnp.sum(z == m, axis=-1, keepdims=True).astype(z.dtype)
-    beside_infinity = jnp.where(ties == 1, 0.0, jnp.nan)
+    beside_infinity = nan_where(jnp.isinf(m) & (ties != 1), jnp.zeros_like(rest))
     s = jnp.where(m < jnp.inf, rest + (ties - 1), beside_infinity)
-    s = jnp.where(m > -jnp.inf, s, jnp.nan)
-    m, s = (jnp.where(jnp.isnan(rest), jnp.nan, x) for x in (m, s))
-    return m, s
+    s = nan_where(~(m > -jnp.inf), s)
+    return nan_where(jnp.isnan(rest), m), nan_where(jnp.isnan(rest), s)
 
 
 # XLA:CPU sums exponentials fast, and without writing them to memory, while nothing but arithmetic
@@ -126,15 +126,16 @@ def _by_blocks(z: jax.Array, stored: np.dtype[Any], number: int) -> Pair:
     rest, without = jax.lax.stop_gradient((rest, largest))
     maxima = jnp.round(without - rest)
     s = (elsewhere + rest) + (maxima - 1)
-    s = s + (largest - without)  # Zero, with the derivative that the sum has with its maximum.
+    # Zero, with the derivative that the sum has with its maximum.
+    s = s + jnp.where(jnp.isinf(largest), 0.0, largest - without)
 
     # An infinite maximum must be the only one. NaN is seen by the sums, though not by XLA:CPU's
     # maximum.
-    beside_infinity = jnp.where((rest == 1) & (elsewhere < jnp.inf), 0.0, jnp.nan)
+    is_single = (rest == 1) & (elsewhere < jnp.inf)
+    beside_infinity = nan_where(jnp.isinf(m) & ~is_single, jnp.zeros_like(rest))
     s = jnp.where(jnp.isinf(m), beside_infinity, s)
-    s = jnp.where(m > -jnp.inf, s, jnp.nan)
     undefined = jnp.isnan(elsewhere) | jnp.isnan(largest)
-    return jnp.where(undefined, jnp.nan, m), jnp.where(undefined, jnp.nan, s)
+    return nan_where(undefined, m), nan_where(undefined | ~(m > -jnp.inf), s)
 
 
 def _with_plain_sums(
@@ -151,12 +152,12 @@ def _with_plain_sums(
         top = jnp.max(weights, axis=-1, keepdims=True)
         below = jnp.sum(jnp.where(weights == top, 0.0, weights), axis=-1, keepdims=True)
         ties = jnp.sum(weights == top, axis=-1, keepdims=True).astype(z.dtype)
-        costs = jnp.where(weights == 0, 0.0, weights * jnp.where(z == m, 0.0, m - z))
-        cost = jnp.sum(costs, axis=-1, keepdims=True)
+        gap = jnp.where(z == m, 0.0, m - jnp.where(z == m, 0.0, z))
+        cost = jnp.sum(times(weights, gap), axis=-1, keepdims=True)
         stats = stats._replace(cost=cost, top=top, rest=below + (ties - 1) * top)
     if spread:
         down = jnp.minimum(z - finite(m), 0.0)
-        terms = jnp.where(down > -jnp.inf, -jnp.exp(down) * down, 0.0)
+        terms = jnp.exp(down) * jnp.where(down > -jnp.inf, -down, 0.0)
         stats = stats._replace(spread=jnp.sum(terms, axis=-1, keepdims=True))
     return stats
 

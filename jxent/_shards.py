@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ._class_axes import Axes
+from ._numerics import nan_where
 from ._one_pass import Statistics
 from ._row_sums import finite
 
@@ -27,7 +28,7 @@ def merged(stats: Statistics, has_label: jax.Array | None, axes: Axes) -> Statis
     others = jnp.where(at_top, stats.others, scale * exponentials)
     sums = {
         "others": jnp.where(no_class & ~at_top, 0.0, others),
-        "ties": jnp.where(jnp.isnan(stats.maximum), jnp.nan, at_top.astype(m.dtype)),
+        "ties": nan_where(jnp.isnan(stats.maximum), at_top.astype(m.dtype)),
     }
     if has_label is not None:
         sums["of_label"] = jnp.where(has_label, stats.of_label, 0.0)
@@ -42,8 +43,8 @@ def merged(stats: Statistics, has_label: jax.Array | None, axes: Axes) -> Statis
     sums = jax.lax.psum(sums, axes)
 
     ties = sums.pop("ties")
-    others = jnp.where((m == jnp.inf) & (ties > 1), jnp.nan, sums.pop("others") + (ties - 1))
+    others = nan_where((m == jnp.inf) & (ties > 1), sums.pop("others") + (ties - 1))
     if stats.cost is not None:
         sums["rest"] = sums["rest"] + (sums.pop("heaviest") - 1) * top
         sums["top"] = top
-    return Statistics(jnp.where(jnp.isnan(ties), jnp.nan, m), others, **sums)
+    return Statistics(nan_where(jnp.isnan(ties), m), others, **sums)

@@ -192,7 +192,8 @@ binary_loss = with_gradient(_binary_loss_fwd, _binary_loss_bwd)
 
 def _difference(z_p: jax.Array, z_q: jax.Array) -> jax.Array:
     """``z_p - z_q``, 0 for equal infinities."""
-    return jnp.where(z_p == z_q, 0.0, z_p - z_q)
+    equal = z_p == z_q
+    return jnp.where(equal, 0.0, z_p) - jnp.where(equal, 0.0, z_q)
 
 
 # With d = z_p - z_q the sigmoids p = q e^d / (1 + q expm1(d)), so that the logarithms of p/q and
@@ -205,7 +206,10 @@ def _sigmoid_kl_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Ar
     def terms(sign: int) -> jax.Array:
         q, other = sigmoid(sign * z_q), sigmoid(-sign * z_q)
         close = -log1p(other * expm1(jnp.where(near, -sign * d, 0.0)))
-        far = softplus(-sign * z_q) - softplus(-sign * z_p)
+        # Only where it is wanted: equal infinities would make it NaN.
+        far = softplus(-sign * jnp.where(near, 0.0, z_q)) - softplus(
+            -sign * jnp.where(near, 0.0, z_p)
+        )
         return divergence_terms(jnp.where(near, close, far), sigmoid(sign * z_p), q)
 
     return terms(1) + terms(-1), (logits, target_logits)

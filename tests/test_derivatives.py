@@ -96,6 +96,30 @@ def test_hessian(case):
     np.testing.assert_allclose(product, expected, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_value_and_pullback_together(case):
+    """What `jax.vjp` returns is differentiated again, the one multiplied into the other."""
+    with jax.enable_x64(True):
+        along = _along(case)
+
+        def together(x):
+            out, pullback = jax.vjp(along.outputs, x)
+            return jnp.concatenate([out, *pullback(along.weights + out)])
+
+        @jax.jit
+        def by_every_route(x, dot):
+            out, tangent = jax.jvp(together, (x,), (dot,))
+            weights = jnp.linspace(0.5, 1.0, out.size)
+            gradient = jax.grad(lambda x: jnp.vdot(weights, together(x)))(x)
+            ahead, behind = together(x + _STEP * dot), together(x - _STEP * dot)
+            return (ahead - behind) / (2 * _STEP), tangent, jnp.vdot(gradient, dot), weights
+
+        results = map(np.asarray, by_every_route(along.point, along.dot))
+        expected, tangent, along_gradient, weights = results
+    np.testing.assert_allclose(tangent, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(along_gradient, weights @ expected, rtol=1e-6, atol=1e-6)
+
+
 @functools.cache
 def _second(case):
     with jax.enable_x64(True):

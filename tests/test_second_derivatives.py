@@ -1,151 +1,297 @@
-"""Hessians against the exact function: forward over reverse, of both arguments."""
+"""Second derivatives against the exact function, in both compositions and relative to their terms.
+
+Each entry may be off by 64 eps of the sum of the sizes of its terms, where 1 - p is one term, and
+not the difference of two. What is rounded where a logit is subtracted from the maximum grows with
+the logarithm of a probability, as it does in the gradient.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+import tolerances
 import truth
 from accuracy import double_if
-from tolerances import DIGITS, SECOND_DERIVATIVE, eps
+from tolerances import DIGITS, SECOND_DERIVATIVE, computing
 
 import jxent
 
 CLASSES = 4
-KL, ENTROPY = jxent.softmax_kl_divergence, jxent.softmax_entropy
-
-
-@pytest.fixture(params=["float32", "float64"])
-def dtype(request):
-    return request.param
+_WEIGHTS = np.array([0.5, -2.0, 1.0, 3.0])
+"""What the entries of an array of results are multiplied with before they are added."""
 
 
 def rows(dtype):
     rng = np.random.default_rng(0)
-    margins = (-100, -30, -8, -1, 0, 1, 8, 30, 100)
+    margins = (-100, -30, -20, -8, -1, 0, 1, 8, 20, 30, 100)
     z = rng.normal(size=(2 * len(margins), CLASSES))
     z[:, 1] += np.repeat(margins, 2)
-    extra = [np.zeros(CLASSES), 1e4 + 3 * rng.normal(size=CLASSES), [5, 5, -40, 0]]
+    extra = [
+        np.zeros(CLASSES),
+        1e4 + 3 * rng.normal(size=CLASSES),
+        [5, 5, -40, 0],
+        [20, -np.inf, 0, -3],
+        [-np.inf, 1, -np.inf, 2],
+    ]
     return np.concatenate([z, extra]).astype(dtype)
 
 
 def near_rows(dtype):
     """Pairs of rows whose log-probabilities differ by at most about one."""
-    z = rows(dtype)
+    z = rows(dtype)[:-2]
     changes = np.resize([1e-6, 1e-4, 1e-2, 0.5], len(z))[:, None]
     return z, (z + changes * np.random.default_rng(1).normal(size=z.shape)).astype(dtype)
 
 
-def hessian(function, argnums, *args):
-    """``[rows, ..., ...]``, and every block where `argnums` are several."""
-    return jax.jit(jax.vmap(jax.hessian(function, argnums)))(*(jnp.asarray(x) for x in args))
-
-
-def assert_exact(got, exact, dtype):
-    error = abs(truth.number(got) - exact) / eps(dtype)
-    worst = np.unravel_index(np.argmax(error), error.shape)
-    assert error[worst] <= SECOND_DERIVATIVE, (
-        f"off by {mpmath.nstr(error[worst], 4)} eps at {tuple(map(int, worst))}:"
-        f" {np.asarray(got)[worst]} for {mpmath.nstr(exact[worst], 12)}"
-    )
-
-
-def distribution(z):
-    e = truth.exp(truth.number(z))
-    p = e / truth.total(e)
-    return p, -truth.log(p)
-
-
-def covariance(p):
-    """``p_j (δ_jk - p_k)``, the derivative of softmax."""
-    return p[..., None] * (truth.number(np.eye(p.shape[-1])) - p[..., None, :])
-
-
-@pytest.fixture(autouse=True)
-def _precision(dtype):
-    with double_if(dtype), mpmath.workdps(DIGITS[dtype]):
-        yield
-
-
-def test_integer_labels(dtype):
+def soft_labels(dtype):
     z = rows(dtype)
-
-    def loss(z):
-        return jxent.softmax_cross_entropy_with_integer_labels(z, 1)
-
-    assert_exact(hessian(loss, 0, z), covariance(distribution(z)[0]), dtype)
-
-
-def test_soft_labels(dtype):
-    z = rows(dtype)
-    y = np.random.default_rng(2).dirichlet(np.ones(CLASSES), size=len(z)).astype(dtype)
-    (zz, zy), (yz, yy) = hessian(jxent.softmax_cross_entropy, (0, 1), z, y)
-    p = distribution(z)[0]
-    mass = truth.total(truth.number(y))[..., None]
-    cross = p[..., None] - truth.number(np.eye(CLASSES))
-    assert_exact(zz, mass * covariance(p), dtype)
-    assert_exact(zy, cross, dtype)
-    assert_exact(yz, np.swapaxes(cross, -1, -2), dtype)
-    assert_exact(yy, 0 * cross, dtype)
-
-
-def test_logsumexp(dtype):
-    z = rows(dtype)
-    assert_exact(hessian(jxent.logsumexp, 0, z), covariance(distribution(z)[0]), dtype)
-
-
-def test_entropy(dtype):
-    z = rows(dtype)
-    p, n = distribution(z)
-    above = n - truth.total(p * n)
-    slope = p * above
-    exact = covariance(p) * (above[..., None] - 1) - p[..., None] * slope[..., None, :]
-    assert_exact(hessian(ENTROPY, 0, z), exact, dtype)
-
-
-def test_kl_divergence(dtype):
-    """Of rows far apart too, where the second derivatives are as large as the log-ratio."""
-    z, near = near_rows(dtype)
-    z_q, z_p = np.concatenate([z, z]), np.concatenate([near, z[::-1]])
-    (qq, qp), (pq, pp) = hessian(KL, (0, 1), z_q, z_p)
-    (p, n_p), (q, n_q) = distribution(z_p), distribution(z_q)
-    above = (n_q - n_p) - truth.total(p * (n_q - n_p))
-    slope = p * above
-    size = np.maximum(mpmath.mpf(1), np.max(abs(slope), axis=-1))[:, None, None]
-    exact = covariance(p) * (above[..., None] + 1) - p[..., None] * slope[..., None, :]
-    assert_exact(truth.number(qq) / size, covariance(q) / size, dtype)
-    assert_exact(truth.number(qp) / size, -covariance(p) / size, dtype)
-    assert_exact(truth.number(pq) / size, -covariance(p) / size, dtype)
-    assert_exact(truth.number(pp) / size, exact / size, dtype)
+    y = np.random.default_rng(2).dirichlet(np.ones(CLASSES), size=len(z))
+    y[::3] = np.eye(CLASSES)[1]
+    return z, np.where(np.isinf(z), 0, y).astype(dtype)
 
 
 def binary_logits(dtype):
-    return np.array([-100, -20, -3, -0.5, 0, 1e-4, 1, 8, 30, 100], dtype)
+    z = np.array([-70, -20, -3, -0.5, 0, 1e-4, 1, 8, 20, 30, 70], dtype)
+    return z, np.resize(np.array([0, 0.25, 1], dtype), z.shape)
 
 
-def test_sigmoid_cross_entropy(dtype):
-    z = binary_logits(dtype)
-    y = np.resize(np.array([0, 0.25, 1], dtype), z.shape)
-    (zz, zy), (_, yy) = hessian(jxent.sigmoid_binary_cross_entropy, (0, 1), z, y)
-    e = truth.exp(truth.number(z))
-    assert_exact(zz, e / (1 + e) ** 2, dtype)
-    assert_exact(zy, 0 * e - 1, dtype)
-    assert_exact(yy, 0 * e, dtype)
+def binary_pairs(dtype):
+    z_q, _ = binary_logits(dtype)
+    return z_q, (z_q + np.resize([1e-4, 0.5, -2], z_q.shape)).astype(dtype)
 
 
-def test_sigmoid_entropy(dtype):
-    z = binary_logits(dtype)
-    e, x = truth.exp(truth.number(z)), truth.number(z)
-    slope = e / (1 + e) ** 2
-    assert_exact(hessian(jxent.sigmoid_entropy, 0, z), -slope * (1 + x * (1 - e) / (1 + e)), dtype)
+def probabilities(dtype):
+    p = np.array([1e-20, 1e-6, 0.1, 0.5, 0.9, 1 - 1e-6], dtype)
+    return p, np.resize(np.array([0, 0.25, 1], dtype), p.shape)
 
 
-def test_sigmoid_kl_divergence(dtype):
-    z_q = binary_logits(dtype)
-    z_p = (z_q + np.resize([1e-4, 0.5, -2], z_q.shape)).astype(dtype)
-    (qq, qp), (_, pp) = hessian(jxent.sigmoid_kl_divergence, (0, 1), z_q, z_p)
-    a, b = truth.number(z_p), truth.number(z_q)
-    p, q = 1 / (1 + truth.exp(-a)), 1 / (1 + truth.exp(-b))
-    assert_exact(qq, q * (1 - q), dtype)
-    assert_exact(qp, -p * (1 - p), dtype)
-    assert_exact(pp, p * (1 - p) * (1 + (a - b) * (1 - 2 * p)), dtype)
+class Distribution(NamedTuple):
+    """Of the rows of logits, in many digits."""
+
+    p: np.ndarray
+    n: np.ndarray
+    """``-log p``, 0 for a class that does not exist"""
+    covariance: np.ndarray
+    """``p_j (δ_jk - p_k)``, the derivative of softmax"""
+
+    @classmethod
+    def of(cls, z):
+        e = truth.exp(z)
+        p = e / truth.total(e)
+        n = np.where(p == 0, mpmath.mpf(0), -truth.log(np.where(p == 0, mpmath.mpf(1), p)))
+        others = truth.number(np.eye(p.shape[-1])) - p[..., None, :]
+        return cls(p, n, p[..., None] * others)
+
+
+def _columns(x):
+    return x[..., None, :]
+
+
+def _lines(x):
+    return x[..., :, None]
+
+
+def _weighted(covariance, x):
+    """``sum_i x_i cov_ik`` and the sum of the sizes, without the terms of class j, as [j, k]."""
+    terms = truth.number(x)[:, None] * covariance
+    others = 1 - truth.number(np.eye(CLASSES))
+    return [
+        np.sum(others[:, :, None] * part[..., None, :, :], axis=-2) for part in (terms, abs(terms))
+    ]
+
+
+def softmax(z):
+    """Of ``sum_j c_j p_j``: the derivative of ``p_j (c_j (1 - p_j) - sum_{i≠j} p_i c_i)``."""
+    p, _, covariance = Distribution.of(z)
+    c = truth.number(_WEIGHTS)
+    mean = truth.total(p * c)
+    exact = covariance * _lines(c - mean) - _lines(p) * _columns(p * (c - mean))
+    others = truth.total(p * abs(c)) - p * abs(c)
+    _, sizes = _weighted(covariance, _WEIGHTS)
+    terms = abs(covariance) * _lines(abs(c) * (1 - p) + others)
+    terms = terms + _lines(p) * (_lines(abs(c)) * abs(covariance) + sizes)
+    return [[(exact, terms)]]
+
+
+def log_softmax(z):
+    covariance = Distribution.of(z).covariance
+    c = truth.number(_WEIGHTS)
+    return [[(-np.sum(c) * covariance, np.sum(abs(c)) * abs(covariance))]]
+
+
+def single(x):
+    return x, abs(x)
+
+
+def logsumexp(z):
+    return [[single(Distribution.of(z).covariance)]]
+
+
+def soft_cross_entropy(z, y):
+    p, _, covariance = Distribution.of(z)
+    cross = _lines(p) - truth.number(np.eye(CLASSES))
+    cross = np.where(_columns(p) == 0, mpmath.mpf(0), cross)
+    mass = truth.total(y)[..., None]
+    return [
+        [single(mass * covariance), single(cross)],
+        [single(np.swapaxes(cross, -1, -2)), single(0 * cross)],
+    ]
+
+
+def entropy(z):
+    p, n, covariance = Distribution.of(z)
+    h = truth.total(p * n)
+    identity = np.where(p == 0, mpmath.mpf(0), mpmath.mpf(1))[..., None] * np.eye(CLASSES)
+    slope = _columns(p * (n - h))
+    exact = covariance * _lines(n - h) + _lines(p) * (_columns(p) - identity - slope)
+    terms = abs(covariance) * _lines(n + h)
+    terms = terms + _lines(p) * (abs(_columns(p) - identity) + _columns(p * (n + h)))
+    return [[(exact, terms)]]
+
+
+def _both(z):
+    e = truth.exp(-abs(z))
+    large, small = 1 / (1 + e), e / (1 + e)
+    return np.where(z > 0, large, small), np.where(z > 0, small, large)
+
+
+def sigmoid_cross_entropy(z, y):
+    p, q = _both(z)
+    cross = 0 * p - 1
+    return [[single(p * q), single(cross)], [single(cross), single(0 * p)]]
+
+
+def sigmoid_entropy(z):
+    p, q = _both(z)
+    return [[(-p * q * (1 + z * (q - p)), p * q * (1 + abs(z)))]]
+
+
+def sigmoid_kl_divergence(z_q, z_p):
+    (p, not_p), (q, not_q) = _both(z_p), _both(z_q)
+    d = z_p - z_q
+    cross = single(-p * not_p)
+    pp = p * not_p * (1 + d * (not_p - p)), p * not_p * (1 + abs(d))
+    return [[single(q * not_q), cross], [cross, pp]]
+
+
+def binary_entropy(p):
+    return [[single(-1 / p - 1 / (1 - p))]]
+
+
+def binary_cross_entropy(p, y):
+    cross = single(-1 / p - 1 / (1 - p))
+    to_p = y / p**2 + (1 - y) / (1 - p) ** 2
+    return [[single(to_p), cross], [cross, single(0 * p)]]
+
+
+class Row(NamedTuple):
+    """A function, its arguments by dtype, and its exact second derivatives, block by block."""
+
+    function: Callable
+    arguments: Callable
+    exact: Callable
+
+
+def _one(make):
+    return lambda dtype: make(dtype)[:1]
+
+
+def _integer_loss(z):
+    return jxent.softmax_cross_entropy_with_integer_labels(z, 2)
+
+
+_TABLE = {
+    "softmax": Row(jxent.softmax, _one(soft_labels), softmax),
+    "log_softmax": Row(jxent.log_softmax, lambda dtype: (rows(dtype)[:-2],), log_softmax),
+    "logsumexp": Row(jxent.logsumexp, _one(soft_labels), logsumexp),
+    "integer labels": Row(_integer_loss, lambda dtype: (rows(dtype)[:-1],), logsumexp),
+    "soft labels": Row(
+        jxent.softmax_cross_entropy,
+        lambda dtype: tuple(x[:-2] for x in soft_labels(dtype)),
+        soft_cross_entropy,
+    ),
+    "entropy": Row(jxent.softmax_entropy, _one(soft_labels), entropy),
+    "sigmoid": Row(jxent.sigmoid_binary_cross_entropy, binary_logits, sigmoid_cross_entropy),
+    "sigmoid entropy": Row(jxent.sigmoid_entropy, _one(binary_logits), sigmoid_entropy),
+    "sigmoid divergence": Row(jxent.sigmoid_kl_divergence, binary_pairs, sigmoid_kl_divergence),
+    "binary entropy": Row(jxent.binary_entropy, _one(probabilities), binary_entropy),
+    "binary": Row(jxent.binary_cross_entropy, probabilities, binary_cross_entropy),
+}
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    with double_if(request.param), mpmath.workdps(DIGITS[request.param]):
+        yield request.param
+
+
+def hessians(function, *args):
+    """Forward over reverse and reverse over reverse, each ``[rows, ..., ...]`` block by block."""
+
+    def summed(*args):
+        out = function(*args)
+        return out @ _WEIGHTS.astype(out.dtype) if out.ndim else out
+
+    argnums = tuple(range(len(args)))
+    gradient = jax.grad(summed, argnums)
+    both = [jax.jacfwd(gradient, argnums), jax.jacrev(gradient, argnums)]
+    return jax.jit(jax.vmap(lambda *args: [f(*args) for f in both]))(*map(jnp.asarray, args))
+
+
+@pytest.mark.parametrize("name", _TABLE)
+def test_hessian(name, dtype):
+    row = _TABLE[name]
+    args = row.arguments(dtype)
+    exact = row.exact(*map(truth.number, args))
+    for composition, blocks in zip(
+        ("forward over reverse", "reverse over reverse"), hessians(row.function, *args), strict=True
+    ):
+        for i, line in enumerate(blocks):
+            for k, got in enumerate(line):
+                value, terms = exact[i][k]
+                quantity = truth.Quantity(value, terms, truth.times(truth.nats(terms), terms))
+                worst, message = tolerances.worst_error(got, quantity, SECOND_DERIVATIVE, dtype)
+                assert worst <= 1, f"{composition}, block {i, k}: {message}"
+
+
+@pytest.mark.parametrize("name", ["integer labels", "soft labels", "entropy", "sigmoid"])
+def test_gradient_of_a_value_that_came_with_a_gradient(name, dtype):
+    """It is the gradient, to the last bits: the value of `jax.vjp` meets the rule again."""
+    row = _TABLE[name]
+    args = tuple(map(jnp.asarray, row.arguments(dtype)))
+
+    @jax.jit
+    def both(*args):
+        def value(x):
+            return jnp.sum(jax.vjp(lambda x: row.function(x, *args[1:]), x)[0])
+
+        return jax.grad(value)(args[0]), jax.grad(lambda x: jnp.sum(row.function(x, *args[1:])))(
+            args[0]
+        )
+
+    again, once = both(*args)
+    np.testing.assert_allclose(again, once, rtol=4 * tolerances.eps(dtype))
+
+
+def test_kl_divergence(dtype):
+    """Absolute, and relative to the log-ratio where the rows are far apart."""
+    z, near = near_rows(dtype)
+    z_q, z_p = np.concatenate([z, z]), np.concatenate([near, z[::-1]])
+    blocks = hessians(jxent.softmax_kl_divergence, z_q, z_p)
+    of_p, of_q = Distribution.of(truth.number(z_p)), Distribution.of(truth.number(z_q))
+    p, t = of_p.p, of_q.n - of_p.n
+    above = t - truth.total(p * t)
+    slope = p * above
+    size = np.maximum(mpmath.mpf(1), np.max(abs(slope), axis=-1))[:, None, None]
+    to_p = of_p.covariance * (_lines(above) + 1) - _lines(p) * _columns(slope)
+    exact = [[of_q.covariance, -of_p.covariance], [-of_p.covariance, to_p]]
+    eps = tolerances.eps(computing(dtype))
+    for composition in blocks:
+        for line, exact_line in zip(composition, exact, strict=True):
+            for got, right in zip(line, exact_line, strict=True):
+                worst = np.max(abs(truth.number(got) - right) / size) / eps
+                assert worst <= 32, mpmath.nstr(worst)

@@ -20,7 +20,7 @@ UNITS = {
     "probability": 8,
     "divergence": 64,
 }
-SECOND_DERIVATIVE = 32
+SECOND_DERIVATIVE = 64
 
 # Results this small may flush to zero: XLA on CPU has no subnormal numbers.
 FLUSHED = {"float32": 1e-33, "float64": 1e-100}

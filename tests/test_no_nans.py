@@ -1,0 +1,86 @@
+"""Nothing but NaN makes NaN: what looks for one on the way finds none, unless there is one.
+
+``jax_debug_nans`` with ``jax_disable_jit`` looks at the result of each operation, the usual hunt
+for a NaN; `jax.experimental.checkify` does so in compiled programs.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import ALL
+from jax.experimental import checkify
+
+_INF = np.inf
+
+
+def _value_and_gradient(case, **fixed):
+    def function(*args):
+        def total(*args):
+            out = case.call(*args, **fixed)
+            return jnp.sum(jnp.where(jnp.isfinite(out), out, 0.0)), out
+
+        gradients, out = jax.grad(total, case.differentiable, has_aux=True)(*args)
+        return out, *gradients
+
+    return function
+
+
+def _masks(case):
+    masks = [{}]
+    if case.accepts("where"):
+        masks += [
+            {"where": np.array([False, True])},
+            {"where": np.array([[True, True, False]] * 2)},
+        ]
+    if case.accepts("ignore_index"):
+        masks.append({"ignore_index": 1})
+    return masks
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_finite_inputs_raise_nothing(case):
+    """Op by op, as in a hunt for a NaN: values and gradients, with and without masks."""
+    args = case.args()
+    far = [30 * x if "logits" in kind else x for kind, x in zip(case.kinds, args, strict=False)]
+    with jax.debug_nans(True), jax.disable_jit():
+        for fixed in _masks(case):
+            _value_and_gradient(case, **fixed)(*args)
+        _value_and_gradient(case)(*far, *args[len(far) :])
+
+
+_LIMITS = {
+    "logits": [[1.5, -0.5, -_INF], [-_INF, 0.75, 3.0], [_INF, -1.0, -_INF]],
+    "target_logits": [[0.5, 0.75, -_INF], [-_INF, -0.25, 2.0], [_INF, 2.0, -_INF]],
+    "labels": [0, 1, 0],
+    "distributions": [[0.75, 0.25, 0.0], [0.0, 0.125, 0.875], [1.0, 0.0, 0.0]],
+    "predictions": [[0.5, 0.5, 0.0], [0.0, 0.625, 0.375], [1.0, 0.0, 0.0]],
+    "log_predictions": [[-0.75, -1.25, -_INF], [-_INF, -0.5, -1.375], [0.0, -2.0, -_INF]],
+    "log_distributions": [[-0.5, -1.625, -_INF], [-_INF, -0.875, -1.375], [0.0, -_INF, -_INF]],
+}
+"""Arguments of which some are at their limit, and most losses are finite all the same."""
+_PRESENT = np.array([[True, True, False], [False, True, True], [True, True, True]])
+# Smoothing gives every class that is present a share of the label: without one nothing is finite.
+_WITH_LIMITS = [
+    case
+    for case in ALL
+    if set(case.kinds) <= set(_LIMITS)
+    and (case.accepts("where") or "label_smoothing" not in case.options)
+]
+
+
+@pytest.mark.parametrize("case", _WITH_LIMITS, ids=str)
+def test_limits_raise_nothing(case):
+    """In compiled programs: what is infinite where the result is not."""
+    options = case.args()[len(case.kinds) :]
+    args = [jnp.asarray(_LIMITS[kind]) for kind in case.kinds]
+    if "label_smoothing" in case.options:
+        args = [x[:2] if x.ndim else x for x in args]
+        masks = [{"where": _PRESENT[:2]}]
+    else:
+        masks = [{}, {"where": _PRESENT}] if case.accepts("where") else [{}]
+    for fixed in masks:
+        function = checkify.checkify(_value_and_gradient(case, **fixed), checkify.nan_checks)
+        error, results = jax.jit(function)(*args, *options)
+        error.throw()
+        assert not any(np.any(np.isnan(x)) for x in results)
