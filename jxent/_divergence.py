@@ -192,7 +192,7 @@ def _change(pair: Pair, axes: Axes) -> jax.Array:
     p, q = pair.probabilities(axes)
     far = (1 + pair.of_p.others) / (1 + pair.of_q.others) * p - q
     terms = jnp.where(near, q * expm1(jnp.where(near, d, 0.0)), far)
-    return jax.lax.stop_gradient(total(axes, terms))
+    return total(axes, terms)
 
 
 def _log_ratio_fwd(axes: Axes, *given: Any) -> tuple[jax.Array, Any]:

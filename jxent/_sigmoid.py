@@ -168,7 +168,7 @@ def _binary_loss_fwd(
     z, a, b = upcast(logits, positive, negative)
     # One selection outermost: XLA:CPU would write the factors of a sum of products to memory.
     infinite = jnp.isinf(z)
-    limit = times(jnp.where(z > 0, b, a), jnp.full_like(z, jnp.inf))
+    limit = times(jnp.where(z > 0, b, a), jnp.where(infinite, jnp.inf, 0.0))
     z = jnp.where(infinite, 0.0, z)
     loss = jnp.where(infinite, limit, a * softplus(-z) + b * softplus(z))
     return loss, (logits, positive, negative)

@@ -98,12 +98,22 @@ def test_hessian(case):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_value_and_pullback_together(case):
-    """What `jax.vjp` returns is differentiated again, the one multiplied into the other."""
+    """What `jax.vjp` returns is differentiated again, the one multiplied into the other.
+
+    In a loop, in which JAX 0.10 forgets the rules of second derivatives, and takes those of the
+    operations.
+    """
     with jax.enable_x64(True):
         along = _along(case)
 
+        def outputs(x):
+            def step(_, scale):
+                return None, along.outputs(scale * x)
+
+            return jax.lax.scan(step, None, jnp.ones(1))[1][0]
+
         def together(x):
-            out, pullback = jax.vjp(along.outputs, x)
+            out, pullback = jax.vjp(outputs, x)
             return jnp.concatenate([out, *pullback(along.weights + out)])
 
         @jax.jit
