@@ -1,8 +1,9 @@
 """Arguments, each checked by itself at the boundary."""
 
+import math
 import operator
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,31 @@ from ._statistics import computing_dtype
 
 ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence["ArrayLike"]
 Axis: TypeAlias = int | tuple[int, ...] | None
+
+
+class Range(NamedTuple):
+    """The numbers that an option may be."""
+
+    contains: Callable[[Any], bool]
+    wanted: str
+    off: str
+    """What else to write, to do without the option."""
+
+
+_UNIT = "lie in [0, 1]"
+_NOT_NEGATIVE = "be a finite number of at least 0"
+RANGES = {
+    "label_smoothing": Range(lambda x: 0 <= x <= 1, _UNIT, ""),
+    # Beyond, one of the two classes would be rewarded for its mistakes.
+    "alpha": Range(lambda x: 0 <= x <= 1, _UNIT, "; None switches it off"),
+    "gamma": Range(lambda x: 0 <= x < math.inf, _NOT_NEGATIVE, "; 0 switches it off"),
+    "z_loss": Range(lambda x: 0 <= x < math.inf, _NOT_NEGATIVE, "; 0 switches it off"),
+    # PolyLoss has good use for negative ones.
+    "epsilon": Range(math.isfinite, "be a finite number", "; 0 switches it off"),
+    # An infinite cap caps nothing.
+    "logit_softcap": Range(lambda x: x > 0, "be positive", "; None switches it off"),
+}
+"""The range of each option that is one number, in every function that has the option."""
 
 
 def floating(name: str, x: ArrayLike) -> jax.Array:
@@ -54,21 +80,45 @@ def boolean(name: str, x: ArrayLike) -> jax.Array:
 
 
 def scalar(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
-    """The option `x` as one real number of the dtype of `like`."""
+    """The option `x` as one real number of the dtype of `like`.
+
+    A concrete one must lie in its range, a traced one is taken at its word.
+    """
     array = real(name, x, like)
     if array.shape != ():
         raise ValueError(f"{name} must be a scalar, got shape {array.shape}")
+    number = concrete(x)
+    if number is not None:
+        # Rounding may move a number out of its range: 1e-300 is 0 in float32.
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = number.astype(like.dtype)
+        contains, wanted, off = RANGES[name]
+        if not (contains(number) and contains(rounded)):
+            raise ValueError(f"{name} must {wanted}, got {x}{off}")
     return array.astype(like.dtype)
 
 
-def smoothing(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
-    """The option `x` as a number in [0, 1]; a traced one is taken at its word."""
-    number = scalar(name, x, like)
-    if not isinstance(x, jax.core.Tracer) and not np.all(
-        (np.asarray(x) >= 0) & (np.asarray(x) <= 1)
-    ):
-        raise ValueError(f"{name} must lie in [0, 1], got {x}")
-    return number
+def concrete(x: ArrayLike) -> np.ndarray[Any, Any] | None:
+    """The numbers of `x`; None if it is traced, or other processes have some of them."""
+    for leaf in jax.tree.leaves(x):
+        if isinstance(leaf, jax.core.Tracer):
+            return None
+        if isinstance(leaf, jax.Array) and not (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        ):
+            return None
+    return np.asarray(x)
+
+
+def check_not_negative(name: str, x: ArrayLike | None, remedy: str) -> None:
+    """Refuses negative weights, if they are concrete, where their sum divides: it may vanish."""
+    numbers = None if x is None else concrete(x)
+    if numbers is not None and np.any(numbers < 0):
+        least = np.min(numbers, where=numbers < 0, initial=0)
+        raise ValueError(
+            f"{name} must not be negative, got {least}: a mean divides by their sum, which may"
+            f" vanish. {remedy}"
+        )
 
 
 def is_off(x: ArrayLike) -> bool:
@@ -95,9 +145,32 @@ def broadcast(
 def any_array(name: str, x: ArrayLike) -> jax.Array:
     """`x` as an array of whatever dtype."""
     try:
-        return jnp.asarray(x)
+        array = jnp.asarray(x)
+    except OverflowError as error:
+        raise ValueError(f"{name} must fit into {jnp.asarray(0).dtype}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array, got {type(x).__name__}") from error
+        raise TypeError(f"{name} must be an array, got {_described(x)}") from error
+    if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and x.dtype != array.dtype:
+        # JAX has cut 64 bits to 32, without a word.
+        bounds, numbers = np.iinfo(array.dtype), np.asarray(x)
+        beyond = numbers[(numbers < bounds.min) | (numbers > bounds.max)]
+        if beyond.size:
+            raise ValueError(f"{name} must fit into {array.dtype}, got {beyond[0]}")
+    return array
+
+
+def _described(x: ArrayLike) -> str:
+    kind = type(x).__name__
+    if isinstance(x, np.ma.MaskedArray):
+        return f"{kind} of dtype {x.dtype}: give its data, and its mask as an argument"
+    return f"{kind} of dtype {x.dtype}" if hasattr(x, "dtype") else kind
+
+
+def integer(x: Any) -> int:
+    """`x` as an integer, which a truth value is not; anything else is a TypeError."""
+    if isinstance(x, bool):
+        raise TypeError("a truth value is no integer")
+    return operator.index(x)
 
 
 def real(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
@@ -115,9 +188,9 @@ def real(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
 def axes_of(name: str, ndim: int, axis: Axis) -> tuple[int, ...]:
     """`axis` as different numbers in [0, ndim)."""
     if axis is None:
-        axis = tuple(range(ndim))
+        return tuple(range(ndim))
     try:
-        given = tuple(operator.index(a) for a in (axis if isinstance(axis, tuple) else (axis,)))
+        given = [integer(a) for a in (axis if isinstance(axis, tuple) else (axis,))]
     except TypeError:
         raise TypeError(f"axis must be an integer or a tuple of them, got {axis!r}") from None
     if any(not -ndim <= a < ndim for a in given):

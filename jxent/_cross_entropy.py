@@ -3,7 +3,7 @@ r"""Cross-entropy of softmax against integer labels and against distributions.""
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, floating, is_off, scalar, smoothing
+from ._arguments import ArrayLike, Axis, floating, is_off, scalar
 from ._class_axes import AxisName, check_replicated
 from ._labels import as_row, of_label
 from ._numerics import times
@@ -70,7 +70,7 @@ def softmax_cross_entropy(
     y = rows.soft_labels("labels", labels, array)
     if not is_off(label_smoothing):
         y = y.astype(computing_dtype(z, y))
-        epsilon = smoothing("label_smoothing", label_smoothing, y)
+        epsilon = scalar("label_smoothing", label_smoothing, y)
         y = (1 - epsilon) * y + epsilon * _uniform(rows, y)
     y = _weighted(y, rows.class_weights("class_weights", class_weights, z))
     of_row = surprisals(z, None, y, rows.class_axes)
@@ -146,7 +146,7 @@ def softmax_cross_entropy_with_integer_labels(
         losses = times(of_label(weights, y, rows.class_axes), losses)
     terms = _z_term(rows, z_loss, of_row.normalizer)
     if of_row.of_weights is not None:
-        epsilon = smoothing("label_smoothing", label_smoothing, losses)
+        epsilon = scalar("label_smoothing", label_smoothing, losses)
         terms += times(epsilon, of_row.of_weights)
         losses = times(1 - epsilon, losses)
     # An impossible label is infinitely wrong, also where softmax has no limit and they are NaN.

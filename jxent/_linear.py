@@ -3,7 +3,15 @@ r"""Cross-entropy of a linear head, whose logits never exist whole."""
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, boolean, elementwise, floating, is_off, scalar, smoothing
+from ._arguments import (
+    ArrayLike,
+    boolean,
+    check_not_negative,
+    elementwise,
+    floating,
+    is_off,
+    scalar,
+)
 from ._chunks import SAME_FOR_ALL_CLASSES, Head
 from ._class_axes import AxisName, axes_named, bound_axes, check_replicated
 from ._head import mean
@@ -43,15 +51,17 @@ def linear_softmax_cross_entropy(
       kernel: :math:`W`, floating-point ``[features, classes]``; ``embedding.T`` if it is tied.
       labels: integers ``[...]`` in [0, classes), or one for every example.
       bias: :math:`b`, ``[classes]``.
-      weights: multiply the losses, ``[...]``.
+      weights: multiply the losses, ``[...]``; not negative under ``"mean"``. The sum of advantages,
+        which have both signs, may vanish: take ``"sum"`` over a number, or ``"none"``.
       class_mask: boolean ``[classes]``, the classes that exist: False for the padding of a table.
-      class_weights: ``[classes]``, multiply the smoothed labels.
+      class_weights: ``[classes]``, multiply the smoothed labels; not negative under ``"mean"``.
       label_smoothing: a number in [0, 1].
       ignore_index: the label of examples that do not count.
-      z_loss: the weight of the squared normaliser.
-      logit_softcap: c, for logits :math:`c \tanh(z / c)`, applied before the mask.
-      reduction: ``"mean"``, over the sum of the weights of the examples that count (times their
-        labels' class weights), ``"sum"``, or ``"none"``.
+      z_loss: the weight of the squared normaliser, not negative.
+      logit_softcap: c > 0, for logits :math:`c \tanh(z / c)`, applied before the mask; None, or an
+        infinite number, for no cap.
+      reduction: ``"mean"``, which is the sum of the losses, z-loss and all, over the sum of the
+        weights (times the labels' class weights) of what counts, ``"sum"``, or ``"none"``.
       chunk_size: how many examples have logits at one time; by default chosen from the shapes.
       precision: of the products, as in `jax.lax.dot`. By default TPUs and GPUs round the gradient
         of the logits to bfloat16 beside a bfloat16 head; with ``"highest"`` it enters in float32.
@@ -70,7 +80,8 @@ def linear_softmax_cross_entropy(
 
     Raises:
       TypeError: a dtype does not fit.
-      ValueError: a shape does not fit, an option is out of its range.
+      ValueError: a shape does not fit, an option is out of its range, or a weight is negative under
+        ``"mean"``. Traced numbers are taken at their word.
 
     Note:
       An ignored example contributes nothing, even if its inputs are NaN or infinite; nor does one
@@ -111,12 +122,16 @@ def linear_softmax_cross_entropy(
         "class_mask": _class_mask(rows, class_mask),
         "label_smoothing": None
         if is_off(label_smoothing)
-        else smoothing("label_smoothing", label_smoothing, like),
+        else scalar("label_smoothing", label_smoothing, like),
         "z_loss": None if is_off(z_loss) else scalar("z_loss", z_loss, like),
         "logit_softcap": None
         if logit_softcap is None
         else scalar("logit_softcap", logit_softcap, like),
     }
+    if reduction == "mean":
+        remedy = "Write reduction='sum' and divide by a number, or reduction='none'"
+        check_not_negative("weights", weights, remedy)
+        check_not_negative("class_weights", class_weights, remedy)
     arrays = {"inputs": x, "kernel": w, "labels": y}
     arrays |= {name: option for name, option in options.items() if option is not None}
     if mesh is None:

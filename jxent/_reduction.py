@@ -3,7 +3,7 @@ r"""The mean of losses."""
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, axes_of, elementwise, floating
+from ._arguments import ArrayLike, Axis, axes_of, check_not_negative, elementwise, floating
 from ._statistics import computing_dtype
 
 
@@ -16,7 +16,9 @@ def weighted_mean(
 
     Args:
       losses: floating-point array.
-      weights: non-negative numbers or booleans of the shape of `losses`; None for equal ones.
+      weights: non-negative numbers or booleans of the shape of `losses`; None for equal ones. The
+        sum of advantages, which have both signs, may vanish: write ``jnp.sum(weights * losses)``
+        over a number.
       axis: the axis or axes to reduce; None for all of them.
 
     Returns:
@@ -24,7 +26,7 @@ def weighted_mean(
 
     Raises:
       TypeError: `losses` is not floating-point.
-      ValueError: a shape or `axis` does not fit.
+      ValueError: a shape or `axis` does not fit, or a concrete weight is negative.
 
     Note:
       A loss with the weight 0 contributes nothing, be it NaN or infinite. Its gradient is 0, but
@@ -47,6 +49,7 @@ def weighted_mean(
         if weights is None
         else elementwise("weights", weights, "losses", values)
     )
+    check_not_negative("weights", weights, "Write jnp.sum(weights * losses) over a number")
     dtype = computing_dtype(values, w)
     values, w = values.astype(dtype), w.astype(dtype)
     axes = axes_of("losses", values.ndim, axis)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, elementwise, floating, is_off, smoothing, trailing
+from ._arguments import ArrayLike, elementwise, floating, is_off, scalar, trailing
 from ._autodiff import with_gradient
 from ._elementary import expm1, sigmoid, softplus
 from ._numerics import chargeable, divergence_terms, log1p, times
@@ -135,7 +135,7 @@ def binary_weights(
     y = y.astype(computing_dtype(like, y))
     positive, negative = y, 1 - y
     if not is_off(label_smoothing):
-        epsilon = smoothing("label_smoothing", label_smoothing, y)
+        epsilon = scalar("label_smoothing", label_smoothing, y)
         positive = (1 - epsilon) * positive + epsilon / 2
         negative = (1 - epsilon) * negative + epsilon / 2
     if pos_weight is not None:
