@@ -9,10 +9,11 @@ from ._arguments import ArrayLike, Axis, floating, scalar
 from ._autodiff import with_gradient
 from ._distribution import complement, probability, sum_of_others
 from ._elementary import expm1, power_of_share, sigmoid
+from ._elements import Elements
 from ._labels import of_label
 from ._numerics import times
 from ._rows import Rows
-from ._sigmoid import binary_loss, binary_weights
+from ._sigmoid import binary_loss
 from ._statistics import statistics, upcast
 from ._surprisals import surprisals
 
@@ -30,17 +31,19 @@ def poly_loss_cross_entropy(
 
     Args:
       logits: floating-point array ``[..., classes]``.
-      labels: non-negative numbers of the shape of `logits`, or ``[classes]`` for every example.
-      epsilon: the coefficient, a scalar.
+      labels: non-negative numbers of the shape of `logits`, or floating-point ``[classes]`` for
+        every example.
+      epsilon: the coefficient, any finite scalar.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, float32 or float64.
 
     Raises:
-      TypeError: `logits` is not floating-point, or `where` not boolean.
-      ValueError: a shape or `axis` does not fit, or there is no class.
+      TypeError: `logits` is not floating-point, `labels` are class numbers, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, there is no class, or `epsilon` is not finite.
 
     Note:
       As `softmax_cross_entropy` at ±inf, under zero labels and for what `where` leaves out.
@@ -71,6 +74,7 @@ def softmax_focal_loss_with_integer_labels(
     where: ArrayLike | None = None,
     *,
     class_weights: ArrayLike | None = None,
+    ignore_index: int | None = None,
 ) -> jax.Array:
     r"""Focal loss of softmax and integer labels: ``[..., classes], [...] -> [...]``.
 
@@ -82,18 +86,20 @@ def softmax_focal_loss_with_integer_labels(
       gamma: the exponent, a non-negative scalar.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
       class_weights: :math:`w`, ``[classes]``.
+      ignore_index: the label of examples that do not count.
 
     Returns:
       ``[...]`` in nats, float32 or float64.
 
     Raises:
       TypeError: `logits` is not floating-point, `labels` not integer, or `where` not boolean.
-      ValueError: a shape or `axis` does not fit, or there is no class.
+      ValueError: a shape or `axis` does not fit, there is no class, or `gamma` is negative.
 
     Note:
       As `softmax_cross_entropy_with_integer_labels` at ±inf, for labels out of range and for
-      what `where` leaves out.
+      what `where` or `ignore_index` leaves out.
 
     References:
       T.-Y. Lin et al., `Focal Loss for Dense Object Detection
@@ -105,7 +111,7 @@ def softmax_focal_loss_with_integer_labels(
       0.1733
     """
     array = floating("logits", logits)
-    rows, y = Rows.of("logits", array, axis, where).labels("labels", labels)
+    rows, y = Rows.of("logits", array, axis, where).labels("labels", labels, ignore_index)
     losses = surprisals(rows.logits("logits", array), y, None).of_label
     # 1 - p_y, exact where p_y is nearly 1, and p_y.
     losses = _focused(losses, -expm1(-losses), jnp.exp(-losses), gamma)
@@ -118,6 +124,8 @@ def sigmoid_focal_loss(
     labels: ArrayLike,
     alpha: ArrayLike | None = None,
     gamma: ArrayLike = 2.0,
+    *,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     r"""Focal loss of the sigmoid of logits: ``[...], [...] -> [...]``.
 
@@ -129,18 +137,20 @@ def sigmoid_focal_loss(
     Args:
       logits: floating-point array of any shape.
       labels: numbers in [0, 1] of the shape of `logits`, or one for every element.
-      alpha: the weight of the positive class, a scalar; None for no weighting.
+      alpha: the weight of the positive class, a scalar in [0, 1]; None for no weighting.
       gamma: the exponent, a non-negative scalar.
+      where: boolean, of the shape of `logits`: which elements count.
 
     Returns:
       The shape of `logits`, in nats, float32 or float64.
 
     Raises:
-      TypeError: `logits` is not floating-point.
-      ValueError: a shape does not fit.
+      TypeError: `logits` is not floating-point, or `where` not boolean.
+      ValueError: a shape does not fit, or `alpha` or `gamma` is out of its range.
 
     Note:
-      As `sigmoid_binary_cross_entropy` at ±inf.
+      As `sigmoid_binary_cross_entropy` at ±inf, for labels outside [0, 1] and for what `where`
+      leaves out.
 
     References:
       T.-Y. Lin et al., `Focal Loss for Dense Object Detection
@@ -152,15 +162,16 @@ def sigmoid_focal_loss(
       [1.7329e-01 9.3566e-14]
     """
     array = floating("logits", logits)
-    positive, negative = binary_weights("logits", array, labels, None, 0.0)
+    elements = Elements.of("logits", array, where)
+    positive, negative = elements.binary_weights(labels)
     # Its gradient has two parts, which add up before they are rounded to 16 bits.
-    (z,) = upcast(array)
+    (z,) = upcast(elements.fill_masked(array, 0.0))
     missed, right = _binary_missed(z, positive, negative), _binary_missed(z, negative, positive)
     losses = _focused(binary_loss(z, positive, negative), missed, right, gamma)
     if alpha is not None:
         share = scalar("alpha", alpha, losses)
         losses = times(share * positive + (1 - share) * negative, losses)
-    return losses
+    return elements.settle(losses)
 
 
 # The derivative for gamma has the factor log(1 - p), which is nearly -p for a p that 1 - p does not

@@ -11,10 +11,11 @@ def nan_where(condition: jax.Array, x: jax.Array) -> jax.Array:
     """`x`, but NaN where the condition holds, with the gradient NaN there.
 
     `jax_debug_nans` with `jax_disable_jit` stops at every array that has a NaN, be it a constant
-    in a branch that is not taken. Here only the data make it, as 0/0 where the condition holds.
+    in a branch that is not taken. Here only the data make it, as 0 times infinity where the
+    condition holds (XLA would not fuse the quotient 0/0, but write it to memory).
     """
-    zero_or_one = jnp.where(condition, 0.0, 1.0).astype(x.dtype)
-    return x * (zero_or_one / zero_or_one)
+    zero, infinity = (jnp.where(condition, c, 1.0).astype(x.dtype) for c in (0.0, jnp.inf))
+    return x * (zero * infinity)
 
 
 def chargeable(weight: jax.Array, cost: jax.Array) -> jax.Array:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating
 from ._autodiff import with_gradient
+from ._elements import Elements
 from ._numerics import chargeable, log1p, times
 from ._rows import Rows
-from ._sigmoid import binary_weights
 from ._statistics import upcast
 
 
@@ -22,6 +22,7 @@ def entropy(p: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> ja
       p: probabilities, floating-point ``[..., classes]``. They need not sum to one.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `p` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, float32 or float64.
@@ -43,9 +44,10 @@ def entropy(p: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> ja
       >>> print(jxent.entropy([0.5, 0.25, 0.25, 0.0]))
       1.0397
     """
-    rows, x = _rows_of("p", p, axis, where)
+    array = floating("p", p)
+    rows = Rows.of("p", array, axis, where)
     # Its gradient has two parts, which add up before they are rounded to 16 bits.
-    (x,) = upcast(x)
+    (x,) = upcast(rows.values("p", array))
     return rows.settle(jnp.sum(weighted_surprisal(x, x), axis=-1))
 
 
@@ -57,16 +59,18 @@ def cross_entropy(
     .. math:: H(p, q) = -\sum_j p_j \log q_j = H(p) + D(p \,\|\, q)
 
     Args:
-      p: true probabilities, floating-point ``[..., classes]``.
-      q: predicted probabilities, the same shape, or ``[classes]`` for every example.
+      p: true probabilities ``[..., classes]``, one-hot integers or booleans, too.
+      q: predicted probabilities, the same shape, or floating-point ``[classes]`` for every example.
+        One of both is floating-point.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `p` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, float32 or float64.
 
     Raises:
-      TypeError: `p` or `q` is not floating-point, or `where` not boolean.
+      TypeError: neither array is floating-point, `q` are class numbers, or `where` not boolean.
       ValueError: a shape or `axis` does not fit, or there is no class.
 
     Note:
@@ -83,27 +87,31 @@ def cross_entropy(
       >>> print(jxent.cross_entropy([0.0, 1.0], [[0.0, 1.0], [0.5, 0.5]][1]))
       0.6931
     """
-    rows, x = _rows_of("p", p, axis, where)
-    return rows.settle(jnp.sum(weighted_surprisal(x, rows.values("q", q)), axis=-1))
+    array = floating("p", p)
+    rows = Rows.of("p", array, axis, where)
+    x, y = rows.values("p", array), rows.values("q", q)
+    return rows.settle(jnp.sum(weighted_surprisal(x, y), axis=-1))
 
 
-def binary_entropy(p: ArrayLike) -> jax.Array:
+def binary_entropy(p: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     r"""Entropy of a binary distribution: ``[...] -> [...]``.
 
     .. math:: -p \log p - (1 - p) \log (1 - p)
 
     Args:
       p: probabilities, floating-point, of any shape.
+      where: boolean, of the shape of `p`: which elements count.
 
     Returns:
       The shape of `p`, in nats, between 0 and log 2, float32 or float64.
 
     Raises:
-      TypeError: `p` is not floating-point.
+      TypeError: `p` is not floating-point, or `where` not boolean.
+      ValueError: a shape does not fit.
 
     Note:
       0 at p = 0 and p = 1 (0 log 0 is 0), where an infinite gradient is cut to the finite part.
-      NaN outside [0, 1].
+      NaN outside [0, 1], in the gradient too. What `where` leaves out is 0, with the gradient 0.
 
     References:
       C. E. Shannon, `A Mathematical Theory of Communication
@@ -115,13 +123,16 @@ def binary_entropy(p: ArrayLike) -> jax.Array:
       [0.        0.6931]
     """
     (x,) = upcast(floating("p", p))
-    return _binaryweighted_surprisal(x, *binary_weights("p", x, x, None, 0.0))
+    elements = Elements.of("p", x, where)
+    x = elements.probabilities(x)
+    return elements.settle(_binaryweighted_surprisal(x, *elements.binary_weights(x)))
 
 
 def binary_cross_entropy(
     probs: ArrayLike,
     labels: ArrayLike,
     *,
+    where: ArrayLike | None = None,
     pos_weight: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
 ) -> jax.Array:
@@ -134,20 +145,22 @@ def binary_cross_entropy(
     Args:
       probs: predicted probabilities, floating-point, of any shape.
       labels: numbers in [0, 1] of the shape of `probs`, or one for every element.
+      where: boolean, of the shape of `probs`: which elements count.
       pos_weight: :math:`w`, multiplies the positive term; a scalar, or of the shape of the last
-        axes of `probs` (one per class).
+        axes of `probs`: ``[n]`` beside ``[n, n]`` is one per class.
       label_smoothing: :math:`\varepsilon` in [0, 1].
 
     Returns:
       The shape of `probs`, in nats, float32 or float64.
 
     Raises:
-      TypeError: `probs` is not floating-point.
+      TypeError: `probs` is not floating-point, or `where` not boolean.
       ValueError: a shape does not fit, or `label_smoothing` lies outside [0, 1].
 
     Note:
       p = 0 and p = 1 cost nothing under a label that agrees, +inf under any other: PyTorch clamps
-      the logarithm at -100, this does not. NaN outside [0, 1]. From logits,
+      the logarithm at -100, this does not. A probability or a label outside [0, 1] gives NaN, in
+      the gradient too. What `where` leaves out has the loss 0 and the gradient 0. From logits,
       `sigmoid_binary_cross_entropy` keeps what rounding to probabilities loses.
 
     References:
@@ -160,17 +173,10 @@ def binary_cross_entropy(
       [0.6931  0.1054 0.        ]
     """
     x = floating("probs", probs)
-    return _binaryweighted_surprisal(
-        x, *binary_weights("probs", x, labels, pos_weight, label_smoothing)
-    )
-
-
-def _rows_of(
-    name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None
-) -> tuple[Rows, jax.Array]:
-    array = floating(name, x)
-    rows = Rows.of(name, array, axis, where)
-    return rows, rows.values(name, array)
+    elements = Elements.of("probs", x, where)
+    weights = elements.binary_weights(labels, pos_weight, label_smoothing)
+    x = elements.probabilities(x)
+    return elements.settle(_binaryweighted_surprisal(x, *weights))
 
 
 def _weighted_surprisal_fwd(p: jax.Array, q: jax.Array) -> tuple[jax.Array, Any]:

@@ -5,29 +5,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, elementwise, floating, is_off, scalar, trailing
+from ._arguments import ArrayLike, elementwise, floating
 from ._autodiff import with_gradient
 from ._elementary import expm1, sigmoid, softplus
+from ._elements import Elements
 from ._numerics import chargeable, divergence_terms, log1p, times
-from ._statistics import computing_dtype, upcast
+from ._statistics import upcast
 
 
-def sigmoid_entropy(logits: ArrayLike) -> jax.Array:
+def sigmoid_entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     r"""Entropy of the binary distribution with a given logit: ``[...] -> [...]``.
 
     .. math:: H(p) = -p \log p - (1 - p) \log (1 - p), \qquad p = \sigma(z)
 
     Args:
       logits: floating-point array of any shape.
+      where: boolean, of the shape of `logits`: which elements count.
 
     Returns:
       The shape of `logits`, in nats, between 0 and log 2, float32 or float64.
 
     Raises:
-      TypeError: `logits` is not floating-point.
+      TypeError: `logits` is not floating-point, or `where` not boolean.
+      ValueError: a shape does not fit.
 
     Note:
-      0 with the gradient 0 at ±inf, NaN for NaN.
+      0 with the gradient 0 at ±inf and for what `where` leaves out, NaN for NaN.
 
     References:
       C. E. Shannon, `A Mathematical Theory of Communication
@@ -38,13 +41,16 @@ def sigmoid_entropy(logits: ArrayLike) -> jax.Array:
       >>> print(jxent.sigmoid_entropy([0.0, 40.0]))
       [6.9315e-01 1.7418e-16]
     """
-    return _sigmoid_entropy(floating("logits", logits))
+    z = floating("logits", logits)
+    elements = Elements.of("logits", z, where)
+    return elements.settle(_sigmoid_entropy(elements.fill_masked(z, 0.0)))
 
 
 def sigmoid_binary_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
+    where: ArrayLike | None = None,
     pos_weight: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
 ) -> jax.Array:
@@ -57,20 +63,24 @@ def sigmoid_binary_cross_entropy(
     Args:
       logits: floating-point array of any shape.
       labels: numbers in [0, 1] of the shape of `logits`, or one for every element.
+      where: boolean, of the shape of `logits`: which elements count.
       pos_weight: :math:`w`, multiplies the positive term; a scalar, or of the shape of the last
-        axes of `logits` (one per class).
+        axes of `logits`: ``[n]`` beside ``[n, n]`` is one per class. A negative one is taken at its
+        word, as in PyTorch.
       label_smoothing: :math:`\varepsilon` in [0, 1].
 
     Returns:
       The shape of `logits`, in nats, float32 or float64.
 
     Raises:
-      TypeError: `logits` is not floating-point.
+      TypeError: `logits` is not floating-point, or `where` not boolean.
       ValueError: a shape does not fit, or `label_smoothing` lies outside [0, 1].
 
     Note:
       A logit of ±inf gives the limit, in value and gradient: 0 for a label that agrees, +inf for
-      any other. NaN gives NaN.
+      any other. A label outside [0, 1] gives NaN, in the gradient too; so does NaN. What `where`
+      leaves out has the loss 0 and the gradient 0, whatever its logit and label: for labels of -1
+      or 255, say, ``where=labels >= 0`` or ``where=labels != 255``.
 
     References:
       I. Goodfellow, Y. Bengio, A. Courville, `Deep Learning
@@ -82,11 +92,14 @@ def sigmoid_binary_cross_entropy(
       [6.9315e-01 2.0612e-09 1.0000e+03]
     """
     z = floating("logits", logits)
-    positive, negative = binary_weights("logits", z, labels, pos_weight, label_smoothing)
-    return binary_loss(z, positive, negative)
+    elements = Elements.of("logits", z, where)
+    positive, negative = elements.binary_weights(labels, pos_weight, label_smoothing)
+    return elements.settle(binary_loss(elements.fill_masked(z, 0.0), positive, negative))
 
 
-def sigmoid_kl_divergence(logits: ArrayLike, target_logits: ArrayLike) -> jax.Array:
+def sigmoid_kl_divergence(
+    logits: ArrayLike, target_logits: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
     r"""Kullback-Leibler divergence of sigmoids: ``[...], [...] -> [...]``.
 
     .. math::
@@ -96,18 +109,19 @@ def sigmoid_kl_divergence(logits: ArrayLike, target_logits: ArrayLike) -> jax.Ar
     Args:
       logits: floating-point array of any shape, the prediction.
       target_logits: the same shape, or one number for every element: the truth.
+      where: boolean, of the shape of `logits`: which elements count.
 
     Returns:
       The shape of `logits`, in nats, never negative, float32 or float64. Both arguments are
       differentiated.
 
     Raises:
-      TypeError: `logits` is not floating-point.
+      TypeError: `logits` is not floating-point, or `where` not boolean.
       ValueError: a shape does not fit.
 
     Note:
       At ±inf it is the limit: 0 where both agree, +inf where `logits` alone is infinite. NaN
-      gives NaN.
+      gives NaN. What `where` leaves out is 0, with the gradient 0.
 
     References:
       S. Kullback, R. A. Leibler, `On Information and Sufficiency
@@ -120,27 +134,9 @@ def sigmoid_kl_divergence(logits: ArrayLike, target_logits: ArrayLike) -> jax.Ar
     """
     z_q = floating("logits", logits)
     z_p = elementwise("target_logits", target_logits, "logits", z_q)
-    return _sigmoid_kl(z_q, z_p)
-
-
-def binary_weights(
-    name: str,
-    like: jax.Array,
-    labels: ArrayLike,
-    pos_weight: ArrayLike | None,
-    label_smoothing: ArrayLike,
-) -> tuple[jax.Array, jax.Array]:
-    """The weights of the positive and of the negative term."""
-    y = elementwise("labels", labels, name, like)
-    y = y.astype(computing_dtype(like, y))
-    positive, negative = y, 1 - y
-    if not is_off(label_smoothing):
-        epsilon = scalar("label_smoothing", label_smoothing, y)
-        positive = (1 - epsilon) * positive + epsilon / 2
-        negative = (1 - epsilon) * negative + epsilon / 2
-    if pos_weight is not None:
-        positive = positive * trailing("pos_weight", pos_weight, name, like).astype(y.dtype)
-    return positive, negative
+    elements = Elements.of("logits", z_q, where)
+    z_q, z_p = elements.fill_masked(z_q, 0.0), elements.fill_masked(z_p, 0.0)
+    return elements.settle(_sigmoid_kl(z_q, z_p))
 
 
 def _sigmoid_entropy_fwd(logits: jax.Array) -> tuple[jax.Array, jax.Array]:

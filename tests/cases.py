@@ -58,6 +58,11 @@ class Case:
         return parameter in inspect.signature(self.function).parameters
 
     @property
+    def has_classes(self) -> bool:
+        """Whether it reduces an axis of classes, and has masks of classes and of examples."""
+        return self.accepts("axis") and self.accepts("where")
+
+    @property
     def per_class(self) -> bool:
         """Whether the result has the shape of the first argument."""
         args = self.args()

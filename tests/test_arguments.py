@@ -10,7 +10,7 @@ from cases import ALL, BARE, bare
 
 import jxent
 
-_WITH_AXIS = [case for case in BARE if case.accepts("where")]
+_WITH_AXIS = [case for case in BARE if case.has_classes]
 _GENERATOR = np.random.default_rng(0)
 
 

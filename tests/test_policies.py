@@ -20,7 +20,7 @@ INF, NAN = math.inf, math.nan
 IN_EVERY_MODE = pytest.mark.parametrize("mode", ["eager", "jit", "vmap"])
 
 _NOT_LOSSES = ("logsumexp", "log_softmax", "softmax")
-_MASKABLE = [case for case in ALL if case.accepts("where") and case.name not in _NOT_LOSSES]
+_MASKABLE = [case for case in ALL if case.has_classes and case.name not in _NOT_LOSSES]
 _INTEGER = [case for case in ALL if "labels" in case.kinds and case.accepts("where")]
 _INTEGER_LOGITS = [case for case in _INTEGER if case.kinds[0] == "logits"]
 _IGNORING = [case for case in _INTEGER if case.accepts("ignore_index")]

@@ -21,7 +21,7 @@ _FEW = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )
 
-_MASKABLE = [case for case in BARE if case.accepts("where")]
+_MASKABLE = [case for case in BARE if case.has_classes]
 _LOSSES = [c for c in _MASKABLE if c.name not in ("logsumexp", "softmax", "log_softmax")]
 _OF_LOGITS = [c for c in _LOSSES if c.kinds[0] == "logits"]
 _NEVER_NEGATIVE = [

@@ -1,0 +1,66 @@
+"""Elements: yes-or-no questions, each with its own label and mask, checked once.
+
+Where the mask is False an element gets harmless values, and its loss is then 0 with the gradient 0.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+
+from ._arguments import ArrayLike, boolean, elementwise, is_off, scalar, trailing
+from ._numerics import nan_where
+from ._statistics import computing_dtype
+
+
+@dataclass(frozen=True)
+class Elements:
+    """What is known of the array called `name`, for all beside it."""
+
+    name: str
+    like: jax.Array
+    counted: jax.Array | None = None
+    """Which elements count; None: all."""
+
+    @classmethod
+    def of(cls, name: str, x: jax.Array, where: ArrayLike | None) -> Self:
+        """The elements of `x` that `where` leaves."""
+        mask = None if where is None else boolean("where", where)
+        if mask is not None and mask.shape != x.shape:
+            raise ValueError(
+                f"where must have the shape of {name} {x.shape}, got shape {mask.shape}"
+            )
+        return cls(name, x, mask)
+
+    def fill_masked(self, x: jax.Array, value: float) -> jax.Array:
+        """`value` in the elements that do not count."""
+        return x if self.counted is None else jnp.where(self.counted, x, value)
+
+    def probabilities(self, x: jax.Array) -> jax.Array:
+        """Numbers in [0, 1]: NaN for any other, 1/2 for what does not count."""
+        x = self.fill_masked(x, 0.5)
+        return nan_where(~((x >= 0) & (x <= 1)), x)
+
+    def settle(self, losses: jax.Array) -> jax.Array:
+        """The loss 0, with the gradient 0, for the elements that do not count."""
+        return self.fill_masked(losses, 0.0)
+
+    def binary_weights(
+        self,
+        labels: ArrayLike,
+        pos_weight: ArrayLike | None = None,
+        label_smoothing: ArrayLike = 0.0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The weights of the positive and of the negative term; NaN for a label outside [0, 1]."""
+        y = elementwise("labels", labels, self.name, self.like)
+        y = self.probabilities(y.astype(computing_dtype(self.like, y)))
+        positive, negative = y, 1 - y
+        if not is_off(label_smoothing):
+            epsilon = scalar("label_smoothing", label_smoothing, y)
+            positive = (1 - epsilon) * positive + epsilon / 2
+            negative = (1 - epsilon) * negative + epsilon / 2
+        if pos_weight is not None:
+            weight = trailing("pos_weight", pos_weight, self.name, self.like)
+            positive = positive * weight.astype(y.dtype)
+        return positive, negative

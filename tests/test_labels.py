@@ -1,0 +1,222 @@
+"""Labels that are none, what is left out, and shapes that can be read two ways."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import BARE
+
+import jxent
+
+INF, NAN = math.inf, math.nan
+
+# What a binary loss takes beside its arguments, and a program for each choice.
+BINARY = {
+    "sigmoid_binary_cross_entropy": [{}, {"pos_weight": 2.0, "label_smoothing": 0.25}],
+    "sigmoid_focal_loss": [{}, {"alpha": 0.25, "gamma": 0.0}, {"gamma": 0.5}],
+    "binary_cross_entropy": [{}, {"pos_weight": 2.0, "label_smoothing": 0.25}],
+}
+CHOICES = [(name, i) for name, options in BINARY.items() for i in range(len(options))]
+every_choice = pytest.mark.parametrize(("name", "choice"), CHOICES)
+in_each_mode = pytest.mark.parametrize("mode", ["eager", "jit"])
+
+NO_LABELS = [-1.0, 255.0, -100.0, -1e-6, 1 + 2**-23, NAN, INF, -INF]
+
+
+@functools.cache
+def _gradients(name, choice=None, mode="jit", masked=False):
+    """The losses, and the gradients of a sum of them."""
+    options = BINARY[name][choice] if choice is not None else {}
+
+    def function(where, *args):
+        def total(*args):
+            kept = {"where": where} if masked else {}
+            losses = getattr(jxent, name)(*args, **options, **kept)
+            return jnp.sum(losses), losses
+
+        gradients, losses = jax.grad(total, tuple(range(len(args))), has_aux=True)(*args)
+        return losses, gradients
+
+    function = function if mode == "eager" else jax.jit(function)
+    return lambda *args, where=None: jax.tree.map(np.asarray, function(where, *args))
+
+
+def _all_pairs(name):
+    """Every first argument beside every label that is none; the last row has good labels."""
+    inside = [0.0, 1.0, 0.25] if name == "binary_cross_entropy" else [0.0, 2.0, -INF, INF, NAN]
+    first, labels = np.meshgrid(inside, [*NO_LABELS, 0.5], indexing="ij")
+    return jnp.asarray(first.T, jnp.float32), jnp.asarray(labels.T, jnp.float32)
+
+
+@in_each_mode
+@every_choice
+def test_a_binary_label_that_is_none(name, choice, mode):
+    """NaN in value and gradient, in that element alone."""
+    first, labels = _all_pairs(name)
+    losses, gradients = _gradients(name, choice, mode)(first, labels)
+    assert np.all(np.isnan(losses[:-1]))
+    assert all(np.all(np.isnan(g[:-1])) for g in gradients)
+    good = ~np.isnan(first[-1])
+    assert not np.any(np.isnan(losses[-1][good]))
+    assert not np.any(np.isnan(gradients[0][-1][good]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, jnp.bfloat16, np.float64])
+@every_choice
+def test_a_binary_label_that_is_none_in_any_dtype(name, choice, dtype):
+    labels = np.array([0, 1, 3]).astype(dtype)
+    labels[2] = np.array(-1).astype(dtype)  # 255 if it has no sign.
+    first = np.full(3, 0.25, np.float32)
+    losses = getattr(jxent, name)(first, labels, **BINARY[name][choice])
+    np.testing.assert_array_equal(np.isnan(losses), [False, False, True])
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_one_label_for_all_that_is_none(name):
+    losses, (gradient, to_label) = _gradients(name)(jnp.full(3, 0.25), jnp.float32(-1))
+    assert np.all(np.isnan(losses))
+    assert np.all(np.isnan(gradient))
+    assert np.isnan(to_label)
+
+
+@in_each_mode
+@pytest.mark.parametrize("name", ["binary_entropy", "binary_cross_entropy"])
+def test_a_probability_that_is_none(name, mode):
+    """As for labels: a finite gradient would be believed."""
+    p = jnp.array([*NO_LABELS, 0.5])
+    for label in (0.0, 1.0, 0.25):
+        others = [] if name == "binary_entropy" else [jnp.full_like(p, label)]
+        losses, (gradient, *_) = _gradients(name, None, mode)(p, *others)
+        np.testing.assert_array_equal(np.isnan(losses), [*[True] * 8, False])
+        np.testing.assert_array_equal(np.isnan(gradient), [*[True] * 8, False])
+
+
+# `where`: what it leaves out has the loss 0 and the gradient 0.
+
+ELEMENTWISE = {
+    "sigmoid_binary_cross_entropy": 2,
+    "sigmoid_focal_loss": 2,
+    "sigmoid_kl_divergence": 2,
+    "sigmoid_entropy": 1,
+    "binary_cross_entropy": 2,
+    "binary_entropy": 1,
+}
+
+
+def test_every_elementwise_loss_has_a_mask():
+    per_element = {c.name for c in BARE if c.per_class and not c.accepts("axis")}
+    assert per_element == set(ELEMENTWISE)
+
+
+@in_each_mode
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_masked_elements(name, mode):
+    """Whatever their logits and labels; the others do not notice."""
+    anything = [NAN, INF, -INF, 0.0, 0.5, 1.0, 255.0, -1.0]
+    pairs = np.stack(np.meshgrid(anything, anything), -1).reshape(-1, 2)
+    count = ELEMENTWISE[name]
+    bad = [jnp.asarray(x, jnp.float32) for x in pairs.T[:count]]
+    good = [jnp.array([0.25, 0.75]), jnp.array([1.0, 0.5])][:count]
+    args = [jnp.concatenate(x) for x in zip(bad, good, strict=True)]
+    where = np.arange(len(args[0])) >= len(pairs)
+    losses, gradients = _gradients(name, None, mode, True)(*args, where=where)
+    expected, expected_gradients = _gradients(name)(*good)
+    for x, y in zip([losses, *gradients], [expected, *expected_gradients], strict=True):
+        np.testing.assert_array_equal(x[:-2], 0.0)
+        np.testing.assert_allclose(x[-2:], y, rtol=1e-6)
+
+
+@every_choice
+def test_masked_elements_with_options(name, choice):
+    first, labels = _all_pairs(name)
+    where = np.ones(first.shape, bool)
+    where[:-1] = False
+    losses, gradients = _gradients(name, choice, "jit", True)(first, labels, where=where)
+    for x in (losses, *gradients):
+        np.testing.assert_array_equal(x[:-1], 0.0)
+    expected = getattr(jxent, name)(first[-1], labels[-1], **BINARY[name][choice])
+    np.testing.assert_allclose(losses[-1], expected, rtol=1e-6)
+
+
+def test_a_mask_of_labels_that_stand_for_unknown():
+    """The usual -1, as in the docstring, with the options' gradients."""
+    logits = jnp.array([[1.0, -2.0, NAN], [0.5, INF, 3.0]])
+    labels = np.array([[1, 0, -1], [1, 255, 0]])
+    known = (labels >= 0) & (labels <= 1)
+
+    def total(logits, weight, epsilon):
+        losses = jxent.sigmoid_binary_cross_entropy(
+            logits, labels, where=known, pos_weight=weight, label_smoothing=epsilon
+        )
+        return jxent.weighted_mean(losses, known), losses
+
+    arguments = (logits, jnp.array([1.0, 2.0, 3.0]), jnp.float32(0.125))
+    (gradient, *to_options), losses = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arguments)
+    z, y, w = (np.asarray(x, np.float64) for x in (logits, labels, arguments[1]))
+    z, y = np.where(known, z, 0), 0.875 * y + 0.0625
+    expected = w * y * np.log1p(np.exp(-z)) + (1 - y) * np.log1p(np.exp(z))
+    np.testing.assert_allclose(losses, np.where(known, expected, 0), rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(gradient)[~known], 0.0)
+    assert all(np.all(np.isfinite(x)) for x in (gradient, *to_options))
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_no_nan_on_the_way(name):
+    """Op by op; an impossible label that is left out makes none either."""
+    function = getattr(jxent, name)
+    args = [jnp.array([0.25, 0.0, 1.0])] * ELEMENTWISE[name]
+    spoiled = [x.at[1].set(255.0) for x in args]
+    where = np.array([True, False, True])
+
+    def total(*args, **options):
+        return jnp.sum(function(*args, **options))
+
+    wrt = tuple(range(len(args)))
+    with jax.debug_nans(True), jax.disable_jit():
+        jax.value_and_grad(total, wrt)(*args)
+        jax.value_and_grad(functools.partial(total, where=where), wrt)(*spoiled)
+        if ELEMENTWISE[name] == 2 and name != "sigmoid_kl_divergence":
+            with pytest.raises(FloatingPointError):
+                total(args[0], spoiled[1])
+
+
+# `ignore_index`.
+
+
+@in_each_mode
+@pytest.mark.parametrize("case", [c for c in BARE if "labels" in c.kinds and c.per_class is False])
+def test_every_integer_loss_ignores_labels(case, mode):
+    if case.name == "linear_softmax_cross_entropy":
+        return  # It has tests of its own.
+    first = jnp.array([[0.5, 0.25, 0.25], [NAN, INF, -INF], [NAN] * 3])
+
+    def total(x):
+        losses = case.function(x, np.array([1, -100, -100]), ignore_index=-100)
+        return jnp.sum(losses), losses
+
+    function = jax.grad(total, has_aux=True)
+    gradient, losses = (function if mode == "eager" else jax.jit(function))(first)
+    np.testing.assert_array_equal(losses[1:], 0.0)
+    np.testing.assert_array_equal(gradient[1:], 0.0)
+    np.testing.assert_allclose(losses[0], case.function(first[:1], np.array([1]))[0], rtol=1e-6)
+
+
+def test_ignored_labels_with_class_weights_and_gamma():
+    logits = jnp.array([[0.5, 0.25, 0.25], [NAN, INF, -INF]])
+
+    def total(logits, weights, gamma):
+        losses = jxent.softmax_focal_loss_with_integer_labels(
+            logits, np.array([1, 255]), gamma, class_weights=weights, ignore_index=255
+        )
+        return jnp.sum(losses)
+
+    value, gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(
+        logits, jnp.array([1.0, 2.0, 3.0]), 1.5
+    )
+    p = math.exp(0.25) / (math.exp(0.5) + 2 * math.exp(0.25))
+    np.testing.assert_allclose(value, -2 * (1 - p) ** 1.5 * math.log(p), rtol=1e-6)
+    np.testing.assert_array_equal(gradients[0][1], 0.0)
+    assert all(np.all(np.isfinite(g)) for g in gradients)
