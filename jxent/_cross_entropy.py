@@ -31,13 +31,16 @@ def softmax_cross_entropy(
 
     Args:
       logits: floating-point array ``[..., classes]``.
-      labels: non-negative numbers of the shape of `logits`, or ``[classes]`` for every example:
-        one-hot or any distribution. They need not sum to one.
+      labels: non-negative numbers of the shape of `logits`: one-hot, as integers or booleans, too,
+        or any distribution. They need not sum to one. Floating-point ``[classes]`` are for every
+        example, beside square logits, too.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
       label_smoothing: :math:`\varepsilon` in [0, 1]; K is the number of classes that count.
-      class_weights: :math:`w`, ``[classes]``, multiplies the smoothed labels.
-      z_loss: :math:`\zeta`, the weight of the squared normaliser.
+      class_weights: :math:`w`, ``[classes]``, multiplies the smoothed labels. Negative ones, which
+        reward mistakes, are taken at their word, as in PyTorch.
+      z_loss: :math:`\zeta`, the weight of the squared normaliser, not negative.
       class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
         classes are spread: each shard has a slice of them, in their order.
 
@@ -45,8 +48,9 @@ def softmax_cross_entropy(
       ``[...]`` in nats, float32 or float64.
 
     Raises:
-      TypeError: `logits` is not floating-point, or `where` not boolean.
-      ValueError: a shape or `axis` does not fit, or `label_smoothing` lies outside [0, 1].
+      TypeError: `logits` is not floating-point, `labels` are class numbers, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, `label_smoothing` lies outside [0, 1], or `z_loss`
+        is negative.
 
     Note:
       A logit of -inf costs nothing under a zero label, +inf under any other. Label mass on a
@@ -67,7 +71,7 @@ def softmax_cross_entropy(
     array = floating("logits", logits)
     rows = Rows.of("logits", array, axis, where, class_axis_name)
     z = rows.logits("logits", array)
-    y = rows.soft_labels("labels", labels, array)
+    y = rows.distributions("labels", labels, array, "softmax_cross_entropy_with_integer_labels")
     if not is_off(label_smoothing):
         y = y.astype(computing_dtype(z, y))
         epsilon = scalar("label_smoothing", label_smoothing, y)
@@ -101,9 +105,11 @@ def softmax_cross_entropy_with_integer_labels(
         flat positions in them.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
       label_smoothing: :math:`\varepsilon` in [0, 1]; K is the number of classes that count.
-      class_weights: :math:`w`, ``[classes]``, multiplies the smoothed labels.
-      z_loss: :math:`\zeta`, the weight of the squared normaliser.
+      class_weights: :math:`w`, ``[classes]``, multiplies the smoothed labels. Negative ones, which
+        reward mistakes, are taken at their word, as in PyTorch.
+      z_loss: :math:`\zeta`, the weight of the squared normaliser, not negative.
       ignore_index: the label of examples that do not count.
       class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
         classes are spread: each shard has a slice of them, in their order, and labels number all.
@@ -113,7 +119,8 @@ def softmax_cross_entropy_with_integer_labels(
 
     Raises:
       TypeError: `logits` is not floating-point, `labels` not integer, or `where` not boolean.
-      ValueError: a shape or `axis` does not fit, or `label_smoothing` lies outside [0, 1].
+      ValueError: a shape or `axis` does not fit, `label_smoothing` lies outside [0, 1], or `z_loss`
+        is negative.
 
     Note:
       Ignored examples, and those with no class left by `where`, have the loss 0 and the gradient
@@ -162,13 +169,14 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Arra
 
     Args:
       logits: floating-point array ``[..., classes]``.
-      labels: non-negative numbers of the shape of `logits`, or ``[classes]`` for every example.
+      labels: non-negative numbers of the shape of `logits`, or floating-point ``[classes]`` for
+        every example.
 
     Returns:
       ``[...]`` in nats, float32 or float64.
 
     Raises:
-      TypeError: `logits` is not floating-point.
+      TypeError: `logits` is not floating-point, or `labels` are class numbers.
       ValueError: a shape does not fit.
 
     Note:

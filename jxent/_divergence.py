@@ -40,6 +40,7 @@ def softmax_kl_divergence(
       target_logits: the same shape, or ``[classes]`` for every example: the truth.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
       class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
         classes are spread: each shard has a slice of them, in their order.
 
@@ -81,6 +82,7 @@ def softmax_jensen_shannon_divergence(
       target_logits: the same shape, or ``[classes]`` for every example.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, between 0 and log 2, float32 or float64. Both arguments are

@@ -59,7 +59,7 @@ def poly_loss_cross_entropy(
     array = floating("logits", logits)
     rows = Rows.of("logits", array, axis, where)
     z = rows.logits("logits", array)
-    y = rows.soft_labels("labels", labels, array)
+    y = rows.distributions("labels", labels, array, "jax.nn.one_hot")
     # Two terms share both: their gradients add up before they are rounded to 16 bits.
     z, y = upcast(z, y)
     losses = surprisals(z, None, y).of_weights

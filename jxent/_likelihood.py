@@ -29,6 +29,7 @@ def cross_entropy_with_integer_labels(
       labels: integers ``[...]`` in [0, classes), or one for every example.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `q` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
       class_weights: :math:`w`, ``[classes]``.
       ignore_index: the label of examples that do not count.
 
@@ -80,6 +81,7 @@ def negative_log_likelihood(
       labels: integers ``[...]`` in [0, classes), or one for every example.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `log_probs` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
       class_weights: :math:`w`, ``[classes]``.
       ignore_index: the label of examples that do not count.
 

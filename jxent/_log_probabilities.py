@@ -21,16 +21,19 @@ def kl_divergence(
 
     Args:
       log_predictions: :math:`\ell`, logarithms of probabilities, ``[..., classes]``.
-      targets: :math:`t`, probabilities, the same shape, or ``[classes]`` for every example.
+      targets: :math:`t`, probabilities of the same shape, one-hot integers or booleans, too, or
+        floating-point ``[classes]`` for every example.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `log_predictions` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given: where
       these do not sum to one it may be negative. From logits, `softmax_kl_divergence` never is.
 
     Raises:
-      TypeError: an argument is not floating-point, or `where` not boolean.
+      TypeError: `log_predictions` is not floating-point, `targets` are class numbers, or `where`
+        not boolean.
       ValueError: a shape or `axis` does not fit, or there is no class.
 
     Note:
@@ -47,7 +50,8 @@ def kl_divergence(
       0.6931
     """
     rows, log_q = _rows_of(log_predictions, axis, where)
-    return rows.settle(_kl(log_q, rows.values("targets", targets)))
+    t = rows.distributions("targets", targets, log_q, "negative_log_likelihood")
+    return rows.settle(_kl(log_q, t))
 
 
 def kl_divergence_with_log_targets(
@@ -65,6 +69,7 @@ def kl_divergence_with_log_targets(
       log_targets: :math:`\tau`, the same shape, or ``[classes]`` for every example.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `log_predictions` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given: where
@@ -103,15 +108,18 @@ def generalized_kl_divergence(
 
     Args:
       log_predictions: :math:`\ell`, logarithms of non-negative numbers, ``[..., classes]``.
-      targets: :math:`t`, non-negative, the same shape, or ``[classes]`` for every example.
+      targets: :math:`t`, non-negative, of the same shape, integers or booleans, too, or
+        floating-point ``[classes]`` for every example.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `log_predictions` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, never negative, float32 or float64.
 
     Raises:
-      TypeError: an argument is not floating-point, or `where` not boolean.
+      TypeError: `log_predictions` is not floating-point, `targets` are class numbers, or `where`
+        not boolean.
       ValueError: a shape or `axis` does not fit, or there is no class.
 
     Note:
@@ -128,7 +136,8 @@ def generalized_kl_divergence(
       0.1931
     """
     rows, log_q = _rows_of(log_predictions, axis, where)
-    return rows.settle(_generalized_kl(log_q, rows.values("targets", targets)))
+    t = rows.distributions("targets", targets, log_q, "jax.nn.one_hot")
+    return rows.settle(_generalized_kl(log_q, t))
 
 
 def _rows_of(

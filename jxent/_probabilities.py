@@ -9,7 +9,7 @@ from ._arguments import ArrayLike, Axis, floating
 from ._autodiff import with_gradient
 from ._elements import Elements
 from ._numerics import chargeable, log1p, times
-from ._rows import Rows
+from ._rows import Rows, two_distributions
 from ._statistics import upcast
 
 
@@ -87,9 +87,7 @@ def cross_entropy(
       >>> print(jxent.cross_entropy([0.0, 1.0], [[0.0, 1.0], [0.5, 0.5]][1]))
       0.6931
     """
-    array = floating("p", p)
-    rows = Rows.of("p", array, axis, where)
-    x, y = rows.values("p", array), rows.values("q", q)
+    rows, x, y = two_distributions("p", p, "q", q, axis, where, "cross_entropy_with_integer_labels")
     return rows.settle(jnp.sum(weighted_surprisal(x, y), axis=-1))
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, floating
+from ._arguments import ArrayLike, Axis
 from ._autodiff import with_gradient
 from ._numerics import divergence_terms, excess, log_quotient, mixture_ratio, signed_sum
-from ._rows import Rows
+from ._rows import two_distributions
 from ._statistics import upcast
 
 
@@ -23,17 +23,19 @@ def relative_entropy(
     the first sum is non-negative, and the second one does not lose bits to cancellation.
 
     Args:
-      p: true probabilities, floating-point ``[..., classes]``.
-      q: predicted probabilities, the same shape, or ``[classes]`` for every example.
+      p: true probabilities ``[..., classes]``, one-hot integers or booleans, too.
+      q: predicted probabilities, the same shape, or floating-point ``[classes]`` for every example.
+        One of both is floating-point.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `p` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given: where
       these do not sum to one it may be negative.
 
     Raises:
-      TypeError: `p` or `q` is not floating-point, or `where` not boolean.
+      TypeError: neither array is floating-point, `q` are class numbers, or `where` not boolean.
       ValueError: a shape or `axis` does not fit, or there is no class.
 
     Note:
@@ -49,7 +51,7 @@ def relative_entropy(
       >>> print(jxent.relative_entropy([0.5, 0.5, 0.0], [0.25, 0.25, 0.5]))
       0.6931
     """
-    rows, x, y = _two_rows("p", p, "q", q, axis, where)
+    rows, x, y = two_distributions("p", p, "q", q, axis, where, "cross_entropy_with_integer_labels")
     return rows.settle(_relative_entropy(x, y))
 
 
@@ -63,16 +65,18 @@ def jensen_shannon_divergence(
         \qquad m = \tfrac12 (p + q)
 
     Args:
-      p: probabilities, floating-point ``[..., classes]``.
-      q: probabilities, the same shape, or ``[classes]`` for every example.
+      p: probabilities ``[..., classes]``, one-hot integers or booleans, too.
+      q: probabilities, the same shape, or floating-point ``[classes]`` for every example. One of
+        both is floating-point.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `p` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, never negative, at most log 2 for distributions, float32 or float64.
 
     Raises:
-      TypeError: `p` or `q` is not floating-point, or `where` not boolean.
+      TypeError: neither array is floating-point, `q` are class numbers, or `where` not boolean.
       ValueError: a shape or `axis` does not fit, or there is no class.
 
     Note:
@@ -87,16 +91,8 @@ def jensen_shannon_divergence(
       >>> print(jxent.jensen_shannon_divergence([1.0, 0.0], [0.0, 1.0]))
       0.6931
     """
-    rows, x, y = _two_rows("p", p, "q", q, axis, where)
+    rows, x, y = two_distributions("p", p, "q", q, axis, where, "jax.nn.one_hot")
     return rows.settle(_jensen_shannon(x, y))
-
-
-def _two_rows(
-    first: str, x: ArrayLike, second: str, y: ArrayLike, axis: Axis, where: ArrayLike | None
-) -> tuple[Rows, jax.Array, jax.Array]:
-    array = floating(first, x)
-    rows = Rows.of(first, array, axis, where)
-    return rows, rows.values(first, array), rows.values(second, y)
 
 
 def _relative_entropy_fwd(p: jax.Array, q: jax.Array) -> tuple[jax.Array, Any]:

@@ -6,7 +6,6 @@ whose loss `Rows.settle` turns into 0 with the gradient 0.
 """
 
 import math
-import operator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -14,7 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._arguments import ArrayLike, Axis, any_array, axes_of, boolean, broadcast, floating, real
+from ._arguments import (
+    ArrayLike,
+    Axis,
+    any_array,
+    axes_of,
+    boolean,
+    broadcast,
+    floating,
+    integer,
+    real,
+)
 from ._class_axes import (
     Axes,
     AxisName,
@@ -55,6 +64,8 @@ class Rows:
     ) -> Self:
         """The rows of `x` along `axis`, without what `where` leaves out."""
         axes = axes_of(name, x.ndim, axis)
+        if x.ndim == 0:
+            raise ValueError(f"{name} must have an axis of classes, got shape ()")
         rows = cls(name, x.shape, axes, class_axes=bound_axes(class_axis_name))
         if not rows.axes or math.prod(rows.classes) == 0:
             raise ValueError(f"{name} must have at least one class, got shape {x.shape}")
@@ -110,8 +121,20 @@ class Rows:
         """Floating-point numbers ``[..., classes]``: 0 for what does not count."""
         return self.left_out(self._beside(name, floating(name, x)), 0.0)
 
-    def soft_labels(self, name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
-        """Real numbers ``[..., classes]``: 0 for what does not count."""
+    def distributions(self, name: str, x: ArrayLike, like: jax.Array, of_labels: str) -> jax.Array:
+        """Real numbers ``[..., classes]``: 0 for what does not count.
+
+        Integers and truth values are one-hot rows. As one row for every example they are taken
+        for class numbers, which `of_labels` would accept, and refused.
+        """
+        array = any_array(name, x)
+        is_shared = array.shape in ((), self.classes) and array.shape != self.shape
+        if is_shared and not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(
+                f"{name} must have a floating-point dtype to stand for every example, or else the"
+                f" shape of {self.name} {self.shape}, got {array.dtype} of shape {array.shape}:"
+                f" class numbers are for {of_labels}"
+            )
         return self.left_out(self._beside(name, real(name, x, like)), 0.0)
 
     def labels(
@@ -174,12 +197,31 @@ class Rows:
         return broadcast(x.reshape(-1), x, shape, self.sharding)
 
 
+def two_distributions(
+    first: str,
+    x: ArrayLike,
+    second: str,
+    y: ArrayLike,
+    axis: Axis,
+    where: ArrayLike | None,
+    of_labels: str,
+) -> tuple[Rows, jax.Array, jax.Array]:
+    """Probabilities ``[..., classes]``; one of both may be integers or truth values: one-hot."""
+    p, q = any_array(first, x), any_array(second, y)
+    one_hot = not jnp.issubdtype(p.dtype, jnp.floating)
+    like = q if one_hot and jnp.issubdtype(q.dtype, jnp.floating) else floating(first, p)
+    p = real(first, p, like)
+    rows = Rows.of(first, p, axis, where)
+    return rows, rows.values(first, p), rows.distributions(second, q, like, of_labels)
+
+
 def _differs(labels: jax.Array, name: str, number: int) -> jax.Array:
     try:
-        number = operator.index(number)
+        number = integer(number)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {number!r}") from None
     bounds = np.iinfo(labels.dtype)
     if not bounds.min <= number <= bounds.max:
         return jnp.ones(labels.shape, bool)
-    return labels != number
+    # In their dtype: as a Python number, JAX would make an int32 of it.
+    return labels != np.asarray(number, labels.dtype)

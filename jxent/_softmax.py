@@ -29,8 +29,10 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 
     Args:
       logits: floating-point array ``[..., classes]``.
-      axis: the class axis, a tuple of axes, or None for all of them.
+      axis: the class axis, a tuple of axes, or None for all of them, which is the default of
+        `jax.nn.logsumexp`.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, float32 or float64. Its gradient is ``softmax(logits)``.
@@ -68,6 +70,7 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
       logits: floating-point array ``[..., classes]``.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       The shape of `logits`, in nats, float32 or float64.
@@ -103,6 +106,7 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
       logits: floating-point array ``[..., classes]``.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       The shape of `logits`, float32 or float64.
@@ -143,6 +147,7 @@ def softmax_entropy(
       logits: floating-point array ``[..., classes]``.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
       class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
         classes are spread: each shard has a slice of them, in their order.
 

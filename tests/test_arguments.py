@@ -185,6 +185,11 @@ def test_no_examples(case, shape):
 Z, Y = np.zeros((2, 3), np.float32), np.zeros(2, np.int32)
 _SOFT, _INTEGER = "softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"
 _BINARY, _FOCAL = "sigmoid_binary_cross_entropy", "softmax_focal_loss_with_integer_labels"
+_HEAD, _SQUARE, _CLASSES = (
+    "linear_softmax_cross_entropy",
+    np.zeros((3, 3), np.float32),
+    np.arange(3),
+)
 
 _MISTAKES = [
     # Dtypes and things that are no arrays.
@@ -204,6 +209,11 @@ _MISTAKES = [
     (_INTEGER, (Z, Y), {"where": Y}, TypeError, "where must be boolean, got dtype int32"),
     (_INTEGER, (Z, Y), {"ignore_index": 0.5}, TypeError,
      "ignore_index must be an integer, got 0.5"),
+    (_FOCAL, (Z, Y), {"ignore_index": True}, TypeError,
+     "ignore_index must be an integer, got True"),
+    (_INTEGER, (Z, Y), {"axis": True}, TypeError,
+     "axis must be an integer or a tuple of them, got True"),
+    (_BINARY, (Z, Z), {"where": Z}, TypeError, "where must be boolean, got dtype float32"),
     (_INTEGER, (Z, Y), {"axis": 0.5}, TypeError,
      "axis must be an integer or a tuple of them, got 0.5"),
     (_INTEGER, (Z, Y), {"axis": "classes"}, TypeError,
@@ -211,13 +221,32 @@ _MISTAKES = [
     (_SOFT, (Z, Z.astype(complex)), {}, TypeError,
      "labels must be real numbers, got dtype complex64"),
     ("entropy", (Y,), {}, TypeError, "p must have a floating-point dtype, got int32"),
-    ("cross_entropy", (Z, Z.astype(int)), {}, TypeError,
-     "q must have a floating-point dtype, got int32"),
-    ("kl_divergence", (Z, Z.astype(int)), {}, TypeError,
-     "targets must have a floating-point dtype, got int32"),
+    ("cross_entropy", (Z.astype(int), Z.astype(int)), {}, TypeError,
+     "p must have a floating-point dtype, got int32"),
+    ("kl_divergence", (Z.astype(int), Z), {}, TypeError,
+     "log_predictions must have a floating-point dtype, got int32"),
+    ("kl_divergence_with_log_targets", (Z, Z.astype(int)), {}, TypeError,
+     "log_targets must have a floating-point dtype, got int32"),
+    ("binary_cross_entropy", (Z.astype(int), Z), {}, TypeError,
+     "probs must have a floating-point dtype, got int32"),
     ("softmax_kl_divergence", (Z, Z.astype(int)), {}, TypeError,
      "target_logits must have a floating-point dtype, got int32"),
     ("weighted_mean", (Y,), {}, TypeError, "losses must have a floating-point dtype, got int32"),
+    # Class numbers where distributions are meant.
+    (_SOFT, (_SQUARE, _CLASSES), {}, TypeError,
+     "labels must have a floating-point dtype to stand for every example, or else the shape of"
+     " logits (3, 3), got int32 of shape (3,): class numbers are for"
+     " softmax_cross_entropy_with_integer_labels"),
+    ("cross_entropy", (_SQUARE, _CLASSES), {}, TypeError,
+     "q must have a floating-point dtype to stand for every example, or else the shape of"
+     " p (3, 3), got int32 of shape (3,): class numbers are for"
+     " cross_entropy_with_integer_labels"),
+    ("generalized_kl_divergence", (_SQUARE, 2), {}, TypeError,
+     "targets must have a floating-point dtype to stand for every example, or else the shape of"
+     " log_predictions (3, 3), got int32 of shape (): class numbers are for jax.nn.one_hot"),
+    # Numbers that do not fit.
+    (_INTEGER, (Z, np.array([0, 2**32])), {}, ValueError,
+     "labels must fit into int32, got 4294967296"),
     # Shapes.
     (_INTEGER, (Z, Y[:1]), {}, ValueError,
      "labels must have the shape of the examples of logits (2,) or be a scalar, got shape (1,)"),
@@ -257,6 +286,12 @@ _MISTAKES = [
      "pos_weight must have the last dimensions of logits (2, 3) or be a scalar, got shape (2,)"),
     (_BINARY, (Z[0], Z[0]), {"pos_weight": Z}, ValueError,
      "pos_weight must have the last dimensions of logits (3,) or be a scalar, got shape (2, 3)"),
+    (_BINARY, (Z, Z), {"where": np.ones(3, bool)}, ValueError,
+     "where must have the shape of logits (2, 3), got shape (3,)"),
+    ("binary_entropy", (Z,), {"where": np.ones((2, 1), bool)}, ValueError,
+     "where must have the shape of p (2, 3), got shape (2, 1)"),
+    ("sigmoid_entropy", (Z,), {"where": True}, ValueError,
+     "where must have the shape of logits (2, 3), got shape ()"),
     ("sigmoid_kl_divergence", (Z, Z[0]), {}, ValueError,
      "target_logits must have the shape of logits (2, 3) or be a scalar, got shape (3,)"),
     ("relative_entropy", (Z, Z[:1]), {}, ValueError,
@@ -274,6 +309,8 @@ _MISTAKES = [
     (_SOFT, (Z, Z, ()), {}, ValueError, "logits must have at least one class, got shape (2, 3)"),
     ("softmax", (np.float32(0),), {}, ValueError,
      "axis must name axes of logits, which has rank 0, got -1"),
+    ("softmax", (np.float32(0), None), {}, ValueError,
+     "logits must have an axis of classes, got shape ()"),
     ("entropy", (Z, -3), {}, ValueError, "axis must name axes of p, which has rank 2, got -3"),
     ("weighted_mean", (Z, None, 2), {}, ValueError,
      "axis must name axes of losses, which has rank 2, got 2"),
@@ -286,6 +323,25 @@ _MISTAKES = [
      "label_smoothing must lie in [0, 1], got nan"),
     ("binary_cross_entropy", (Z, Z), {"label_smoothing": np.float32(2)}, ValueError,
      "label_smoothing must lie in [0, 1], got 2.0"),
+    (_INTEGER, (Z, Y), {"z_loss": -0.5}, ValueError,
+     "z_loss must be a finite number of at least 0, got -0.5; 0 switches it off"),
+    (_FOCAL, (Z, Y, -1.0), {}, ValueError,
+     "gamma must be a finite number of at least 0, got -1.0; 0 switches it off"),
+    ("sigmoid_focal_loss", (Z, Z, -1), {}, ValueError,
+     "alpha must lie in [0, 1], got -1; None switches it off"),
+    ("poly_loss_cross_entropy", (Z, Z, float("nan")), {}, ValueError,
+     "epsilon must be a finite number, got nan; 0 switches it off"),
+    (_HEAD, (Z, Z.T, Y), {"logit_softcap": 0.0}, ValueError,
+     "logit_softcap must be positive, got 0.0; None switches it off"),
+    (_HEAD, (Z, Z.T, Y), {"weights": [1.5, -1.25]}, ValueError,
+     "weights must not be negative, got -1.25: a mean divides by their sum, which may vanish."
+     " Write reduction='sum' and divide by a number, or reduction='none'"),
+    (_HEAD, (Z, Z.T, Y), {"class_weights": np.float32([1.5, -1.25])}, ValueError,
+     "class_weights must not be negative, got -1.25: a mean divides by their sum, which may"
+     " vanish. Write reduction='sum' and divide by a number, or reduction='none'"),
+    ("weighted_mean", (Z[0], jnp.array([0.5, -0.25, 0.0])), {}, ValueError,
+     "weights must not be negative, got -0.25: a mean divides by their sum, which may vanish."
+     " Write jnp.sum(weights * losses) over a number"),
     (_INTEGER, (Z, Y), {"label_smoothing": [0.5, 0.5]}, ValueError,
      "label_smoothing must be a scalar, got shape (2,)"),
     (_INTEGER, (Z, Y), {"label_smoothing": "some"}, TypeError,
@@ -316,12 +372,56 @@ def test_traced_smoothing_is_taken_at_its_word():
     assert np.all(np.isfinite(loss))
 
 
+_KINDS_OF_ARGUMENTS = [
+    *((_INTEGER, name) for name in ("logits", "labels", "where", "label_smoothing", "z_loss",
+                                    "class_weights")),
+    *((_SOFT, name) for name in ("logits", "labels", "where", "label_smoothing", "z_loss")),
+    *((_FOCAL, name) for name in ("logits", "labels", "gamma")),
+    *((_BINARY, name) for name in ("logits", "labels", "where", "pos_weight", "label_smoothing")),
+    *((_HEAD, name) for name in ("inputs", "kernel", "labels", "bias", "weights", "class_mask",
+                                 "class_weights", "z_loss", "logit_softcap")),
+    ("sigmoid_focal_loss", "alpha"), ("poly_loss_cross_entropy", "epsilon"),
+    ("sigmoid_kl_divergence", "target_logits"), ("softmax_kl_divergence", "target_logits"),
+    ("kl_divergence", "log_predictions"), ("kl_divergence", "targets"),
+    ("cross_entropy", "p"), ("cross_entropy", "q"), ("relative_entropy", "q"),
+    ("weighted_mean", "losses"), ("weighted_mean", "weights"),
+]  # fmt: skip
+
+_NOT_IN_JAX = {
+    "object": lambda x: x.astype(object),
+    str(np.dtype(np.longdouble)): lambda x: x.astype(np.longdouble),
+    ">f4": lambda x: x.astype(">f4"),
+    ">i8": lambda x: x.astype(">i8"),
+    "<U3": lambda x: x.astype("U3"),
+    "datetime64[s]": lambda x: np.zeros(x.shape, "M8[s]"),
+    "[('a', '<f4')]": lambda x: np.zeros(x.shape, [("a", "<f4")]),
+}
+
+
+@pytest.mark.parametrize(("name", "argument"), _KINDS_OF_ARGUMENTS)
+def test_arrays_that_jax_does_not_have_are_named_by_their_dtype(name, argument):
+    function = getattr(jxent, name)
+    case = bare(name)
+    args = dict(zip(case.parameters, map(np.asarray, case.args()), strict=True))
+    given = args.get(argument, np.zeros(2, np.float32))
+    for dtype, changed in _NOT_IN_JAX.items():
+        with pytest.raises(TypeError) as caught:
+            function(**args | {argument: changed(given)})
+        assert str(caught.value) == f"{argument} must be an array, got ndarray of dtype {dtype}"
+    with pytest.raises(TypeError) as caught:
+        function(**args | {argument: np.ma.masked_array(given)})
+    assert str(caught.value) == (
+        f"{argument} must be an array, got MaskedArray of dtype {given.dtype}:"
+        f" give its data, and its mask as an argument"
+    )
+
+
 @every(_WITH_AXIS)
 def test_every_function_checks(case):
     args = case.args()
     first = case.parameters[0]
     with pytest.raises(TypeError, match=rf"^{first} must have a floating-point dtype, got int32$"):
-        case.call(args[0].astype(int), *args[1:])
+        case.call(*(x.astype(int) for x in args))
     with pytest.raises(
         ValueError, match=f"^axis must name axes of {first}, which has rank 2, got 2$"
     ):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BARE
+from cases import BARE, bare
 
 import jxent
 
@@ -220,3 +220,159 @@ def test_ignored_labels_with_class_weights_and_gamma():
     np.testing.assert_allclose(value, -2 * (1 - p) ** 1.5 * math.log(p), rtol=1e-6)
     np.testing.assert_array_equal(gradients[0][1], 0.0)
     assert all(np.all(np.isfinite(g)) for g in gradients)
+
+
+_INDICES = [
+    # dtype of the labels, the label, ignore_index, whether they are the same number
+    (np.uint32, 4294967196, 4294967196, True),
+    (np.uint32, 4294967295, np.uint32(4294967295), True),
+    (np.uint32, 4294967196, -100, False),
+    (np.int32, -100, 4294967196, False),
+    (np.int32, -(2**31), -(2**31), True),
+    (np.int64, -100, np.int64(-100), True),
+    (np.uint8, 255, 255, True),
+    (np.uint8, 156, -100, False),
+    (np.int8, -100, -100, True),
+    (np.uint16, 65535, 65535, True),
+    (np.int32, -100, 2**63, False),
+    (np.int32, -100, -(10**30), False),
+]
+
+
+@pytest.mark.parametrize("name", [c.name for c in BARE if c.accepts("ignore_index")])
+def test_ignore_index_of_any_size(name):
+    """A label that is another number is none of the classes: NaN."""
+    case = bare(name)
+    first = [x for x, kind in zip(case.args(), case.kinds, strict=True) if kind != "labels"]
+    for dtype, label, index, same in _INDICES:
+        labels = np.array([1, label]).astype(dtype)
+        losses = case.call(*first, labels, ignore_index=index)
+        assert losses[0] > 0
+        assert losses[1] == 0 if same else np.isnan(losses[1])
+
+
+@pytest.mark.parametrize("index", [True, np.True_, 1.0, "1", [1]])
+@pytest.mark.parametrize("name", [c.name for c in BARE if c.accepts("ignore_index")])
+def test_ignore_index_is_an_integer(name, index):
+    case = bare(name)
+    with pytest.raises(TypeError, match=r"^ignore_index must be an integer, got "):
+        case.call(*case.args(), ignore_index=index)
+
+
+@pytest.mark.parametrize(
+    "labels", [np.array([1, 2**32]), np.uint64([1, 2**40]), [1, 2**32], [-(2**31) - 1, 0], 2**31]
+)
+def test_labels_that_32_bits_do_not_hold(labels):
+    """JAX would cut them off without a word: 2^32 would be class 0."""
+    logits = np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"^labels must fit into u?int32"):
+        jxent.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+# Class numbers where distributions are meant, and one-hot integers where they are meant.
+
+DISTRIBUTIONS = {
+    "softmax_cross_entropy": "softmax_cross_entropy_with_integer_labels",
+    "safe_softmax_cross_entropy": "softmax_cross_entropy_with_integer_labels",
+    "poly_loss_cross_entropy": "jax.nn.one_hot",
+    "cross_entropy": "cross_entropy_with_integer_labels",
+    "relative_entropy": "cross_entropy_with_integer_labels",
+    "jensen_shannon_divergence": "jax.nn.one_hot",
+    "kl_divergence": "negative_log_likelihood",
+    "generalized_kl_divergence": "jax.nn.one_hot",
+}
+of_distributions = pytest.mark.parametrize("name", DISTRIBUTIONS)
+_SQUARE = np.float32([[0.5, 0.25, 0.25], [0.125, 0.625, 0.25], [0.25, 0.25, 0.5]])
+
+
+def test_every_function_of_distributions():
+    """Those of labels; logits and logarithms are not one-hot."""
+    found = {c.name for c in BARE if "distributions" in c.kinds and len(c.kinds) == 2}
+    assert found - set(ELEMENTWISE) == set(DISTRIBUTIONS)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint8, bool, list])
+@of_distributions
+def test_class_numbers_are_no_distribution(name, kind):
+    """As many examples as classes, or one example: no shape tells them apart."""
+    function = getattr(jxent, name)
+    numbers = [1, 0, 1] if kind is list else np.array([1, 0, 1], kind)
+    for labels in (numbers, numbers[0]):
+        with pytest.raises(TypeError, match=f"class numbers are for {DISTRIBUTIONS[name]}$"):
+            function(_SQUARE, labels)
+    with pytest.raises(TypeError, match=f"class numbers are for {DISTRIBUTIONS[name]}"):
+        jax.jit(function)(_SQUARE, jnp.array([1, 0, 1]))
+    # Floating-point ones are a distribution for every example.
+    shared = function(_SQUARE, np.float32([0.25, 0.25, 0.5]))
+    assert shared.shape == (3,)
+    repeated = function(_SQUARE, np.float32([[0.25, 0.25, 0.5]] * 3))
+    np.testing.assert_allclose(shared, repeated, rtol=1e-6)
+
+
+@of_distributions
+def test_one_hot_labels_of_any_dtype(name):
+    """In the shape of the other array, of one example as well; either one of probabilities."""
+    function = getattr(jxent, name)
+    hot = np.eye(3)[[2, 0, 1]]
+
+    @jax.jit
+    def gradient(x, hot):
+        return jax.grad(lambda x: jnp.sum(function(x, hot)))(x)
+
+    expected, expected_gradient = (
+        function(_SQUARE, np.float32(hot)),
+        gradient(_SQUARE, np.float32(hot)),
+    )
+    for dtype in (np.int32, np.uint8, bool):
+        np.testing.assert_array_equal(function(_SQUARE, hot.astype(dtype)), expected)
+        np.testing.assert_array_equal(gradient(_SQUARE, hot.astype(dtype)), expected_gradient)
+        np.testing.assert_allclose(
+            function(_SQUARE[0], hot[0].astype(dtype)), expected[0], rtol=1e-6
+        )
+    np.testing.assert_array_equal(function(_SQUARE.tolist(), hot.astype(int).tolist()), expected)
+    if name in ("cross_entropy", "relative_entropy", "jensen_shannon_divergence"):
+        expected = function(np.float32(hot), _SQUARE)
+        result = function(hot.astype(int), _SQUARE)
+        np.testing.assert_array_equal(result, expected)
+        assert result.dtype == jnp.float32
+        np.testing.assert_allclose(
+            function(hot.astype(bool), jnp.asarray(_SQUARE, jnp.bfloat16)), expected, rtol=1e-6
+        )
+
+
+# Two sizes are equal: what a shape is taken for.
+
+
+def test_masks_of_square_arrays_are_of_examples():
+    """JAX and optax would broadcast ``[n]`` over the classes."""
+    where = np.array([True, False, True])
+    for case in [c for c in BARE if c.has_classes]:
+        args = [_SQUARE] + [np.arange(3) if k == "labels" else _SQUARE.T for k in case.kinds[1:]]
+        by_example = case.call(*args, where=where)
+        np.testing.assert_array_equal(
+            by_example, case.call(*args, where=np.broadcast_to(where[:, None], (3, 3)))
+        )
+        by_class = case.call(*args, where=np.broadcast_to(where[None, :], (3, 3)))
+        assert not np.array_equal(by_example, by_class)
+
+
+def test_what_square_logits_share():
+    logits, numbers = jnp.asarray(_SQUARE), jnp.array([1.0, 2.0, 4.0])
+    per_class = np.broadcast_to(numbers, (3, 3))
+    by_class = jxent.sigmoid_binary_cross_entropy(logits, np.ones((3, 3)), pos_weight=per_class)
+    result = jxent.sigmoid_binary_cross_entropy(logits, np.ones((3, 3)), pos_weight=numbers)
+    np.testing.assert_allclose(result, by_class, rtol=1e-6)
+    labels = jxent.softmax_cross_entropy(logits, numbers)
+    np.testing.assert_allclose(labels, jxent.softmax_cross_entropy(logits, per_class), rtol=1e-6)
+    examples = jxent.softmax_cross_entropy_with_integer_labels(logits, [0, 1, 1])
+    np.testing.assert_allclose(
+        examples, jxent.softmax_cross_entropy(logits, np.eye(3)[[0, 1, 1]]), rtol=1e-6
+    )
+
+
+def test_logsumexp_reduces_the_last_axis():
+    assert jxent.logsumexp(_SQUARE).shape == (3,)
+    assert jax.nn.logsumexp(_SQUARE).shape == ()
+    np.testing.assert_allclose(
+        jxent.logsumexp(_SQUARE, axis=None), jax.nn.logsumexp(_SQUARE), rtol=1e-6
+    )
