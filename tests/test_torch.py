@@ -92,6 +92,57 @@ def test_table(theirs, ours):
     _compare(_evaluated(theirs), _evaluated(ours))
 
 
+@pytest.mark.parametrize(("theirs", "ours"), TABLE, ids=[row[0] for row in TABLE])
+def test_table_with_numpy_arrays(theirs, ours):
+    """Op by op, where an index of -100 would be an IndexError of NumPy's."""
+    with jax.enable_x64(True):
+        tensors = {name: torch.tensor(x) for name, x in ARRAYS.items()}
+        expected = _evaluated(theirs)(**tensors).numpy()
+        np.testing.assert_allclose(_evaluated(ours)(**ARRAYS), expected, rtol=RTOL, atol=1e-15)
+
+
+def test_head_with_class_weights_and_z_loss():
+    """As the README says: one of the two rows, and with another z-loss the other one."""
+    over_examples, over_weights = (row for row in TABLE if "logsumexp" in row[0])
+    with jax.enable_x64(True):
+        arrays = {"y": ARRAYS["y"], "w": ARRAYS["w"]}
+        x, kernel = _rng.normal(size=(N, 3)), _rng.normal(size=(3, CLASSES))
+        tensors = {name: torch.tensor(a) for name, a in (arrays | {"z": x @ kernel}).items()}
+        weights = np.where(arrays["y"] == IGNORED, 0, arrays["w"][arrays["y"].clip(0)])
+        for row, z_loss in (
+            (over_weights, 0.01),
+            (over_examples, 0.01 * weights.sum() / np.sum(arrays["y"] != IGNORED)),
+        ):
+            loss = jxent.linear_softmax_cross_entropy(
+                x, kernel, ARRAYS["y"], class_weights=ARRAYS["w"], z_loss=z_loss, ignore_index=-100
+            )
+            np.testing.assert_allclose(loss, _evaluated(row[0])(**tensors), rtol=RTOL)
+
+
+def test_smoothing_of_integer_labels_as_in_t5x_and_megatron():
+    """The label keeps 1 - ε, each of the others gets ε / (K - 1)."""
+    with jax.enable_x64(True):
+        z, labels = ARRAYS["z"], np.arange(N) % CLASSES
+        smoothed = np.where(np.arange(CLASSES) == labels[:, None], 0.9, 0.1 / (CLASSES - 1))
+        expected = F.cross_entropy(torch.tensor(z), torch.tensor(smoothed), reduction="none")
+        losses = jxent.softmax_cross_entropy_with_integer_labels(
+            z, labels, label_smoothing=0.1 * CLASSES / (CLASSES - 1)
+        )
+        np.testing.assert_allclose(losses, expected, rtol=RTOL)
+
+
+def test_divergence_of_yes_and_no_keeps_its_bits():
+    """The README's expression in float32, where PyTorch's difference has lost all of them."""
+    (row,) = (row for row in TABLE if " - F.binary_cross_entropy" in row[0])
+    t = np.float32([1e-10, 0.5, 0.3, 0.0, 1.0, 0.7, 1e-5])
+    p = np.float32([2e-10, 0.5001, 0.3001, 0.5, 0.5, 1e-20, 1.001e-5])
+    with jax.enable_x64(True):
+        a, b = (np.stack([x, 1 - x.astype(np.float64)], -1) for x in (t, p))
+        terms = np.where(a > 0, a * np.log(np.where(a > 0, a, 1) / b) - a + b, b)
+        exact = terms.sum(-1)
+    np.testing.assert_allclose(_evaluated(row[1])(t=t, p=p), exact, rtol=1e-3)
+
+
 REDUCTIONS = ("none", "sum", "mean")
 
 
