@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating
-from ._labels import is_class, is_label, of_label, undefined
-from ._numerics import times
+from ._labels import is_class, is_label, of_label
+from ._numerics import nan_where, times
 from ._probabilities import weighted_surprisal
 from ._rows import Rows
 from ._statistics import upcast
@@ -118,6 +118,6 @@ def negative_log_likelihood(
 def _at_known_label(x: jax.Array, labels: jax.Array) -> jax.Array:
     """``[...]``, the entry that the label names; NaN, with its gradient, if there is none."""
     # The whole row of an unknown label takes part, or the NaN would find no way to the gradient.
-    classes = x.shape[-1]
-    picked = jnp.where(is_label(labels, classes) | ~is_class(labels, classes), x, 0.0)
-    return (jnp.sum(picked, axis=-1, keepdims=True) * undefined(x, labels))[..., 0]
+    unknown = ~is_class(labels, x.shape[-1])
+    picked = jnp.where(is_label(labels, x.shape[-1]) | unknown, x, 0.0)
+    return nan_where(unknown, jnp.sum(picked, axis=-1, keepdims=True))[..., 0]

@@ -1,15 +1,12 @@
 r"""Kullback-Leibler divergences of predictions given as log-probabilities."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating
-from ._autodiff import with_gradient
-from ._numerics import divergence_terms, times
+from ._numerics import chargeable, excess, excess_above, sum_of_products
+from ._partials import loss_with_partials
 from ._rows import Rows
-from ._statistics import upcast
 
 
 def kl_divergence(
@@ -148,23 +145,14 @@ def _rows_of(
     return rows, rows.logits("log_predictions", array)
 
 
-def _kl_fwd(log_q: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
-    ell, x = upcast(log_q, t)
-    return jnp.sum(times(x, _log_excess(ell, x)), axis=-1), (log_q, t)
-
-
 # d(t (log t - l)) = (log t - l + 1) dt - t dl, nothing where t = 0.
-def _kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    log_q, t = residuals
-    ell, x = upcast(log_q, t)
-    to_t = jnp.where(x == 0, 0.0, _log_excess(ell, x) + 1)
-    return (
-        (cotangent[..., None] * -x).astype(log_q.dtype),
-        (cotangent[..., None] * to_t).astype(t.dtype),
-    )
-
-
-_kl = with_gradient(_kl_fwd, _kl_bwd)
+@loss_with_partials(
+    lambda ell, t: -t,
+    lambda ell, t: jnp.where(t == 0, 0.0, _log_excess(ell, t) + 1),
+    axis=(-1,),
+)
+def _kl(ell: jax.Array, t: jax.Array) -> jax.Array:
+    return sum_of_products(t, chargeable(t, _log_excess(ell, t)))
 
 
 def _log_excess(ell: jax.Array, t: jax.Array) -> jax.Array:
@@ -172,25 +160,19 @@ def _log_excess(ell: jax.Array, t: jax.Array) -> jax.Array:
     return jnp.log(jnp.where(t == 0, 1.0, t)) - ell
 
 
-def _kl_of_logs_fwd(log_q: jax.Array, log_t: jax.Array) -> tuple[jax.Array, Any]:
-    ell, tau = upcast(log_q, log_t)
-    difference = _difference(ell, tau)
-    terms = jnp.where(difference == jnp.inf, jnp.inf, jnp.exp(tau) * _finite(difference))
-    return jnp.sum(terms, axis=-1), (log_q, log_t)
-
-
 # d(e^τ (τ - l)) = e^τ (τ - l + 1) dτ - e^τ dl.
-def _kl_of_logs_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    log_q, log_t = residuals
-    ell, tau = upcast(log_q, log_t)
-    t = jnp.exp(tau)
-    return (
-        (cotangent[..., None] * -t).astype(log_q.dtype),
-        (cotangent[..., None] * t * (_difference(ell, tau) + 1)).astype(log_t.dtype),
-    )
+@loss_with_partials(
+    lambda ell, tau: -jnp.exp(tau),
+    lambda ell, tau: _of_log_target(_difference(ell, tau) + 1, tau),
+    axis=(-1,),
+)
+def _kl_of_logs(ell: jax.Array, tau: jax.Array) -> jax.Array:
+    difference = _difference(ell, tau)
+    return sum_of_products(_exp_beside(difference, tau), difference)
 
 
-_kl_of_logs = with_gradient(_kl_of_logs_fwd, _kl_of_logs_bwd)
+def _of_log_target(x: jax.Array, tau: jax.Array) -> jax.Array:
+    return _exp_beside(x, tau) * x
 
 
 def _difference(ell: jax.Array, tau: jax.Array) -> jax.Array:
@@ -199,28 +181,23 @@ def _difference(ell: jax.Array, tau: jax.Array) -> jax.Array:
     return jnp.where(weightless, 0.0, tau - jnp.where(weightless, 0.0, ell))
 
 
-def _finite(x: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isinf(x), 0.0, x)
-
-
-def _generalized_kl_fwd(log_q: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
-    ell, x = upcast(log_q, t)
-    return jnp.sum(divergence_terms(_log_of_quotient(ell, x), x, jnp.exp(ell)), axis=-1), (log_q, t)
+def _exp_beside(x: jax.Array, tau: jax.Array) -> jax.Array:
+    """``e^τ``, but 1 where x is 0 or infinite, so that its product with x is no NaN."""
+    return jnp.exp(jnp.where((x == 0) | jnp.isinf(x), 0.0, tau))
 
 
 # d(t (log t - l) - t + e^l) = (log t - l) dt + (e^l - t) dl, with nothing to t where t = 0.
-def _generalized_kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    log_q, t = residuals
-    ell, x = upcast(log_q, t)
-    to_log_q = jnp.exp(ell) - x
-    to_t = jnp.where(x == 0, 0.0, _log_of_quotient(ell, x))
-    return (
-        (cotangent[..., None] * to_log_q).astype(log_q.dtype),
-        (cotangent[..., None] * to_t).astype(t.dtype),
-    )
-
-
-_generalized_kl = with_gradient(_generalized_kl_fwd, _generalized_kl_bwd)
+@loss_with_partials(
+    lambda ell, t: jnp.exp(ell) - t,
+    lambda ell, t: jnp.where(t == 0, 0.0, _log_of_quotient(ell, t)),
+    axis=(-1,),
+)
+def _generalized_kl(ell: jax.Array, t: jax.Array) -> jax.Array:
+    u = _log_of_quotient(ell, t)
+    near = u < 1
+    of_near = excess(jnp.where(near, u, 0.0))
+    of_far = t * excess_above(jnp.where(near, 1.0, u))
+    return jnp.sum(jnp.where(near, _exp_beside(of_near, ell) * of_near, of_far), axis=-1)
 
 
 def _log_of_quotient(ell: jax.Array, t: jax.Array) -> jax.Array:

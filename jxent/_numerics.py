@@ -1,10 +1,12 @@
-"""Elementary functions where the usual expression loses bits."""
+"""Elementary functions where the usual expression loses bits, overflows, or makes a NaN."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ._elementary import expm1, quotient, softplus, with_partials
 
 
 def nan_where(condition: jax.Array, x: jax.Array) -> jax.Array:
@@ -46,7 +48,7 @@ def excess(t: jax.Array) -> jax.Array:
         series = series * small + (n + 1) / math.factorial(n + 2)
     # Below -1000 the first term has vanished; -inf would make it NaN.
     far = jnp.clip(jnp.where(near, -1.0, t), -1000.0, 1.0)
-    return jnp.where(near, small**2 * series, far * jnp.exp(far) - jnp.expm1(far))
+    return jnp.where(near, small**2 * series, far * jnp.exp(far) - expm1(far))
 
 
 def _terms(eps: float) -> int:
@@ -57,44 +59,86 @@ def _terms(eps: float) -> int:
     return n
 
 
+def excess_above(t: jax.Array) -> jax.Array:
+    """``e^-t φ(t) = t + expm1(-t)``, for t >= 1."""
+    return t + expm1(-t)
+
+
 def divergence_terms(t: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
     """``q φ(t) = p log(p/q) - p + q`` for ``t = log(p/q)``, +inf where t is."""
     near = t < 1
     far = jnp.where(near | (t == jnp.inf), 1.0, t)
-    terms = jnp.where(near, q * excess(jnp.where(near, t, 0.0)), p * (far + jnp.expm1(-far)))
+    terms = jnp.where(near, q * excess(jnp.where(near, t, 0.0)), p * excess_above(far))
     return jnp.where(t == jnp.inf, jnp.inf, terms)
 
 
+def quotient_of_weight(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """``weight / x``, 0 where both are 0."""
+    return quotient(weight, jnp.where((weight == 0) & (x == 0), 1.0, x))
+
+
+def _inverse(x: jax.Array, other: jax.Array) -> jax.Array:
+    """``1 / x`` where both are positive, else 0."""
+    both = (x > 0) & (other > 0)
+    return jnp.where(both, 1 / jnp.where(both, x, 1.0), 0.0)
+
+
+@with_partials(_inverse, lambda p, q: -_inverse(q, p))
 def log_quotient(p: jax.Array, q: jax.Array) -> jax.Array:
     """``log(p/q)`` for non-negative numbers: 0 where both are 0, else ±inf where one is."""
     both = (p > 0) & (q > 0)
-    safe_p, safe_q = jnp.where(both, p, 1.0), jnp.where(both, q, 1.0)
+    a, b = jnp.where(both, p, 1.0), jnp.where(both, q, 1.0)
+    # A power of two takes b to the middle of the range, where a difference does not underflow
+    # and a quotient does not overflow, unless a and b are far apart.
+    middle = 2.0 ** (15 * np.finfo(p.dtype).maxexp // 32)
+    scale = jnp.where(b < 1, middle, 1 / middle).astype(p.dtype)
+    scaled_a, scaled_b = a * scale, b * scale
+    change, ratio = (scaled_a - scaled_b) / scaled_b, scaled_a / scaled_b
     # Close numbers have an exact difference, and the quotient would have lost it.
-    close = jnp.abs(safe_p - safe_q) < 0.25 * safe_q
-    change = jnp.where(close, (safe_p - safe_q) / safe_q, 0.0)
-    ratio = jnp.where(close, jnp.log1p(change), jnp.log(safe_p / safe_q))
+    close, far = jnp.abs(change) < 0.25, (ratio < 1 / middle) | (ratio > middle)
+    of_change, of_ratio = jnp.where(close, change, 0.0), jnp.where(close | far, 1.0, ratio)
+    near = jnp.where(close, jnp.log1p(of_change), jnp.log(of_ratio))
     one_sided = jnp.where(p == q, 0.0, jnp.where(p > q, jnp.inf, -jnp.inf))
-    undefined = jnp.isnan(p) | jnp.isnan(q) | (p < 0) | (q < 0)
-    return nan_where(undefined, jnp.where(both, ratio, one_sided))
+    t = jnp.where(both, jnp.where(far, jnp.log(a) - jnp.log(b), near), one_sided)
+    return nan_where(jnp.isnan(p) | jnp.isnan(q) | (p < 0) | (q < 0), t)
 
 
 def mixture_ratio(t: jax.Array) -> jax.Array:
     """``log(p/m) = log 2 - log(1 + e^-t)`` for m = (p + q)/2 and ``t = log(p/q)``."""
     near = jnp.abs(t) < 1
-    close = -log1p(jnp.expm1(jnp.where(near, -t, 0.0)) / 2)
-    return jnp.where(near, close, math.log(2) - jax.nn.softplus(-t))
+    close = -log1p(expm1(jnp.where(near, -t, 0.0)) / 2)
+    return jnp.where(near, close, math.log(2) - softplus(-t))
 
 
-def signed_sum(x: jax.Array) -> jax.Array:
+def signed_sum(x: jax.Array, bound: jax.Array) -> jax.Array:
     """Sum over the last axis that stays accurate where terms of both signs cancel.
 
     Each term is split at one bit position that serves all of them: the upper parts are
     multiples of one number and few enough bits wide that they add without error.
     S. M. Rump, T. Ogita, S. Oishi, Accurate Floating-Point Summation Part I, 2008.
+
+    Args:
+      x: ``[..., n]``.
+      bound: ``[..., 1]``, no less than any ``|x|`` of its row, and far from overflow.
     """
-    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
-    anchor = jnp.exp2(jnp.ceil(jnp.log2(jnp.maximum(largest, np.finfo(x.dtype).tiny))))
-    anchor = anchor * 2.0 ** math.ceil(math.log2(x.shape[-1] + 2))
+    n = jnp.asarray(x.shape[-1] + 2).astype(x.dtype)
+    anchor = power_of_two(bound) * power_of_two(n)
     upper = (anchor + x) - anchor
     return jnp.sum(upper, axis=-1) + jnp.sum(x - upper, axis=-1)
+
+
+def power_of_two(x: jax.Array) -> jax.Array:
+    """The least power of two that is not less than the positive number `x`, exactly."""
+    exponent_bits = np.finfo(x.dtype).nexp
+    nearest = jax.lax.reduce_precision(x, exponent_bits, mantissa_bits=0)
+    return jnp.where(nearest < x, 2 * nearest, nearest)
+
+
+def sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``sum_j a_j b_j`` over the last axis.
+
+    The products are a little smaller meanwhile: products of both signs that overflow would be
+    inf and -inf, and their sum NaN.
+    """
+    unit = 2.0 ** (np.finfo(a.dtype).maxexp // 16)
+    return jnp.sum(a * (b / unit), axis=-1) * unit

@@ -1,14 +1,12 @@
 r"""Entropies and cross-entropies of probabilities."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating
-from ._autodiff import with_gradient
 from ._elements import Elements
-from ._numerics import chargeable, log1p, times
+from ._numerics import log1p, quotient_of_weight, sum_of_products
+from ._partials import loss_with_partials
 from ._rows import Rows, two_distributions
 from ._statistics import upcast
 
@@ -88,7 +86,7 @@ def cross_entropy(
       0.6931
     """
     rows, x, y = two_distributions("p", p, "q", q, axis, where, "cross_entropy_with_integer_labels")
-    return rows.settle(jnp.sum(weighted_surprisal(x, y), axis=-1))
+    return rows.settle(_cross_entropy(x, y))
 
 
 def binary_entropy(p: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
@@ -123,7 +121,7 @@ def binary_entropy(p: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array
     (x,) = upcast(floating("p", p))
     elements = Elements.of("p", x, where)
     x = elements.probabilities(x)
-    return elements.settle(_binaryweighted_surprisal(x, *elements.binary_weights(x)))
+    return elements.settle(_binary_cross_entropy(x, *elements.binary_weights(x)))
 
 
 def binary_cross_entropy(
@@ -174,48 +172,40 @@ def binary_cross_entropy(
     elements = Elements.of("probs", x, where)
     weights = elements.binary_weights(labels, pos_weight, label_smoothing)
     x = elements.probabilities(x)
-    return elements.settle(_binaryweighted_surprisal(x, *weights))
-
-
-def _weighted_surprisal_fwd(p: jax.Array, q: jax.Array) -> tuple[jax.Array, Any]:
-    w, x = upcast(p, q)
-    return times(w, -jnp.log(x)), (p, q)
+    return elements.settle(_binary_cross_entropy(x, *weights))
 
 
 # d(-p log q) = -log q dp - (p/q) dq, without the part that has no weight.
-def _weighted_surprisal_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    p, q = residuals
-    w, x = upcast(p, q)
-    return (
-        (cotangent * chargeable(w, -jnp.log(x))).astype(p.dtype),
-        (cotangent * -_quotient(w, x)).astype(q.dtype),
-    )
+def _surprisal(p: jax.Array, q: jax.Array) -> jax.Array:
+    """``-log q``, 0 where q = 0 has no weight: 0 log 0 is 0."""
+    return -jnp.log(jnp.where((p == 0) & (q == 0), 1.0, q))
 
 
-weighted_surprisal = with_gradient(_weighted_surprisal_fwd, _weighted_surprisal_bwd)
+def _surprisal_slope(p: jax.Array, q: jax.Array) -> jax.Array:
+    return -quotient_of_weight(p, q)
 
 
-def _binary_cross_fwd(
-    p: jax.Array, positive: jax.Array, negative: jax.Array
-) -> tuple[jax.Array, Any]:
-    x, a, b = upcast(p, positive, negative)
-    return times(a, -jnp.log(x)) + times(b, -log1p(-x)), (p, positive, negative)
+@loss_with_partials(_surprisal, _surprisal_slope)
+def weighted_surprisal(p: jax.Array, q: jax.Array) -> jax.Array:
+    """``-p log q``, 0 where p = 0."""
+    return p * _surprisal(p, q)
+
+
+@loss_with_partials(_surprisal, _surprisal_slope, axis=(-1,))
+def _cross_entropy(p: jax.Array, q: jax.Array) -> jax.Array:
+    return sum_of_products(p, _surprisal(p, q))
 
 
 # The same for -a log p - b log(1 - p).
-def _binary_cross_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
-    p, positive, negative = residuals
-    x, a, b = upcast(p, positive, negative)
-    return (
-        (cotangent * (_quotient(b, 1 - x) - _quotient(a, x))).astype(p.dtype),
-        (cotangent * chargeable(a, -jnp.log(x))).astype(positive.dtype),
-        (cotangent * chargeable(b, -log1p(-x))).astype(negative.dtype),
-    )
+def _complement_surprisal(b: jax.Array, p: jax.Array) -> jax.Array:
+    """``-log(1 - p)``, 0 where p = 1 has no weight."""
+    return -log1p(-jnp.where((b == 0) & (p == 1), 0.0, p))
 
 
-_binaryweighted_surprisal = with_gradient(_binary_cross_fwd, _binary_cross_bwd)
-
-
-def _quotient(weight: jax.Array, x: jax.Array) -> jax.Array:
-    """``weight / x``, 0 where the weight is 0."""
-    return jnp.where(weight == 0, 0.0, weight / jnp.where(weight == 0, 1.0, x))
+@loss_with_partials(
+    lambda p, a, b: quotient_of_weight(b, 1 - p) - quotient_of_weight(a, p),
+    lambda p, a, b: _surprisal(a, p),
+    lambda p, a, b: _complement_surprisal(b, p),
+)
+def _binary_cross_entropy(p: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    return a * _surprisal(a, p) + b * _complement_surprisal(b, p)

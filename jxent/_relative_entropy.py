@@ -1,15 +1,14 @@
 r"""Divergences of probabilities, and of log-probabilities."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._arguments import ArrayLike, Axis
-from ._autodiff import with_gradient
-from ._numerics import divergence_terms, excess, log_quotient, mixture_ratio, signed_sum
+from ._elementary import quotient, with_partials
+from ._numerics import excess, log_quotient, mixture_ratio, quotient_of_weight, signed_sum
+from ._partials import loss_with_partials
 from ._rows import two_distributions
-from ._statistics import upcast
 
 
 def relative_entropy(
@@ -19,8 +18,9 @@ def relative_entropy(
 
     .. math:: D(p \,\|\, q) = \sum_j p_j \log \frac{p_j}{q_j}
 
-    computed as :math:`\sum_j [p_j \log (p_j/q_j) - p_j + q_j] + \sum_j (p_j - q_j)`: every term of
-    the first sum is non-negative, and the second one does not lose bits to cancellation.
+    The terms of classes within a factor of two are computed as
+    :math:`\sum_j [p_j \log (p_j/q_j) - p_j + q_j] + \sum_j (p_j - q_j)`: every term of the first
+    sum is non-negative, and the second one does not lose bits to cancellation.
 
     Args:
       p: true probabilities ``[..., classes]``, one-hot integers or booleans, too.
@@ -31,8 +31,8 @@ def relative_entropy(
         ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
-      ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given: where
-      these do not sum to one it may be negative.
+      ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given, of
+      whatever size: where these do not sum to one it may be negative.
 
     Raises:
       TypeError: neither array is floating-point, `q` are class numbers, or `where` not boolean.
@@ -95,50 +95,60 @@ def jensen_shannon_divergence(
     return rows.settle(_jensen_shannon(x, y))
 
 
-def _relative_entropy_fwd(p: jax.Array, q: jax.Array) -> tuple[jax.Array, Any]:
-    x, y = upcast(p, q)
-    terms = divergence_terms(log_quotient(x, y), x, y)
-    return jnp.sum(terms, axis=-1) + signed_sum(x - y), (p, q)
-
-
 # d(p log(p/q)) = (log(p/q) + 1) dp - (p/q) dq, nothing where p = 0.
-def _relative_entropy_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    p, q = residuals
-    x, y = upcast(p, q)
-    weightless = x == 0
-    to_p = jnp.where(weightless, 0.0, log_quotient(x, y) + 1)
-    to_q = jnp.where(weightless, 0.0, -x / jnp.where(weightless, 1.0, y))
-    return (
-        (cotangent[..., None] * to_p).astype(p.dtype),
-        (cotangent[..., None] * to_q).astype(q.dtype),
-    )
+def _entropy_to_p(p: jax.Array, q: jax.Array) -> jax.Array:
+    return jnp.where(p == 0, 0.0, log_quotient(p, q) + 1)
 
 
-_relative_entropy = with_gradient(_relative_entropy_fwd, _relative_entropy_bwd)
+def _entropy_to_q(p: jax.Array, q: jax.Array) -> jax.Array:
+    return -quotient_of_weight(p, q)
 
 
-def _jensen_shannon_fwd(p: jax.Array, q: jax.Array) -> tuple[jax.Array, Any]:
-    x, y = upcast(p, q)
-    m = (x + y) / 2
-    t = log_quotient(x, y)
-    terms = m * (excess(mixture_ratio(t)) + excess(mixture_ratio(-t)))
-    return jnp.sum(terms, axis=-1) / 2, (p, q)
+@loss_with_partials(_entropy_to_p, _entropy_to_q, axis=(-1,))
+def _relative_entropy(p: jax.Array, q: jax.Array) -> jax.Array:
+    """``sum_j p_j log(p_j/q_j)``.
+
+    With t = log(p/q), the terms ``p t`` of nearly equal numbers cancel. There, within a factor of
+    two, a term is ``q φ(t) + (p - q)``: the first part is never negative, the second one exact.
+    Further apart it is ``p t`` itself, which may be far less than its parts.
+    """
+    t = jnp.where((p == 0) & (q >= 0), 0.0, log_quotient(p, q))
+    near = (p <= 2 * q) & (q <= 2 * p)
+    change = jnp.where(near, p - q, 0.0)
+    bound = jnp.max(jnp.abs(change), axis=-1, keepdims=True)
+    # Terms whose sum may overflow are summed in a larger unit, a power of two: no bit is lost.
+    size = jnp.max(jnp.where(near, jnp.abs(change), p), axis=-1, keepdims=True)
+    is_large = size > 2.0 ** (np.finfo(p.dtype).maxexp - 64)
+    unit, back = (jnp.where(is_large, x, 1.0).astype(p.dtype) for x in (2.0**-48, 2.0**48))
+    terms = (jnp.where(near, q, p) * unit) * jnp.where(near, excess(jnp.where(near, t, 0.0)), t)
+    surplus = signed_sum(change * unit, jnp.maximum(bound * unit, np.finfo(p.dtype).tiny))
+    return (jnp.sum(terms, axis=-1) + surplus) * back[..., 0]
+
+
+# d log(p/m) = dp (1/p - 1/(2m)) - dq/(2m), and 1/p - 1/(2m) = q/(2m)/p.
+@with_partials(
+    lambda p, q: quotient(quotient(q / 2, p / 2 + q / 2), p),
+    lambda p, q: -0.5 / (p / 2 + q / 2),
+)
+def _log_of_share(p: jax.Array, q: jax.Array) -> jax.Array:
+    """``log(p/m)`` for m = (p + q)/2 and a positive p."""
+    return mixture_ratio(log_quotient(p, q))
 
 
 # d(p log(p/m)) = (log(p/m) + 1) dp - (p/m) dm, and with q's term the parts from dm add to
 # -2 dm = -dp - dq: half of log(p/m) remains. Where p = 0 only the part from q's term, -q/(4m).
-def _jensen_shannon_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    p, q = residuals
-    x, y = upcast(p, q)
-
-    def gradient(share: jax.Array, other: jax.Array) -> jax.Array:
-        ratio = mixture_ratio(log_quotient(share, other))
-        return jnp.where(share == 0, -jnp.sign(other), ratio) / 2
-
-    return (
-        (cotangent[..., None] * gradient(x, y)).astype(p.dtype),
-        (cotangent[..., None] * gradient(y, x)).astype(q.dtype),
-    )
+def _jensen_shannon_to_p(p: jax.Array, q: jax.Array) -> jax.Array:
+    weightless = p == 0
+    ratio = _log_of_share(jnp.where(weightless, 1.0, p), jnp.where(weightless, 1.0, q))
+    return jnp.where(weightless, -jnp.sign(q), ratio) / 2
 
 
-_jensen_shannon = with_gradient(_jensen_shannon_fwd, _jensen_shannon_bwd)
+def _jensen_shannon_to_q(p: jax.Array, q: jax.Array) -> jax.Array:
+    return _jensen_shannon_to_p(q, p)
+
+
+@loss_with_partials(_jensen_shannon_to_p, _jensen_shannon_to_q, axis=(-1,))
+def _jensen_shannon(p: jax.Array, q: jax.Array) -> jax.Array:
+    t = log_quotient(p, q)
+    halves = (excess(mixture_ratio(t)) + excess(mixture_ratio(-t))) / 2
+    return jnp.sum((p / 2 + q / 2) * halves, axis=-1)

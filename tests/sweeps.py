@@ -164,3 +164,38 @@ def probability_pairs(classes=CLASSES):
     # Infinite divergences have tests of their own.
     b = np.where((b == 0) & (a > 0), 1e-3, b)
     return a, b
+
+
+@functools.cache
+def unnormalized_pairs(dtype, classes=CLASSES):
+    """Two rows of non-negative numbers each, of every size that `dtype` has, in `dtype`."""
+    rng = np.random.default_rng(7)
+    info = jnp.finfo(dtype)
+    least, most = 1.1 * float(info.smallest_normal), float(info.max) * (1 - 1e-3)
+    low, high = np.log(least), np.log(most)
+    pairs = [np.exp(rng.uniform(low, high, (2, classes))) for _ in range(40)]
+    # Nearly equal to far apart, at each size.
+    for change, size in itertools.product(PERTURBATIONS, np.linspace(low, high, 7)):
+        row = size + rng.uniform(-2, 0, classes)
+        for other in row + change * rng.normal(size=classes), rng.permutation(row) + 0.1 * change:
+            pairs.append(np.exp(np.clip([row, other], low, high)))
+    # The ends of the range beside each other, alone and together.
+    ends = [least, 2 * least, 0.9, 1.0, most / 2, most]
+    for p, q in itertools.product(ends, ends):
+        row = np.zeros((2, classes))
+        row[:, rng.integers(classes)] = p, q
+        pairs.append(row)
+        other = rng.choice(ends, (2, classes))
+        other[:, 0] = p, q
+        pairs.append(other)
+    # Sums that overflow where the result need not, as terms of both signs are large.
+    for p in (most, most / 3):
+        row = np.full(classes, p)
+        pairs += [(row, row), (row, np.resize([p / 1.5, min(most, 1.5 * p)], classes))]
+        pairs.append((row, np.resize([p / 3, p / 3, most, most, most], classes)))
+    pairs = np.array(pairs)
+    # Zeros, in both or in the first alone.
+    pairs[::5, :, 2] = 0
+    pairs[1::5, 0, 3] = 0
+    a, b = np.transpose(pairs, (1, 0, 2)).astype(jnp.dtype(dtype))
+    return a, b

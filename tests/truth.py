@@ -369,16 +369,21 @@ def _log_quotient(p, q):
 
 
 def relative_entropy(p, q):
-    """Gradients for p and q. The numbers need not sum to one, and then the sign is free."""
+    """Gradients for p and q. The numbers need not sum to one, and then the sign is free.
+
+    The terms are those of the sum, or where these cancel, as for distributions that nearly agree,
+    the excess over ``p - q``, none of them negative, and the difference of the totals.
+    """
     t = _log_quotient(p, q)
     one = mpmath.mpf(1)
     value = np.sum(times(p, t), axis=-1)
     normal = np.sum(times(p, t) - p + q, axis=-1)
     surplus = np.sum(p - q, axis=-1)
+    terms = np.minimum(normal + abs(surplus), np.sum(abs(times(p, t)), axis=-1))
     weight = np.where(p == 0, 0 * one, one)
     to_q = -weight * p / np.where(p == 0, one, q)
     return Truth(
-        Quantity(value, normal + abs(surplus), 0 * value),
+        Quantity(value, terms, 0 * value),
         (sum_of((times(weight, t), 0), (weight, 0)), relative(to_q)),
     )
 
