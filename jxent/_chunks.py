@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ._class_axes import Axes
 from ._cross_entropy import softmax_cross_entropy_with_integer_labels
+from ._soft_cap import soft_cap
 from ._statistics import computing_dtype, upcast
 
 Arrays = dict[str, jax.Array]
@@ -86,7 +86,7 @@ def _losses(axes: Axes, logits: jax.Array, rows: Arrays) -> jax.Array:
     if "bias" in rows:
         z = z + rows["bias"].astype(z.dtype)[None, :]
     if "logit_softcap" in rows:
-        z = _softcapped(z, rows["logit_softcap"].astype(z.dtype))
+        z = soft_cap(z, rows["logit_softcap"].astype(z.dtype))
     where = rows["counted"]
     if "class_mask" in rows:
         where = where[:, None] & rows["class_mask"][None, :]
@@ -99,14 +99,6 @@ def _losses(axes: Axes, logits: jax.Array, rows: Arrays) -> jax.Array:
         z_loss=rows.get("z_loss", 0.0),
         class_axis_name=axes or None,
     )
-
-
-def _softcapped(z: jax.Array, cap: jax.Array) -> jax.Array:
-    """``cap tanh(z / cap)``, which is z where the cap is infinite."""
-    # From here on z / cap underflows, though z matters.
-    infinite = cap >= np.finfo(z.dtype).eps / np.finfo(z.dtype).tiny
-    finite = jnp.where(infinite, 1.0, cap)
-    return jnp.where(infinite, z, finite * jnp.tanh(z / finite))
 
 
 def _logits(head: Head, rows: Arrays) -> jax.Array:

@@ -7,7 +7,7 @@ import pytest
 import sweeps
 import truth
 from accuracy import check
-from tolerances import DTYPES, computing
+from tolerances import DTYPES
 
 import jxent
 
@@ -61,20 +61,4 @@ def test_integer_labels(dtype):
         "probability",
         dtype,
         q,
-    )
-
-
-def test_weighted_mean(dtype):
-    weights, losses = pairs(dtype)
-    # A mean that underflows would show in the gradient, divided by weights that are as small.
-    info = np.finfo(computing(dtype))
-    least = float(info.tiny) / float(info.eps) ** 2
-    some = np.any(weights > 0, axis=-1) & (np.max(losses, axis=-1) > least)
-    check(
-        lambda x, w: jxent.weighted_mean(x, w, axis=-1),
-        truth.weighted_mean,
-        "probability",
-        dtype,
-        losses[some],
-        weights[some],
     )

@@ -1,0 +1,110 @@
+r"""The soft cap of logits, :math:`c \tanh(z / c)`, exact in its derivatives of any order.
+
+With :math:`u = z / c` they are products of three functions, which have each other as derivatives:
+
+.. math::
+    \tanh' = \operatorname{sech}^2, \qquad
+    (\operatorname{sech}^2)' = -2 \tanh \operatorname{sech}^2, \qquad
+    (\tanh u - u \operatorname{sech}^2 u)' = 2 u \tanh u \operatorname{sech}^2 u
+
+The second, taken as :math:`1 - \tanh^2`, would lose its bits for a large u, and the third, as the
+difference that it is, for a small one.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+
+LARGEST = 1000.0
+"""The largest u: sech² is 0 long before, so that nothing depends on u from here on."""
+
+
+@jax.custom_jvp
+def soft_cap(z: jax.Array, cap: jax.Array) -> jax.Array:
+    """``cap tanh(z / cap)`` for a positive number `cap` of the dtype of `z`; z for +inf."""
+    u = _quotient(z, cap)
+    # Here u² is lost beside 1. The quotient may have underflown, and an infinite cap is none.
+    near = u * u < np.finfo(z.dtype).eps / 2
+    return jnp.where(near, z, jnp.where(near, 1.0, cap) * jnp.tanh(u))
+
+
+# d(c tanh u) = c sech² u du + tanh u dc with du = (dz - u dc) / c.
+@partial(soft_cap.defjvp, symbolic_zeros=True)
+def _soft_cap_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    z, cap = primals
+    z_dot, cap_dot = tangents
+    u, capped = _quotient(z, cap), soft_cap(z, cap)
+    capped_dot = jnp.zeros_like(capped)
+    if not isinstance(z_dot, SymbolicZero):
+        capped_dot = capped_dot + _sech2(u) * z_dot
+    if not isinstance(cap_dot, SymbolicZero):
+        capped_dot = capped_dot + _lag(u) * cap_dot
+    return capped, capped_dot
+
+
+@jax.custom_jvp
+def _quotient(z: jax.Array, cap: jax.Array) -> jax.Array:
+    """``u = z / cap``, at most `LARGEST`, and 0 where the cap is infinite."""
+    return jnp.clip(jnp.where(cap == jnp.inf, 0.0, z) / cap, -LARGEST, LARGEST)
+
+
+# du = (dz - u dc) / c, where JAX divides by a square of c, which may overflow.
+@_quotient.defjvp
+def _quotient_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    u, (z_dot, cap_dot) = _quotient(*primals), tangents
+    return u, jnp.where(jnp.abs(u) < LARGEST, z_dot - u * cap_dot, 0.0) / primals[1]
+
+
+@jax.custom_jvp
+def _tanh(u: jax.Array) -> jax.Array:
+    return jnp.tanh(u)
+
+
+@_tanh.defjvp
+def _tanh_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (u,), (u_dot,) = primals, tangents
+    return _tanh(u), _sech2(u) * u_dot
+
+
+@jax.custom_jvp
+def _sech2(u: jax.Array) -> jax.Array:
+    """``sech² u``, by the sigmoid s: ``4 s(2u) s(-2u)``."""
+    return 4 * jax.nn.sigmoid(2 * u) * jax.nn.sigmoid(-2 * u)
+
+
+@_sech2.defjvp
+def _sech2_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (u,), (u_dot,) = primals, tangents
+    slope = _sech2(u)
+    return slope, -2 * _tanh(u) * slope * u_dot
+
+
+@jax.custom_jvp
+def _lag(u: jax.Array) -> jax.Array:
+    """``tanh u - u sech² u``, which is ``(sinh v - v) sech²(u) / 2`` for ``v = 2u``."""
+    near = jnp.abs(u) < 1.5
+    v = jnp.where(near, 2 * u, 0.0)
+    square, series = v * v, jnp.zeros_like(v)
+    for n in reversed(range(_terms(float(np.finfo(u.dtype).eps)))):
+        series = series * square + 1 / math.factorial(2 * n + 3)
+    slope = _sech2(u)
+    return jnp.where(near, v * square * series * (slope / 2), jnp.tanh(u) - u * slope)
+
+
+@_lag.defjvp
+def _lag_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (u,), (u_dot,) = primals, tangents
+    return _lag(u), 2 * u * _tanh(u) * _sech2(u) * u_dot
+
+
+def _terms(eps: float) -> int:
+    """How many terms ``sinh v - v = v³/3! + v⁵/5! + …`` needs at v = 3."""
+    n = 1
+    while 3.0 ** (2 * n) * 6 / math.factorial(2 * n + 3) > eps / 16:
+        n += 1
+    return n
