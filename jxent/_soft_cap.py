@@ -12,19 +12,22 @@ difference that it is, for a small one.
 """
 
 import math
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
+
+from ._elementary import sigmoid, with_partials
 
 LARGEST = 1000.0
 """The largest u: sech² is 0 long before, so that nothing depends on u from here on."""
 
 
-@jax.custom_jvp
+# d(c tanh u) = c sech² u du + tanh u dc with du = (dz - u dc) / c.
+@with_partials(
+    lambda z, cap: _sech2(_quotient(z, cap)),
+    lambda z, cap: _lag(_quotient(z, cap)),
+)
 def soft_cap(z: jax.Array, cap: jax.Array) -> jax.Array:
     """``cap tanh(z / cap)`` for a positive number `cap` of the dtype of `z`; z for +inf."""
     u = _quotient(z, cap)
@@ -33,58 +36,29 @@ def soft_cap(z: jax.Array, cap: jax.Array) -> jax.Array:
     return jnp.where(near, z, jnp.where(near, 1.0, cap) * jnp.tanh(u))
 
 
-# d(c tanh u) = c sech² u du + tanh u dc with du = (dz - u dc) / c.
-@partial(soft_cap.defjvp, symbolic_zeros=True)
-def _soft_cap_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    z, cap = primals
-    z_dot, cap_dot = tangents
-    u, capped = _quotient(z, cap), soft_cap(z, cap)
-    capped_dot = jnp.zeros_like(capped)
-    if not isinstance(z_dot, SymbolicZero):
-        capped_dot = capped_dot + _sech2(u) * z_dot
-    if not isinstance(cap_dot, SymbolicZero):
-        capped_dot = capped_dot + _lag(u) * cap_dot
-    return capped, capped_dot
+def _slope(z: jax.Array, cap: jax.Array) -> jax.Array:
+    return jnp.where(jnp.abs(_quotient(z, cap)) < LARGEST, 1.0, 0.0).astype(z.dtype) / cap
 
 
-@jax.custom_jvp
+# du = (dz - u dc) / c, where JAX divides by a square of c, which may overflow.
+@with_partials(_slope, lambda z, cap: -_quotient(z, cap) * _slope(z, cap))
 def _quotient(z: jax.Array, cap: jax.Array) -> jax.Array:
     """``u = z / cap``, at most `LARGEST`, and 0 where the cap is infinite."""
     return jnp.clip(jnp.where(cap == jnp.inf, 0.0, z) / cap, -LARGEST, LARGEST)
 
 
-# du = (dz - u dc) / c, where JAX divides by a square of c, which may overflow.
-@_quotient.defjvp
-def _quotient_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    u, (z_dot, cap_dot) = _quotient(*primals), tangents
-    return u, jnp.where(jnp.abs(u) < LARGEST, z_dot - u * cap_dot, 0.0) / primals[1]
-
-
-@jax.custom_jvp
+@with_partials(lambda u: _sech2(u))
 def _tanh(u: jax.Array) -> jax.Array:
     return jnp.tanh(u)
 
 
-@_tanh.defjvp
-def _tanh_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (u,), (u_dot,) = primals, tangents
-    return _tanh(u), _sech2(u) * u_dot
-
-
-@jax.custom_jvp
+@with_partials(lambda u: -2 * _tanh(u) * _sech2(u))
 def _sech2(u: jax.Array) -> jax.Array:
     """``sech² u``, by the sigmoid s: ``4 s(2u) s(-2u)``."""
-    return 4 * jax.nn.sigmoid(2 * u) * jax.nn.sigmoid(-2 * u)
+    return 4 * sigmoid(2 * u) * sigmoid(-2 * u)
 
 
-@_sech2.defjvp
-def _sech2_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (u,), (u_dot,) = primals, tangents
-    slope = _sech2(u)
-    return slope, -2 * _tanh(u) * slope * u_dot
-
-
-@jax.custom_jvp
+@with_partials(lambda u: 2 * u * _tanh(u) * _sech2(u))
 def _lag(u: jax.Array) -> jax.Array:
     """``tanh u - u sech² u``, which is ``(sinh v - v) sech²(u) / 2`` for ``v = 2u``."""
     near = jnp.abs(u) < 1.5
@@ -94,12 +68,6 @@ def _lag(u: jax.Array) -> jax.Array:
         series = series * square + 1 / math.factorial(2 * n + 3)
     slope = _sech2(u)
     return jnp.where(near, v * square * series * (slope / 2), jnp.tanh(u) - u * slope)
-
-
-@_lag.defjvp
-def _lag_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (u,), (u_dot,) = primals, tangents
-    return _lag(u), 2 * u * _tanh(u) * _sech2(u) * u_dot
 
 
 def _terms(eps: float) -> int:
