@@ -6,17 +6,23 @@ class_mask (bool) ``[classes]`` and the scalars label_smoothing, z_loss and logi
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jax.export import is_symbolic_dim
 
 from ._class_axes import Axes
 from ._cross_entropy import softmax_cross_entropy_with_integer_labels
 from ._soft_cap import soft_cap
 from ._statistics import computing_dtype, upcast
 
+Out = TypeVar("Out")
 Arrays = dict[str, jax.Array]
+Step = Callable[[Any, Arrays], tuple[Any, Any]]
+"""Takes what is added up and the arrays of some examples; adds to it, and says what each has."""
 PER_EXAMPLE = ("inputs", "labels", "counted", "cotangents")
 SAME_FOR_ALL_CLASSES = ("labels", "counted", "weights", "label_smoothing", "z_loss")
 
@@ -34,13 +40,8 @@ class Head(NamedTuple):
 def losses(head: Head, arrays: Arrays) -> jax.Array:
     """The loss of every example: one product."""
 
-    # The value of a pullback, which is made of plain operations: from a loop inside a rule, as
-    # this one is, JAX drops forward rules, and a second derivative would miss them.
     def step(carry: None, rows: Arrays) -> tuple[None, jax.Array]:
-        values, _ = jax.vjp(
-            lambda logits: _losses(head.class_axes, logits, rows), _logits(head, rows)
-        )
-        return None, values
+        return None, _losses(head.class_axes, _logits(head, rows), rows)
 
     values: jax.Array
     _, values = _over_chunks(head, arrays, step, None)
@@ -142,27 +143,95 @@ def _dot(
     return result
 
 
-def _over_chunks(
-    head: Head, arrays: Arrays, step: Callable[[Any, Arrays], tuple[Any, Any]], carry: Any
-) -> tuple[Any, Any]:
+def _over_chunks(head: Head, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
     """`step` over chunks of whole rows, the last of them smaller if need be: none is padded."""
     examples, size = arrays["inputs"].shape[0], head.chunk_size
     assert size is not None
-
-    def chunk(start: Any, size: int) -> Arrays:
-        return {
-            name: jax.lax.dynamic_slice_in_dim(x, start, size) if name in PER_EXAMPLE else x
-            for name, x in arrays.items()
-        }
-
+    if is_symbolic_dim(examples):
+        return _over_any_number(examples, size, arrays, step, carry)
     number, rest = divmod(examples, size)
-    if number <= 1 and not (number and rest):
+    if number == 0 or examples == size:
         return step(carry, arrays)
-    # The body is recomputed where it is differentiated once more, or it would keep every chunk.
-    body = jax.checkpoint(lambda carry, i: step(carry, chunk(i * size, size)), prevent_cse=False)
-    carry, outs = jax.lax.scan(body, carry, jnp.arange(number))
-    outs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
+    carry, outs = _over_equal_chunks(number, size, arrays, step, carry)
     if rest:
-        carry, last = step(carry, chunk(number * size, rest))
+        cut = partial(jax.lax.slice_in_dim, start_index=number * size, limit_index=examples)
+        carry, last = step(carry, _of_examples(arrays, cut))
         outs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), outs, last)
     return carry, outs
+
+
+def _over_any_number(
+    examples: Any,
+    size: int,
+    arrays: Arrays,
+    step: Step,
+    carry: Any,
+) -> tuple[Any, Any]:
+    """The same where the number of examples is a symbol of `jax.export`.
+
+    JAX compares symbols only where the answer never changes. So there is always a chunk, with all
+    examples if they are few, the last chunk is filled up with examples that do not count, and what
+    is cut is longer than need be.
+    """
+
+    def longer(x: jax.Array, by: int) -> jax.Array:
+        return jnp.concatenate([x, jnp.zeros((by, *x.shape[1:]), x.dtype)])
+
+    arrays = _of_examples(arrays, partial(longer, by=size))
+    number = (examples + size - 1) // size
+    size = jax.core.min_dim(examples, size)
+    carry, outs = _over_equal_chunks(number, size, arrays, step, carry)
+    return carry, jax.tree.map(lambda x: longer(x, examples)[:examples], outs)
+
+
+def _over_equal_chunks(
+    number: int,
+    size: int,
+    arrays: Arrays,
+    step: Step,
+    carry: Any,
+) -> tuple[Any, Any]:
+    # The body is recomputed where it is differentiated once more, or it would keep every chunk.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def body(carry: Any, arrays: Arrays, i: jax.Array) -> tuple[Any, Any]:
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size)
+        return step(carry, _of_examples(arrays, cut))
+
+    @_differentiated_whole
+    def loop(carry: Any, arrays: Arrays) -> tuple[Any, Any]:
+        return jax.lax.scan(lambda carry, i: body(carry, arrays, i), carry, jnp.arange(number))
+
+    carry, outs = loop(carry, arrays)
+    return carry, jax.tree.map(lambda x: x.reshape(number * size, *x.shape[2:]), outs)
+
+
+def _of_examples(arrays: Arrays, change: Callable[[jax.Array], jax.Array]) -> Arrays:
+    return {name: change(x) if name in PER_EXAMPLE else x for name, x in arrays.items()}
+
+
+def _differentiated_whole(loop: Callable[..., Out]) -> Callable[..., Out]:
+    """The function, which is differentiated as ever, but hides its loop until it is.
+
+    To tell what is known already from what is linear, JAX 0.10 evaluates part of each loop that it
+    meets, and forgets the gradient rules of what is called in the loop. It does not look into this.
+    """
+    function = jax.custom_jvp(loop)
+
+    @partial(function.defjvp, symbolic_zeros=True)
+    def rule(primals: Any, tangents: Any) -> tuple[Out, Out]:
+        leaves, tree = jax.tree.flatten(primals)
+        dots = jax.tree.leaves(tangents)
+        perturbed = [i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
+
+        def of_perturbed(*values: jax.Array) -> Out:
+            full = list(leaves)
+            for i, value in zip(perturbed, values, strict=True):
+                full[i] = value
+            return loop(*jax.tree.unflatten(tree, full))
+
+        out: tuple[Out, Out] = jax.jvp(
+            of_perturbed, [leaves[i] for i in perturbed], [dots[i] for i in perturbed]
+        )
+        return out
+
+    return function

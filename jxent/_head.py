@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
 from ._autodiff import in_every_mode
 from ._chunks import SAME_FOR_ALL_CLASSES, Arrays, Head, losses, losses_and_gradients
@@ -61,7 +62,7 @@ def _rows(head: Head, arrays: Arrays) -> Arrays:
         counted = counted & ((arrays["weights"] != 0) | number)
     mask = arrays.get("class_mask")
     return {name: x for name, x in arrays.items() if name != "weights"} | {
-        "inputs": jnp.where(counted[..., None], x, 0.0).reshape(-1, x.shape[-1]),
+        "inputs": jnp.where(counted[..., None], x, 0.0).reshape(y.size, x.shape[-1]),
         "kernel": w if mask is None else jnp.where(mask[None, :], w, 0.0),
         "labels": y.reshape(-1),
         "counted": counted.reshape(-1),
@@ -79,10 +80,16 @@ def _chunked(head: Head, arrays: Arrays) -> Head:
         return head
     examples, (features, classes) = arrays["labels"].size, arrays["kernel"].shape
     itemsize = computing_dtype(arrays["inputs"], arrays["kernel"]).itemsize
-    budget = max(3 * 2**23, features * classes * itemsize // 8)
-    most = max(2, budget // (classes * itemsize) // 64) * 64
-    number = max(1, math.ceil(examples / most))
-    return head._replace(chunk_size=max(1, math.ceil(examples / number / 8) * 8))
+    budget = 3 * 2**23
+    if not is_symbolic_dim(features * classes):
+        budget = max(budget, features * classes * itemsize // 8)
+    # A symbol of `jax.export` may stand for any number: for many classes, or for few examples.
+    most = 2 if is_symbolic_dim(classes) else max(2, budget // (classes * itemsize) // 64)
+    size = most * 64
+    if not is_symbolic_dim(examples):
+        number = max(1, math.ceil(examples / size))
+        size = max(1, math.ceil(examples / number / 8) * 8)
+    return head._replace(chunk_size=size)
 
 
 @lru_cache

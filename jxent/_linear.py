@@ -9,12 +9,14 @@ from ._arguments import (
     check_not_negative,
     elementwise,
     floating,
+    integer,
     is_off,
     scalar,
 )
 from ._chunks import SAME_FOR_ALL_CLASSES, Head
 from ._class_axes import AxisName, axes_named, bound_axes, check_replicated
 from ._head import mean
+from ._labels import explicit_sharding
 from ._mesh import AnyMesh, losses_on, total_on
 from ._rows import Rows
 from ._statistics import computing_dtype
@@ -109,8 +111,9 @@ def linear_softmax_cross_entropy(
         )
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    if w.shape[1] == 0:
+        raise ValueError(f"kernel must have at least one class, got shape {w.shape}")
+    chunk_size = _checked_size(chunk_size)
     like = jnp.zeros((), computing_dtype(x, w))
     rows = Rows("inputs @ kernel", (*x.shape[:-1], w.shape[1]), (x.ndim - 1,))
     rows, y = rows.labels("labels", labels, ignore_index)
@@ -138,9 +141,14 @@ def linear_softmax_cross_entropy(
         if example_spec is not None:
             raise ValueError(f"example_spec must come with a mesh, got {example_spec} alone")
         axes = bound_axes(class_axis_name)
-        for name in SAME_FOR_ALL_CLASSES:
-            if name in arrays:
-                check_replicated(name, arrays[name], axes)
+        for name, array in arrays.items():
+            if sharding := explicit_sharding(array):
+                raise ValueError(
+                    f"{name} is sharded as {sharding.spec} over explicit mesh axes: say on which"
+                    f" mesh to compute, with mesh="
+                )
+            if name in SAME_FOR_ALL_CLASSES:
+                check_replicated(name, array, axes)
     else:
         axes = axes_named("class_axis_name", class_axis_name)
     head = Head(precision, chunk_size, axes)
@@ -148,6 +156,18 @@ def linear_softmax_cross_entropy(
         return losses_on(mesh, example_spec, head, arrays)
     total, count = total_on(mesh, example_spec, head, arrays)
     return total if reduction == "sum" else mean(total, count)
+
+
+def _checked_size(chunk_size: int | None) -> int | None:
+    if chunk_size is None:
+        return None
+    try:
+        size = integer(chunk_size)
+    except TypeError:
+        raise TypeError(f"chunk_size must be an integer or None, got {chunk_size!r}") from None
+    if size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {size}")
+    return size
 
 
 def _example_weights(rows: Rows, weights: ArrayLike | None, like: jax.Array) -> jax.Array | None:

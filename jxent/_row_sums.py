@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 
 from ._labels import at_label, explicit_sharding
 from ._numerics import nan_where, times
@@ -41,6 +42,8 @@ def row_sums(z: jax.Array, asked: Asked, stored: np.dtype[Any]) -> Statistics:
 def on_cpu(z: jax.Array, asked: Asked, stored: np.dtype[Any]) -> Statistics:
     """The way that XLA:CPU compiles best for so many classes."""
     classes = z.shape[-1]
+    if is_symbolic_dim(classes):
+        return by_blocks(z, asked, stored, 1)
     if classes < 12:  # So short a reduction is unrolled, and then compiled well.
         maximum = in_one_pass(z, Asked())[:2]
         return _with_plain_sums(z, maximum, asked, stored)
@@ -64,6 +67,8 @@ def on_gpu(z: jax.Array, asked: Asked) -> Statistics:
     XLA:GPU cuts longer rows itself, into more blocks, whose sums then move much more memory.
     """
     classes = z.shape[-1]
+    if is_symbolic_dim(classes):
+        return in_one_pass(z, asked)
     sizes = [n for n in range(256, 2049) if classes % n == 0 and classes > n]
     if not sizes or explicit_sharding(z):
         return in_one_pass(z, asked)
