@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating
-from ._numerics import chargeable, excess, excess_above, sum_of_products
+from ._numerics import chargeable, excess, excess_above, replaced_where, sum_of_products
 from ._partials import loss_with_partials
 from ._rows import Rows
 
@@ -148,7 +148,7 @@ def _rows_of(
 # d(t (log t - l)) = (log t - l + 1) dt - t dl, nothing where t = 0.
 @loss_with_partials(
     lambda ell, t: -t,
-    lambda ell, t: jnp.where(t == 0, 0.0, _log_excess(ell, t) + 1),
+    lambda ell, t: replaced_where(t == 0, _log_excess(ell, t) + 1, 0.0),
     axis=(-1,),
 )
 def _kl(ell: jax.Array, t: jax.Array) -> jax.Array:
@@ -189,7 +189,7 @@ def _exp_beside(x: jax.Array, tau: jax.Array) -> jax.Array:
 # d(t (log t - l) - t + e^l) = (log t - l) dt + (e^l - t) dl, with nothing to t where t = 0.
 @loss_with_partials(
     lambda ell, t: jnp.exp(ell) - t,
-    lambda ell, t: jnp.where(t == 0, 0.0, _log_of_quotient(ell, t)),
+    lambda ell, t: replaced_where(t == 0, _log_excess(ell, t), 0.0),
     axis=(-1,),
 )
 def _generalized_kl(ell: jax.Array, t: jax.Array) -> jax.Array:

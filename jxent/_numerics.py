@@ -1,6 +1,7 @@
 """Elementary functions where the usual expression loses bits, overflows, or makes a NaN."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,18 +73,33 @@ def divergence_terms(t: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
     return jnp.where(t == jnp.inf, jnp.inf, terms)
 
 
+@jax.custom_jvp
+def replaced_where(condition: jax.Array, x: jax.Array, value: jax.Array | float) -> jax.Array:
+    """`value` where the condition holds, else x, with the derivatives of x in both cases.
+
+    For a gradient that is infinite where it is replaced: its derivatives for other arguments are
+    not, and so second derivatives stay symmetric.
+    """
+    return jnp.where(condition, value, x)
+
+
+@replaced_where.defjvp
+def _replaced_where_rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return replaced_where(*primals), tangents[1]
+
+
 def quotient_of_weight(weight: jax.Array, x: jax.Array) -> jax.Array:
     """``weight / x``, 0 where both are 0."""
-    return quotient(weight, jnp.where((weight == 0) & (x == 0), 1.0, x))
+    both = (weight == 0) & (x == 0)
+    return jnp.where(both, 0.0, quotient(weight, jnp.where(both, 1.0, x)))
 
 
-def _inverse(x: jax.Array, other: jax.Array) -> jax.Array:
-    """``1 / x`` where both are positive, else 0."""
-    both = (x > 0) & (other > 0)
-    return jnp.where(both, 1 / jnp.where(both, x, 1.0), 0.0)
+def _inverse(x: jax.Array) -> jax.Array:
+    """``1 / x`` where x is positive, else 0."""
+    return jnp.where(x > 0, 1 / jnp.where(x > 0, x, 1.0), 0.0)
 
 
-@with_partials(_inverse, lambda p, q: -_inverse(q, p))
+@with_partials(lambda p, q: _inverse(p), lambda p, q: -_inverse(q))
 def log_quotient(p: jax.Array, q: jax.Array) -> jax.Array:
     """``log(p/q)`` for non-negative numbers: 0 where both are 0, else ±inf where one is."""
     both = (p > 0) & (q > 0)

@@ -6,7 +6,14 @@ import numpy as np
 
 from ._arguments import ArrayLike, Axis
 from ._elementary import quotient, with_partials
-from ._numerics import excess, log_quotient, mixture_ratio, quotient_of_weight, signed_sum
+from ._numerics import (
+    excess,
+    log_quotient,
+    mixture_ratio,
+    quotient_of_weight,
+    replaced_where,
+    signed_sum,
+)
 from ._partials import loss_with_partials
 from ._rows import two_distributions
 
@@ -97,7 +104,7 @@ def jensen_shannon_divergence(
 
 # d(p log(p/q)) = (log(p/q) + 1) dp - (p/q) dq, nothing where p = 0.
 def _entropy_to_p(p: jax.Array, q: jax.Array) -> jax.Array:
-    return jnp.where(p == 0, 0.0, log_quotient(p, q) + 1)
+    return replaced_where(p == 0, log_quotient(p, q) + 1, 0.0)
 
 
 def _entropy_to_q(p: jax.Array, q: jax.Array) -> jax.Array:
@@ -120,27 +127,33 @@ def _relative_entropy(p: jax.Array, q: jax.Array) -> jax.Array:
     size = jnp.max(jnp.where(near, jnp.abs(change), p), axis=-1, keepdims=True)
     is_large = size > 2.0 ** (np.finfo(p.dtype).maxexp - 64)
     unit, back = (jnp.where(is_large, x, 1.0).astype(p.dtype) for x in (2.0**-48, 2.0**48))
-    terms = (jnp.where(near, q, p) * unit) * jnp.where(near, excess(jnp.where(near, t, 0.0)), t)
+    weight = jnp.where(t == jnp.inf, 1.0, jnp.where(near, q, p) * unit)
+    terms = weight * jnp.where(near, excess(jnp.where(near, t, 0.0)), t)
     surplus = signed_sum(change * unit, jnp.maximum(bound * unit, np.finfo(p.dtype).tiny))
     return (jnp.sum(terms, axis=-1) + surplus) * back[..., 0]
 
 
-# d log(p/m) = dp (1/p - 1/(2m)) - dq/(2m), and 1/p - 1/(2m) = q/(2m)/p.
-@with_partials(
-    lambda p, q: quotient(quotient(q / 2, p / 2 + q / 2), p),
-    lambda p, q: -0.5 / (p / 2 + q / 2),
-)
+# d log(p/m) = dp (1/p - 1/(2m)) - dq/(2m), and 1/p - 1/(2m) = q/(2m)/p; nothing to p where p = 0.
+def _log_of_share_to_p(p: jax.Array, q: jax.Array) -> jax.Array:
+    a = jnp.where(p == 0, 1.0, p)
+    return jnp.where(p == 0, 0.0, quotient(quotient(q / 2, a / 2 + q / 2), a))
+
+
+def _log_of_share_to_q(p: jax.Array, q: jax.Array) -> jax.Array:
+    m = p / 2 + q / 2
+    return jnp.where(m == 0, 0.0, -0.5 / jnp.where(m == 0, 1.0, m))
+
+
+@with_partials(_log_of_share_to_p, _log_of_share_to_q)
 def _log_of_share(p: jax.Array, q: jax.Array) -> jax.Array:
-    """``log(p/m)`` for m = (p + q)/2 and a positive p."""
+    """``log(p/m)`` for m = (p + q)/2."""
     return mixture_ratio(log_quotient(p, q))
 
 
 # d(p log(p/m)) = (log(p/m) + 1) dp - (p/m) dm, and with q's term the parts from dm add to
 # -2 dm = -dp - dq: half of log(p/m) remains. Where p = 0 only the part from q's term, -q/(4m).
 def _jensen_shannon_to_p(p: jax.Array, q: jax.Array) -> jax.Array:
-    weightless = p == 0
-    ratio = _log_of_share(jnp.where(weightless, 1.0, p), jnp.where(weightless, 1.0, q))
-    return jnp.where(weightless, -jnp.sign(q), ratio) / 2
+    return replaced_where(p == 0, _log_of_share(p, q) / 2, -jnp.sign(q) / 2)
 
 
 def _jensen_shannon_to_q(p: jax.Array, q: jax.Array) -> jax.Array:
