@@ -148,7 +148,7 @@ def _over_chunks(head: Head, arrays: Arrays, step: Step, carry: Any) -> tuple[An
     examples, size = arrays["inputs"].shape[0], head.chunk_size
     assert size is not None
     if is_symbolic_dim(examples):
-        return _over_any_number(examples, size, arrays, step, carry)
+        return _over_any_number(size, arrays, step, carry)
     number, rest = divmod(examples, size)
     if number == 0 or examples == size:
         return step(carry, arrays)
@@ -160,13 +160,7 @@ def _over_chunks(head: Head, arrays: Arrays, step: Step, carry: Any) -> tuple[An
     return carry, outs
 
 
-def _over_any_number(
-    examples: Any,
-    size: int,
-    arrays: Arrays,
-    step: Step,
-    carry: Any,
-) -> tuple[Any, Any]:
+def _over_any_number(size: int, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
     """The same where the number of examples is a symbol of `jax.export`.
 
     JAX compares symbols only where the answer never changes. So there is always a chunk, with all
@@ -177,6 +171,7 @@ def _over_any_number(
     def longer(x: jax.Array, by: int) -> jax.Array:
         return jnp.concatenate([x, jnp.zeros((by, *x.shape[1:]), x.dtype)])
 
+    examples = arrays["inputs"].shape[0]
     arrays = _of_examples(arrays, partial(longer, by=size))
     number = (examples + size - 1) // size
     size = jax.core.min_dim(examples, size)

@@ -81,16 +81,17 @@ def linear_softmax_cross_entropy(
       ``"sum"`` take three products for value and gradients, ``"none"`` four.
 
     Raises:
-      TypeError: a dtype does not fit.
-      ValueError: a shape does not fit, an option is out of its range, or a weight is negative under
-        ``"mean"``. Traced numbers are taken at their word.
+      TypeError: a dtype does not fit, or `chunk_size` is not an integer.
+      ValueError: a shape does not fit, there is no class, an option is out of its range, arrays are
+        explicitly sharded without `mesh`, or a weight is negative under ``"mean"``. Traced numbers
+        are taken at their word.
 
     Note:
       An ignored example contributes nothing, even if its inputs are NaN or infinite; nor does one
       with the weight 0, nor a masked class, whatever its kernel. The mean of no examples is 0. A
       label outside [0, classes) gives NaN, a label whose class is masked +inf. Over a mesh each
       gradient is summed once, after all chunks, in its argument's dtype; examples and classes must
-      divide by it. Second derivatives inside `jax.shard_map`, or with `mesh`, need JAX 0.12.
+      divide by it. With `jax.export` any size may be a symbol, except with `mesh`. Second derivatives inside `jax.shard_map`, or with `mesh`, need JAX 0.12.
 
     References:
       E. Wijmans et al., `Cut Your Losses in Large-Vocabulary Language Models
@@ -144,8 +145,8 @@ def linear_softmax_cross_entropy(
         for name, array in arrays.items():
             if sharding := explicit_sharding(array):
                 raise ValueError(
-                    f"{name} is sharded as {sharding.spec} over explicit mesh axes: say on which"
-                    f" mesh to compute, with mesh="
+                    f"{name} must not be sharded explicitly without mesh=, the mesh to compute on,"
+                    f" got {sharding.spec}"
                 )
             if name in SAME_FOR_ALL_CLASSES:
                 check_replicated(name, array, axes)
@@ -164,7 +165,7 @@ def _checked_size(chunk_size: int | None) -> int | None:
     try:
         size = integer(chunk_size)
     except TypeError:
-        raise TypeError(f"chunk_size must be an integer or None, got {chunk_size!r}") from None
+        raise TypeError(f"chunk_size must be an integer, got {chunk_size!r}") from None
     if size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {size}")
     return size

@@ -1,10 +1,11 @@
 """The loss of a linear head over a mesh: global arrays in, `jax.shard_map` inside."""
 
+import math
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import jax
+from jax.export import is_symbolic_dim
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ._chunks import Arrays, Head
@@ -70,7 +71,13 @@ def _checked(
     mesh: AnyMesh, example_spec: PartitionSpec | None, head: Head, arrays: Arrays
 ) -> PartitionSpec:
     """How the examples lie on the mesh, an entry for each of their dimensions."""
-    *examples, _ = arrays["inputs"].shape
+    *examples, features = arrays["inputs"].shape
+    if is_symbolic_dim(math.prod((*examples, features, arrays["kernel"].shape[1]))):
+        raise ValueError(
+            f"mesh must come with sizes that are numbers: what JAX exports of jax.shard_map crashes"
+            f" when it is called with others; got inputs {arrays['inputs'].shape} and kernel"
+            f" {arrays['kernel'].shape}"
+        )
     _check_names("class_axis_name", head.class_axes, mesh)
     if example_spec is None:
         rest = tuple(axis for axis in mesh.axis_names if axis not in head.class_axes)
@@ -115,4 +122,4 @@ def _check_classes(mesh: AnyMesh, axes: Axes, classes: int) -> None:
 
 
 def _size(mesh: AnyMesh, axes: Axes) -> int:
-    return prod(mesh.shape[axis] for axis in axes)
+    return math.prod(mesh.shape[axis] for axis in axes)

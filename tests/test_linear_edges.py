@@ -1,95 +1,217 @@
-"""The linear head at the edges: no features, classes or examples, and arguments that are wrong."""
+"""The linear head at its edges: empty sizes, mistaken arguments, derivatives of derivatives."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from heads import BASE, IGNORED, arrays_of_head, floats
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from meshes import BOTH, mesh_of
 
 import jxent
 
-head = jxent.linear_softmax_cross_entropy
+REDUCTIONS = ("mean", "sum", "none")
 
 
-def value_and_gradients(features, classes, examples, **options):
-    inputs, kernel = jnp.ones((examples, features)), jnp.ones((features, classes))
-    labels = jnp.zeros(examples, jnp.int32)
-
-    def loss(inputs, kernel):
-        return jnp.sum(head(inputs, kernel, labels, **options))
-
-    return jax.value_and_grad(loss, (0, 1))(inputs, kernel)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_no_features(reduction, chunk_size):
-    """Every logit is 0, and every loss log K."""
-    value, gradients = value_and_gradients(0, 5, 3, reduction=reduction, chunk_size=chunk_size)
-    np.testing.assert_allclose(value, np.log(5) * (1 if reduction == "mean" else 3), rtol=1e-6)
-    assert [x.shape for x in gradients] == [(3, 0), (0, 5)]
-
-
-def test_no_features_but_a_bias():
-    bias = jnp.array([1.0, 2.0, 3.0])
-    inputs, kernel, labels = jnp.ones((2, 0)), jnp.ones((0, 3)), jnp.array([0, 2])
-
-    def loss(bias):
-        return head(inputs, kernel, labels, bias)
-
-    value, gradient = jax.value_and_grad(loss)(bias)
-    expected = jnp.mean(jnp.stack([-jax.nn.log_softmax(bias)[i] for i in (0, 2)]))
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    one_hot = np.array([0.5, 0.0, 0.5])
-    np.testing.assert_allclose(gradient, jax.nn.softmax(bias) - one_hot, rtol=1e-5, atol=1e-7)
+def plain_head(inputs, kernel, labels, bias=None, *, reduction="mean", **options):
+    """The definition on whole logits, differentiated by JAX itself."""
+    logits = jnp.dot(inputs, kernel, precision="highest")
+    logits = logits if bias is None else logits + bias[None, :]
+    if (cap := options.get("logit_softcap")) is not None:
+        logits = cap * jnp.tanh(logits / cap)
+    mask = options.get("class_mask", jnp.ones(logits.shape[-1], bool))
+    logits = jnp.where(mask[None, :], logits, -jnp.inf)
+    normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    costs = jnp.where(mask[None, :], normalizer - jnp.where(mask[None, :], logits, 0), 0)
+    counted, present = labels != IGNORED, mask.astype(costs.dtype)
+    targets = jax.nn.one_hot(jnp.where(counted, labels, 0), logits.shape[-1], dtype=costs.dtype)
+    class_weights = options.get("class_weights", jnp.ones(logits.shape[-1], costs.dtype))
+    share = targets @ class_weights
+    smoothing = options.get("label_smoothing", 0.0)
+    targets = (1 - smoothing) * targets + smoothing * (present / jnp.sum(present))[None, :]
+    losses = jnp.sum(class_weights[None, :] * targets * costs, axis=-1)
+    losses = losses + options.get("z_loss", 0.0) * normalizer[:, 0] ** 2
+    weights = jnp.where(counted, options.get("weights", jnp.ones_like(losses)), 0)
+    losses = jnp.where(counted, losses, 0) * weights
+    if reduction == "none":
+        return losses
+    total = jnp.sum(losses)
+    return total if reduction == "sum" else total / jnp.sum(share * weights)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("features", [0, 4])
-def test_no_examples_or_one_class(reduction, features):
-    for classes, examples in ((3, 0), (1, 0), (1, 4)):
-        value, gradients = value_and_gradients(features, classes, examples, reduction=reduction)
-        assert value == 0
-        assert all(np.all(x == 0) for x in gradients)
+def head(*args, **options):
+    return jxent.linear_softmax_cross_entropy(
+        *args, **options, ignore_index=IGNORED, precision="highest"
+    )
 
 
-@pytest.mark.parametrize("features", [0, 4])
-def test_no_classes(features):
+def numbers(arrays):
+    return {name: jnp.asarray(x) for name, x in arrays.items()}
+
+
+def directions(tree, seed):
+    """Numbers of the shapes of a tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    rng = np.random.default_rng(seed)
+    values = [jnp.asarray(rng.uniform(-1, 1, x.shape), x.dtype) for x in leaves]
+    return jax.tree.unflatten(structure, values)
+
+
+def derivatives_again(function, arrays, perturbed):
+    """What `jax.vjp` returns, value and pullback together, differentiated forward and reverse."""
+
+    def losses(x):
+        a = arrays | x
+        args = [a.pop(name) for name in BASE]
+        return function(*args, **a)
+
+    def value_and_pullback(x, cotangent):
+        out, pullback = jax.vjp(losses, x)
+        return out, pullback(cotangent)
+
+    x = {name: arrays[name] for name in perturbed}
+    point = x, jnp.ones_like(losses(x))
+    out, out_dot = jax.jvp(value_and_pullback, point, directions(point, 0))
+    _, pullback = jax.vjp(value_and_pullback, *point)
+    return out, out_dot, pullback(directions(out, 1))
+
+
+@pytest.mark.parametrize(
+    ("perturbed", "reduction"),
+    [("every option", "mean"), ("every option", "none"), ("kernel", "none")],
+)
+def test_value_and_pullback_differentiated_again(perturbed, reduction):
+    """With all options given, whether one differentiates for them or not."""
+    with jax.enable_x64(True):
+        arrays = {name: x[:22] if x.shape == (23,) else x for name, x in arrays_of_head().items()}
+        arrays = numbers(arrays | {"inputs": arrays["inputs"][:22]})
+        names = list(floats(arrays)) if perturbed == "every option" else [perturbed]
+
+        def both(arrays):
+            fused = functools.partial(head, reduction=reduction, chunk_size=11)
+            plain = functools.partial(plain_head, reduction=reduction)
+            return [derivatives_again(f, arrays, names) for f in (fused, plain)]
+
+        results, expected = map(jax.tree.leaves, jax.jit(both)(arrays))
+        for got, exact in zip(results, expected, strict=True):
+            size = np.linalg.norm(exact)
+            assert size > 1e-3
+            assert np.linalg.norm(got - exact) <= 1e-11 * size
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(("examples", "features"), [((5,), 0), ((0,), 3), ((0,), 0), ((2, 0), 3)])
+@pytest.mark.parametrize("classes", [1, 7])
+def test_empty_sizes(examples, features, classes, reduction):
+    """No feature makes every logit its bias, no example no loss; the gradients have the shapes."""
+    x, w = jnp.ones((*examples, features)), jnp.ones((features, classes))
+    bias, y = jnp.linspace(-1, 2, classes), jnp.zeros(examples, int)
+
+    def loss(x, w, bias, bare):
+        options = {} if bare else {"bias": bias, "weights": jnp.full(examples, 2.0)}
+        losses = jxent.linear_softmax_cross_entropy(
+            x, w, y, **options, reduction=reduction, chunk_size=2
+        )
+        return jnp.sum(losses), losses
+
+    for bare in (True, False):
+        (_, losses), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(x, w, bias, bare)
+        logits = np.zeros(classes) if bare else np.asarray(bias, np.float64)
+        each = np.log(np.sum(np.exp(logits - logits[0])))
+        number, weight = np.prod(examples), 1 if bare else 2
+        total = {"mean": each * (number > 0), "sum": weight * number * each, "none": weight * each}
+        assert losses.shape == (examples if reduction == "none" else ())
+        np.testing.assert_allclose(losses, np.full(losses.shape, total[reduction]), rtol=1e-6)
+        to_x, to_w, to_bias = gradients
+        assert to_x.shape == x.shape
+        assert not np.any(to_w)
+        if bare:
+            assert not np.any(to_bias)
+        else:
+            p = np.exp(logits) / np.sum(np.exp(logits)) - (np.arange(classes) == 0)
+            share = number > 0 if reduction == "mean" else weight * number
+            np.testing.assert_allclose(to_bias, share * p, atol=1e-6)
+
+
+def test_one_class_is_certain():
+    """Its loss is the z-loss alone, whatever the logit."""
+    x, w = jnp.array([[1.0], [30.0]]), jnp.array([[2.0]])
+
+    def loss(w):
+        return jnp.sum(
+            jxent.linear_softmax_cross_entropy(
+                x, w, [0, 0], z_loss=0.25, label_smoothing=0.5, reduction="none", chunk_size=1
+            )
+        )
+
+    value, gradient = jax.value_and_grad(loss)(w)
+    np.testing.assert_allclose(value, 0.25 * (4 + 3600))
+    np.testing.assert_allclose(gradient, [[0.5 * (1 * 2 + 30 * 60)]], rtol=1e-6)
+
+
+def arguments(**changes):
+    arrays = {name: jnp.asarray(arrays_of_head()[name]) for name in BASE}
+    return {"ignore_index": IGNORED} | arrays | changes
+
+
+@pytest.mark.parametrize("features", [0, 3])
+@pytest.mark.parametrize("examples", [0, 4])
+def test_no_class_is_a_mistake(features, examples):
+    x, w = jnp.ones((examples, features)), jnp.ones((features, 0))
     message = f"kernel must have at least one class, got shape ({features}, 0)"
     with pytest.raises(ValueError, match=re.escape(message)):
-        value_and_gradients(features, 0, 3)
+        jxent.linear_softmax_cross_entropy(x, w, jnp.zeros(examples, int))
 
 
-@pytest.mark.parametrize("size", [2.0, True, "8", np.float32(4), [4]])
-def test_chunk_size_is_no_integer(size):
-    message = f"chunk_size must be an integer or None, got {size!r}"
-    with pytest.raises(TypeError, match=re.escape(message)):
-        value_and_gradients(2, 3, 4, chunk_size=size)
+@pytest.mark.parametrize("chunk_size", [2.0, True, "8", np.float32(8), np.bool_(True), [8], 1j])
+def test_chunk_size_is_an_integer(chunk_size):
+    message = re.escape(f"chunk_size must be an integer, got {chunk_size!r}")
+    with pytest.raises(TypeError, match=message):
+        jxent.linear_softmax_cross_entropy(**arguments(chunk_size=chunk_size))
 
 
-@pytest.mark.parametrize("size", [0, -1])
-def test_chunk_size_is_not_positive(size):
-    with pytest.raises(ValueError, match=f"chunk_size must be at least 1, got {size}"):
-        value_and_gradients(2, 3, 4, chunk_size=size)
+@pytest.mark.parametrize("chunk_size", [0, -1, np.int32(0)])
+def test_chunk_size_is_positive(chunk_size):
+    with pytest.raises(ValueError, match=f"chunk_size must be at least 1, got {chunk_size}"):
+        jxent.linear_softmax_cross_entropy(**arguments(chunk_size=chunk_size))
 
 
-def test_chunk_size_of_numpy():
-    value, _ = value_and_gradients(2, 3, 4, chunk_size=np.int64(2))
-    np.testing.assert_allclose(value, np.log(3), rtol=1e-6)
+def test_chunk_size_of_any_integer_type():
+    losses = {
+        float(jxent.linear_softmax_cross_entropy(**arguments(chunk_size=size)))
+        for size in (8, np.int64(8), np.uint8(8), np.array(8), jnp.array(8))
+    }
+    assert len(losses) == 1
 
 
-@pytest.mark.skipif(len(jax.devices()) < 2, reason="needs two devices")
 @pytest.mark.parametrize(
-    ("name", "inputs_spec", "kernel_spec"),
-    [("inputs", P("x", None), P()), ("kernel", P(), P(None, "x")), ("inputs", P(None, "x"), P())],
+    ("name", "spec"),
+    [
+        ("inputs", P("data", None)),
+        ("inputs", P(None, "model")),
+        ("labels", P("data")),
+        ("weights", P("data")),
+    ],
 )
-def test_explicitly_sharded_without_a_mesh(name, inputs_spec, kernel_spec):
-    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_explicitly_sharded_examples_need_a_mesh(name, spec, chunk_size):
+    mesh = mesh_of(*BOTH, AxisType.Explicit)
+    args = {
+        "inputs": jnp.ones((8, 2)),
+        "kernel": jnp.ones((2, 3)),
+        "labels": jnp.zeros(8, int),
+        "weights": jnp.ones(8),
+    }
+    sharded = args | {name: jax.device_put(args[name], NamedSharding(mesh, spec))}
+    message = (
+        f"{name} must not be sharded explicitly without mesh=, the mesh to compute on, got {spec}"
+    )
     with jax.set_mesh(mesh):
-        inputs = jax.device_put(jnp.ones((4, 2)), inputs_spec)
-        kernel = jax.device_put(jnp.ones((2, 6)), kernel_spec)
-        with pytest.raises(ValueError, match=f"^{name} is sharded as .* with mesh=$"):
-            head(inputs, kernel, jnp.zeros(4, jnp.int32))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            jxent.linear_softmax_cross_entropy(**sharded, chunk_size=chunk_size)
+        loss = jxent.linear_softmax_cross_entropy(**sharded, mesh=mesh, chunk_size=chunk_size)
+    np.testing.assert_allclose(loss, np.log(3), rtol=1e-6)

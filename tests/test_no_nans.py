@@ -29,10 +29,9 @@ def _value_and_gradient(case, **fixed):
 def _masks(case):
     masks = [{}]
     if case.accepts("where"):
-        masks += [
-            {"where": np.array([False, True])},
-            {"where": np.array([[True, True, False]] * 2)},
-        ]
+        masks.append({"where": np.array([[True, True, False]] * 2)})
+    if case.accepts("where") and case.accepts("axis"):
+        masks.append({"where": np.array([False, True])})
     if case.accepts("ignore_index"):
         masks.append({"ignore_index": 1})
     return masks
@@ -65,7 +64,7 @@ _WITH_LIMITS = [
     case
     for case in ALL
     if set(case.kinds) <= set(_LIMITS)
-    and (case.accepts("where") or "label_smoothing" not in case.options)
+    and (case.accepts("axis") or "label_smoothing" not in case.options)
 ]
 
 
