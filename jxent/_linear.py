@@ -91,7 +91,7 @@ def linear_softmax_cross_entropy(
       with the weight 0, nor a masked class, whatever its kernel. The mean of no examples is 0. A
       label outside [0, classes) gives NaN, a label whose class is masked +inf. Over a mesh each
       gradient is summed once, after all chunks, in its argument's dtype; examples and classes must
-      divide by it. With `jax.export` any size may be a symbol, except with `mesh`. Second derivatives inside `jax.shard_map`, or with `mesh`, need JAX 0.12.
+      divide by it. With `jax.export` any size may be a symbol, except with `mesh`.
 
     References:
       E. Wijmans et al., `Cut Your Losses in Large-Vocabulary Language Models
