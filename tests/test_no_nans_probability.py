@@ -5,7 +5,6 @@ zeros, classes left out, quotients and sums that overflow.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -119,12 +118,6 @@ ALL = [
         with_options,
         (np.resize(P[2:], 5), np.resize(Y[2:], 5), *OPTIONS),
         (P, Y, *EXTREME_OPTIONS),
-    ),
-    Inputs(
-        "weighted_mean",
-        functools.partial(jxent.weighted_mean, axis=-1),
-        tuple(rows(WITH_ZEROS)[::-1]),
-        tuple(rows([*EXTREME, ([1, 2, 3], [0, 0, 0]), ([np.inf, 1, 2], [1, 2, 3])])),
     ),
 ]
 every = pytest.mark.parametrize("inputs", ALL, ids=str)
