@@ -30,7 +30,7 @@ def _masks(case):
     masks = [{}]
     if case.accepts("where"):
         masks.append({"where": np.array([[True, True, False]] * 2)})
-    if case.accepts("where") and case.accepts("axis"):
+    if case.has_classes:
         masks.append({"where": np.array([False, True])})
     if case.accepts("ignore_index"):
         masks.append({"ignore_index": 1})

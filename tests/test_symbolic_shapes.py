@@ -89,7 +89,7 @@ def with_masks(case):
 
     names = [*case.kinds, *(name for name in case.options if name in DENSE_SHAPES)]
     functions = {str(case): (call, names)}
-    if case.accepts("where"):
+    if case.has_classes:
         functions[f"{case} with a mask"] = (masked, [*names, "where"])
     return functions
 
