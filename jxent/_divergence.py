@@ -9,8 +9,8 @@ from ._arguments import ArrayLike, Axis, floating
 from ._autodiff import with_gradient
 from ._class_axes import Axes, AxisName
 from ._distribution import probability, surprisal, to_logits_of_surprisals, total
-from ._elementary import expm1
-from ._numerics import divergence_terms, excess, log1p, mixture_ratio, nan_where
+from ._elementary import expm1, log1p
+from ._numerics import divergence_terms, excess, mixture_ratio, nan_where
 from ._one_pass import Statistics
 from ._rows import Rows
 from ._statistics import shift, statistics, upcast

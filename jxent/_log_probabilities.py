@@ -1,7 +1,10 @@
 r"""Kullback-Leibler divergences of predictions given as log-probabilities."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._arguments import ArrayLike, Axis, floating
 from ._numerics import chargeable, excess, excess_above, replaced_where, sum_of_products
@@ -182,8 +185,9 @@ def _difference(ell: jax.Array, tau: jax.Array) -> jax.Array:
 
 
 def _exp_beside(x: jax.Array, tau: jax.Array) -> jax.Array:
-    """``e^τ``, but 1 where x is 0 or infinite, so that its product with x is no NaN."""
-    return jnp.exp(jnp.where((x == 0) | jnp.isinf(x), 0.0, tau))
+    """``e^τ``, but 1 where its product with x would be 0 times infinity."""
+    overflows = tau > math.log(np.finfo(tau.dtype).max)
+    return jnp.exp(jnp.where((x == 0) & overflows | jnp.isinf(x), 0.0, tau))
 
 
 # d(t (log t - l) - t + e^l) = (log t - l) dt + (e^l - t) dl, with nothing to t where t = 0.

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating
+from ._elementary import log1p
 from ._elements import Elements
-from ._numerics import log1p, quotient_of_weight, sum_of_products
+from ._numerics import quotient_of_weight, sum_of_products
 from ._partials import loss_with_partials
 from ._rows import Rows, two_distributions
 from ._statistics import upcast

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, elementwise, floating
 from ._autodiff import with_gradient
-from ._elementary import expm1, sigmoid, softplus
+from ._elementary import expm1, log1p, sigmoid, softplus
 from ._elements import Elements
-from ._numerics import chargeable, divergence_terms, log1p, times
+from ._numerics import chargeable, divergence_terms, times
 from ._statistics import upcast
 
 
