@@ -1,4 +1,4 @@
-"""The README's Python runs, and prints what it says, in both languages."""
+"""The Python of the README and of the docs' pages runs, and prints what it says."""
 
 import doctest
 import re
@@ -10,6 +10,7 @@ pytestmark = pytest.mark.peer
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def blocks(readme, language):
@@ -17,22 +18,22 @@ def blocks(readme, language):
     return re.findall(pattern, readme.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
-BLOCKS = blocks(READMES[0], "python")
+BLOCKS = [(page, block) for page in (READMES[0], *PAGES) for block in blocks(page, "python")]
 
 
 def test_there_are_blocks():
     """One to run and one to compare, at least."""
-    assert len(BLOCKS) >= 2
-    assert any(">>>" in block for block in BLOCKS)
+    assert sum(page == READMES[0] for page, _ in BLOCKS) >= 2
+    assert any(">>>" in block for _, block in BLOCKS)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_block(block):
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[page.name for page, _ in BLOCKS])
+def test_block(page, block):
     """Each stands alone, as a reader would copy it."""
     if ">>>" not in block:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, page.name, "exec"), {})
         return
-    example = doctest.DocTestParser().get_doctest(block, {}, "README", "README.md", 0)
+    example = doctest.DocTestParser().get_doctest(block, {}, page.stem, page.name, 0)
     printed = []
     doctest.DocTestRunner().run(example, out=printed.append)
     assert not printed, "".join(printed)
@@ -46,11 +47,21 @@ def test_chinese_has_the_same_blocks():
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_links_lead_somewhere(readme):
+@pytest.mark.parametrize("page", [*READMES, *PAGES], ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
     """To files of the repository."""
-    links = re.findall(r"\]\((?!https?:)(.*?)\)", readme.read_text("utf-8"))
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    links = re.findall(r"\]\((?!https?:)(.*?)\)", page.read_text("utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_figure_has_its_command():
+    """Each section of the page with tables says which program prints them, and all are there."""
+    _, *sections = re.split(r"^## ", (ROOT / "docs/performance.md").read_text("utf-8"), flags=re.M)
+    tables = [section for section in sections if "|--:|" in section]
+    programs = [set(re.findall(r"^`python (benchmarks/\w+\.py)", s, re.M)) for s in tables]
+    assert all(programs)
+    runs = re.findall(r'\["(\w+\.py)"', (ROOT / "benchmarks/__main__.py").read_text("utf-8"))
+    assert set().union(*programs) == {f"benchmarks/{file}" for file in runs}
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
