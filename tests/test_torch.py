@@ -1,4 +1,4 @@
-"""Against PyTorch: each expression of the README's migration table, in value and gradient."""
+"""Against PyTorch: each expression of the migration tables, in value and gradient."""
 
 import re
 from pathlib import Path
@@ -14,8 +14,9 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
 pytestmark = pytest.mark.peer
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-TABLE = re.findall(r"^\| `(F\..*?)` \| `(.*?)` \|$", README, re.MULTILINE)
+ROOT = Path(__file__).parent.parent
+PAGES = "".join((ROOT / page).read_text("utf-8") for page in ("README.md", "docs/pytorch.md"))
+TABLE = re.findall(r"^\| `(F\..*?)` \| `(.*?)` \|$", PAGES, re.MULTILINE)
 
 RTOL = 1e-12
 IGNORED = -100
@@ -75,7 +76,8 @@ def _evaluated(expression):
 
 
 def test_table_was_found():
-    """Every function that the README promises to replace."""
+    """Every function that the README promises to replace, and all of the rows."""
+    assert len(TABLE) == len(re.findall(r"^\| `F\.", PAGES, re.MULTILINE)) >= 16
     assert {theirs.split("(")[0] for theirs, _ in TABLE} == {
         "F.cross_entropy",
         "F.nll_loss",
@@ -88,7 +90,7 @@ def test_table_was_found():
 
 @pytest.mark.parametrize(("theirs", "ours"), TABLE, ids=[row[0] for row in TABLE])
 def test_table(theirs, ours):
-    """The README's expressions as they stand."""
+    """The expressions as they stand."""
     _compare(_evaluated(theirs), _evaluated(ours))
 
 
@@ -102,7 +104,7 @@ def test_table_with_numpy_arrays(theirs, ours):
 
 
 def test_head_with_class_weights_and_z_loss():
-    """As the README says: one of the two rows, and with another z-loss the other one."""
+    """As the docs say: one of the two rows, and with another z-loss the other one."""
     over_examples, over_weights = (row for row in TABLE if "logsumexp" in row[0])
     with jax.enable_x64(True):
         arrays = {"y": ARRAYS["y"], "w": ARRAYS["w"]}
@@ -132,7 +134,7 @@ def test_smoothing_of_integer_labels_as_in_t5x_and_megatron():
 
 
 def test_divergence_of_yes_and_no_keeps_its_bits():
-    """The README's expression in float32, where PyTorch's difference has lost all of them."""
+    """Our expression in float32, where PyTorch's difference has lost all of them."""
     (row,) = (row for row in TABLE if " - F.binary_cross_entropy" in row[0])
     t = np.float32([1e-10, 0.5, 0.3, 0.0, 1.0, 0.7, 1e-5])
     p = np.float32([2e-10, 0.5001, 0.3001, 0.5, 0.5, 1e-20, 1.001e-5])
