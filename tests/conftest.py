@@ -7,6 +7,14 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_configure(config):
+    """Compiled programs are kept for the other workers, and for the next run."""
+    directory = config.rootpath / ".pytest_cache" / f"compiled-by-jax-{jax.__version__}"
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def pytest_addoption(parser):
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure")
     parser.addoption(
@@ -15,6 +23,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    # One worker has all tests of a function, so that each trace of it is made once.
+    for item in items:
+        case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+        if case is not None:
+            item.add_marker(pytest.mark.xdist_group(case.name))
     if not config.getoption("--full"):
         quick = [item for item in items if not item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=[item for item in items if item not in quick])

@@ -7,6 +7,7 @@ import pytest
 import sweeps
 import truth
 from accuracy import check, double_if
+from tiers import quick
 from tolerances import DTYPES
 
 import jxent
@@ -14,7 +15,7 @@ import jxent
 NAMES = ("softmax_kl_divergence", "softmax_jensen_shannon_divergence")
 
 
-@pytest.fixture(params=DTYPES)
+@pytest.fixture(params=quick(DTYPES))
 def dtype(request):
     return request.param
 

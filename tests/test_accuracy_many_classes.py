@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from accuracy import double_if
+from tiers import quick_rows
 from tolerances import DTYPES, UNITS, computing, eps
 
 import jxent
@@ -14,6 +15,7 @@ from jxent import _statistics
 from jxent._one_pass import in_one_pass
 
 SIZES = [(dtype, 5_000) for dtype in DTYPES] + [("float32", 200_000), ("float64", 200_000)]
+EVERY_SIZE = pytest.mark.parametrize(("dtype", "classes"), quick_rows(SIZES, 4))
 INTEGER = jxent.softmax_cross_entropy_with_integer_labels
 
 
@@ -61,13 +63,14 @@ def _one_pass_everywhere(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_one_pass_everywhere")
 @pytest.mark.parametrize(("dtype", "classes"), SIZES)
 def test_softmax_in_one_pass(dtype, classes):
     test_softmax(dtype, classes)
 
 
-@pytest.mark.parametrize(("dtype", "classes"), SIZES)
+@EVERY_SIZE
 def test_softmax(dtype, classes):
     z = rows(dtype, classes)
     labels = np.ones(len(z), np.int32)
@@ -103,7 +106,7 @@ def test_softmax(dtype, classes):
             assert_near(gradient[i], g, allowed, dtype)
 
 
-@pytest.mark.parametrize(("dtype", "classes"), SIZES)
+@EVERY_SIZE
 def test_divergence(dtype, classes):
     rng = np.random.default_rng(12)
     z_q = rows(dtype, classes)

@@ -5,12 +5,13 @@ import pytest
 import sweeps
 import truth
 from accuracy import check
+from tiers import quick
 from tolerances import DTYPES, computing
 
 import jxent
 
 
-@pytest.fixture(params=DTYPES)
+@pytest.fixture(params=quick(DTYPES))
 def dtype(request):
     return request.param
 

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import fast_jit
 from jax.sharding import PartitionSpec as P
 from meshes import BOTH, CLASSES_ONLY, EXAMPLES_ONLY, THREE, mesh_of
+from tiers import quick, quick_rows
 
 import jxent
 
@@ -20,7 +22,6 @@ MESHES = [
     (BOTH, "model"),
     (THREE, ("expert", "model")),
 ]
-FAST = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def integer_loss(z, labels, mask, weights, epsilon, zeta, **where):
@@ -138,17 +139,17 @@ def assert_same(results, expected, rtol=1e-11):
 def on_one_device(function):
     with jax.enable_x64(True):
         arguments = placed(arrays(function))
-        return jax.jit(value_and_gradients(function, arguments))(*arguments.values())
+        return fast_jit(value_and_gradients(function, arguments))(*arguments.values())
 
 
 @EVERY
-@pytest.mark.parametrize(("shape", "classes"), MESHES)
+@pytest.mark.parametrize(("shape", "classes"), quick_rows(MESHES, 3))
 def test_values_and_gradients(function, shape, classes):
     mesh = mesh_of(*shape)
     with jax.enable_x64(True):
         arguments = placed(arrays(function))
         mapped = sharded(function, mesh, classes, arguments)
-        program = jax.jit(value_and_gradients(mapped, arguments), compiler_options=FAST)
+        program = fast_jit(value_and_gradients(mapped, arguments))
         assert_same(program(*arguments.values()), on_one_device(function))
 
 
@@ -184,8 +185,8 @@ def test_modes_of_differentiation(function):
             )
 
         mapped = sharded(function, mesh, "model", arguments)
-        results = jax.jit(lambda: modes(mapped), compiler_options=FAST)()
-        expected = jax.jit(lambda: modes(function), compiler_options=FAST)()
+        results = fast_jit(lambda: modes(mapped))()
+        expected = fast_jit(lambda: modes(function))()
         assert_same(results, expected, rtol=1e-10)
 
 
@@ -218,7 +219,7 @@ def test_differentiated_inside(function):
         names = list(arguments)
         out = tuple(specs[names[i]] for i in at), P()
         program = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs.values()), out_specs=out)
-        gradients, dot = jax.jit(program, compiler_options=FAST)(*arguments.values())
+        gradients, dot = fast_jit(program)(*arguments.values())
         expected = jax.grad(lambda *values: jnp.sum(function(*values)), at)(*arguments.values())
         assert_same(gradients, expected)
         dots = [jnp.cos(7 * list(arguments.values())[i]) for i in at]
@@ -246,9 +247,9 @@ def test_replicated_and_sharded_arguments():
             in_specs=(P(None, "model"), P("model"), P("data")),
             out_specs=P("data"),
         )
-        gradient = jax.jit(jax.value_and_grad(lambda *a: weighted(mapped(*a)), (0, 1)))
+        gradient = fast_jit(jax.value_and_grad(lambda *a: weighted(mapped(*a)), (0, 1)))
         whole = jax.value_and_grad(lambda z, *a: weighted(losses(jnp.tile(z, (4, 1)), *a)), (0, 1))
-        assert_same(gradient(z, row, labels), whole(z, row, labels))
+        assert_same(gradient(z, row, labels), fast_jit(whole)(z, row, labels))
 
 
 def regimes():
@@ -283,7 +284,7 @@ def regimes():
     return np.array(rows), np.array(labels)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", quick(["float32", "bfloat16"]))
 @EVERY
 def test_accuracy_where_others_fail(function, dtype):
     """In single precision, as on one device to a few units in the last place."""
@@ -311,7 +312,7 @@ def test_accuracy_where_others_fail(function, dtype):
             out, pullback = jax.vjp(lambda z: call(z, *values[1:]), values[0])
             return out, pullback(jnp.ones_like(out))[0]
 
-        return jax.jit(gradient, compiler_options=FAST)(*arguments.values())
+        return fast_jit(gradient)(*arguments.values())
 
     (losses, to_z), (exact, exact_to_z) = (
         each(sharded(bare, mesh, "model", arguments)),

@@ -7,7 +7,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, bare
+from cases import CASES, bare, fast_jit
 
 _STEP = 1e-5
 
@@ -33,7 +33,7 @@ class _Along:
         self.outputs = lambda x: jnp.ravel(function(*unravel(x)))
         size = jax.eval_shape(self.outputs, self.point).size
         self.weights = jnp.linspace(0.5, 1.0, size)
-        self.value_and_gradient = jax.jit(lambda x: (self.outputs(x), jax.grad(self.total)(x)))
+        self.value_and_gradient = fast_jit(lambda x: (self.outputs(x), jax.grad(self.total)(x)))
 
     def total(self, x):
         return jnp.vdot(self.weights, self.outputs(x))
@@ -61,7 +61,7 @@ def _first(case):
     with jax.enable_x64(True):
         along = _along(case)
 
-        @jax.jit
+        @fast_jit
         def by_every_route(x, dot):
             f = along.outputs
             return {
@@ -85,11 +85,13 @@ def test_first_derivative(case, route):
     np.testing.assert_allclose(_first(case)[route], expected, rtol=1e-7, atol=1e-8)
 
 
+# The derivatives of a pullback, below, are the same in another form.
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_hessian(case):
     with jax.enable_x64(True):
         along = _along(case)
-        hessian = np.asarray(jax.jit(jax.hessian(along.total))(along.point))
+        hessian = np.asarray(fast_jit(jax.hessian(along.total))(along.point))
     np.testing.assert_allclose(hessian, hessian.T, rtol=1e-10, atol=1e-12)
     expected = _differences(case)[1]
     product = hessian @ np.asarray(along.dot)
@@ -116,7 +118,7 @@ def test_value_and_pullback_together(case):
             out, pullback = jax.vjp(outputs, x)
             return jnp.concatenate([out, *pullback(along.weights + out)])
 
-        @jax.jit
+        @fast_jit
         def by_every_route(x, dot):
             out, tangent = jax.jvp(together, (x,), (dot,))
             weights = jnp.linspace(0.5, 1.0, out.size)
@@ -135,7 +137,7 @@ def _second(case):
     with jax.enable_x64(True):
         along = _along(case)
 
-        @jax.jit
+        @fast_jit
         def by_every_route(x, dot):
             def forward(x):
                 return jax.jvp(along.total, (x,), (dot,))[1]

@@ -6,37 +6,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ALL, CASES, bare
+from cases import ALL, CASES, bare, cotangent_of, fast_jit, value_and_gradients
 
 _SMALL = pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
-EVERY = pytest.mark.parametrize("case", ALL, ids=str)
-COMPILED = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def _every(cases):
+    """Each with its options, ordinary arithmetic; --full: also without."""
+    full = [() if case in CASES else pytest.mark.full for case in cases]
+    params = [pytest.param(c, id=str(c), marks=m) for c, m in zip(cases, full, strict=True)]
+    return pytest.mark.parametrize("case", params)
+
+
+EVERY, COMPILED = _every(ALL), _every(CASES)
 
 
 @functools.cache
-def _pulled_back(case):
-    """The result, and what a cotangent on it becomes, as a function of the arguments."""
-
-    def function(args, cotangent):
-        f, floats = case.of_floats(args)
-        out, pullback = jax.vjp(f, *floats)
-        return out, pullback(cotangent)
-
-    return jax.jit(function)
-
-
-def _cotangent(case, seed=0):
-    shape = jax.eval_shape(case.call, *case.args()).shape
-    return np.random.default_rng(seed).uniform(0.5, 1.5, shape).astype(np.float32)
+def _program(case):
+    return fast_jit(value_and_gradients(case.call, case.differentiable))
 
 
 @functools.cache
 def _in_dtype(case, dtype):
     """The result and the gradients; the example numbers are exact in every dtype."""
-    args = case.args(dtype)
-    out = jax.eval_shape(case.call, *args)
-    cotangent = jnp.asarray(_cotangent(case), out.dtype)
-    return jax.tree.map(np.asarray, _pulled_back(case)(args, cotangent))
+    cotangent = jnp.asarray(cotangent_of(case), np.float64 if dtype == np.float64 else np.float32)
+    out, *gradients = jax.tree.map(np.asarray, _program(case)(cotangent, *case.args(dtype)))
+    return out, gradients
 
 
 @_SMALL
@@ -50,7 +45,7 @@ def test_result_is_that_of_float32(case, dtype):
 
 # The linear head's gradients enter products, and have a bound of their own.
 @_SMALL
-@pytest.mark.parametrize("case", [c for c in ALL if "kernel" not in c.kinds], ids=str)
+@_every([c for c in ALL if "kernel" not in c.kinds])
 def test_gradient_is_rounded_once(case, dtype):
     """The cotangent is multiplied first: half a unit in the last place is all that is lost."""
     small, full = _in_dtype(case, dtype)[1], _in_dtype(case, np.float32)[1]
@@ -77,23 +72,23 @@ def test_float64_stays(case):
 @EVERY
 def test_float32_stays_beside_float64(case):
     with jax.enable_x64(True):
-        args, cotangent = case.args(np.float32), jnp.asarray(_cotangent(case))
-        out, gradients = jax.eval_shape(_pulled_back(case), args, cotangent)
+        args, cotangent = case.args(np.float32), jnp.asarray(cotangent_of(case))
+        out, *gradients = jax.eval_shape(_program(case), cotangent, *args)
     assert out.dtype == np.float32
     assert all(g.dtype == np.float32 for g in gradients)
 
 
 @EVERY
 def test_mixed_dtypes(case):
-    """One argument in bfloat16, the others in float32: every gradient in its argument's dtype."""
-    args = case.args()
-    cotangent = jnp.asarray(_cotangent(case))
-    for i in case.differentiable:
-        mixed = [x.astype(jnp.bfloat16) if i == k else x for k, x in enumerate(args)]
-        out, gradients = jax.eval_shape(_pulled_back(case), mixed, cotangent)
+    """Every other argument in bfloat16, or all but these: each gradient in its own dtype."""
+    args, cotangent = case.args(), jnp.asarray(cotangent_of(case))
+    for start in range(min(2, len(case.differentiable))):
+        small = case.differentiable[start::2]
+        mixed = [x.astype(jnp.bfloat16) if i in small else x for i, x in enumerate(args)]
+        out, *gradients = jax.eval_shape(_program(case), cotangent, *mixed)
         assert out.dtype == np.float32
-        for k, g in zip(case.differentiable, gradients, strict=True):
-            assert g.dtype == (jnp.bfloat16 if i == k else np.float32)
+        for i, g in zip(case.differentiable, gradients, strict=True):
+            assert g.dtype == mixed[i].dtype
 
 
 @EVERY
@@ -142,7 +137,7 @@ def test_loss_scaling(name, first, second):
     case = bare(name)
     args = [first] if second is None else [first, second]
 
-    @jax.jit
+    @fast_jit
     def gradient(scale, *args):
         return jax.grad(lambda *args: jnp.sum(scale * case.call(*args)))(*args)
 

@@ -21,6 +21,7 @@ from heads import (
     fused_head,
     value_and_gradients,
 )
+from tiers import quick, quick_rows
 
 import jxent
 
@@ -46,12 +47,12 @@ def _check(arrays, reduction):
         assert_close(fused, dense, 1e-12)
 
 
-@pytest.mark.parametrize("option", [None, *OPTIONS])
+@pytest.mark.parametrize("option", quick([None, *OPTIONS]))
 def test_options_alone(option):
     _check({k: v for k, v in arrays_of_head().items() if k in (*BASE, option)}, "mean")
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("reduction", quick(["mean", "sum", "none"], "mean", "none"))
 def test_options_in_pairs_and_together(reduction):
     arrays = arrays_of_head()
     for chosen in [*PAIRS, OPTIONS]:
@@ -60,7 +61,8 @@ def test_options_in_pairs_and_together(reduction):
 
 
 @pytest.mark.parametrize(
-    ("classes", "chunk_size"), [(31, 16), (32, 16), (33, 16), (33, None), (33, 1), (33, 22), (1, 5)]
+    ("classes", "chunk_size"),
+    quick_rows([(31, 16), (32, 16), (33, 16), (33, None), (33, 1), (33, 22), (1, 5)], 2, 6),
 )
 def test_scales_offsets_and_chunks(classes, chunk_size):
     """The dense loss, whatever the logits' scale and offset, and however the rows are cut."""
@@ -83,7 +85,7 @@ def test_scales_offsets_and_chunks(classes, chunk_size):
             assert_close(fused(changed), dense(changed), 1e-12 + 1e-15 * offset)
 
 
-@pytest.mark.parametrize(("classes", "examples"), [(50_257, 64), (257, 1), (2, 300)])
+@pytest.mark.parametrize(("classes", "examples"), quick_rows([(50_257, 64), (257, 1), (2, 300)], 1))
 def test_float32_against_float64(classes, examples):
     rng = np.random.default_rng(3)
     arrays = {
@@ -101,8 +103,8 @@ def test_float32_against_float64(classes, examples):
         assert np.linalg.norm(x - y) <= bound * np.linalg.norm(x), name
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", quick([jnp.bfloat16, jnp.float16]))
+@pytest.mark.parametrize("reduction", quick(["mean", "none"]))
 def test_low_precision(dtype, reduction):
     """Each entry of a gradient within 2^-8 of the sum of its absolute terms."""
     rng = np.random.default_rng(4)
@@ -140,7 +142,7 @@ def test_the_loss_scale_reaches_a_gradient_before_it_is_rounded():
     np.testing.assert_allclose(gradient[:, 1], 2.0**16 * np.exp(-21), rtol=1e-2)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", quick(["mean", "none"]))
 def test_other_modes(reduction):
     """Forward mode, second derivatives both ways, vmap over each argument, scan, checkpoint."""
     with jax.enable_x64(True):

@@ -1,6 +1,7 @@
 """The loss of a linear head over meshes: as on one device, and what the mesh has to carry."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -23,6 +24,7 @@ from heads import (
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from meshes import BOTH, CLASSES_ONLY, EXAMPLES_ONLY, THREE, collectives, mesh_of
+from tiers import quick, quick_rows
 
 import jxent
 
@@ -77,8 +79,10 @@ def cotangents():
     return np.random.default_rng(1).normal(size=EXAMPLES)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize(("shape", "class_axis_name"), MESHES)
+@pytest.mark.parametrize(
+    ("shape", "class_axis_name", "reduction"),
+    quick_rows([(*mesh, how) for mesh in MESHES for how in ("mean", "none")], 5, 6),
+)
 def test_every_option(shape, class_axis_name, reduction):
     """Each alone, and all together, with labels that are ignored."""
     mesh = mesh_of(*shape)
@@ -132,8 +136,10 @@ def small(examples=(8,), features=4, classes=16, dtype=np.float32):
     )
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize(
+    ("axis_type", "reduction"),
+    quick_rows(itertools.product([AxisType.Auto, AxisType.Explicit], ["sum", "none"]), 2),
+)
 def test_more_dimensions_of_examples(axis_type, reduction):
     """Batch and sequence, each over an axis of its own; eager, with every kind of sharding type."""
     x, w, y = small(examples=(2, 4))
@@ -154,7 +160,7 @@ def test_more_dimensions_of_examples(axis_type, reduction):
     np.testing.assert_allclose(loss, expected, rtol=2e-6)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("offset", quick([0.0, 1e4], 1e4))
 def test_a_certain_class_on_another_shard_than_the_next(offset):
     """The loss is that of the margin, 20, and no shard's own maximum disturbs it."""
     mesh = mesh_of(*CLASSES_ONLY)

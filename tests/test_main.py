@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import quick
 
 import jxent
 from jxent import __main__
@@ -37,6 +38,7 @@ def document(finished):
     return json.loads(finished.stdout)
 
 
+@pytest.mark.full
 def test_every_loss_is_within_its_bounds(finished, document):
     assert document["missed"] == []
     assert finished.returncode == 0, finished.stderr
@@ -48,10 +50,12 @@ def test_every_loss_is_within_its_bounds(finished, document):
             assert jxents["beyond"] == 0, line
 
 
+@pytest.mark.full
 def test_it_prints_nothing_beside_the_document(finished):
     assert finished.stderr == ""
 
 
+@pytest.mark.full
 def test_it_names_device_and_versions(document):
     device = jax.devices()[0]
     assert document["device"] == {"platform": device.platform, "kind": device.device_kind}
@@ -62,6 +66,7 @@ def test_it_names_device_and_versions(document):
     assert versions["jaxlib"]
 
 
+@pytest.mark.full
 def test_the_classifier_learns(document):
     losses = [loss for _, loss in document["iris"]["loss"]]
     assert losses[0] == pytest.approx(math.log(3), abs=1e-6)
@@ -70,6 +75,7 @@ def test_the_classifier_learns(document):
     assert document["iris"]["accuracy"] >= 0.96
 
 
+@pytest.mark.full
 def test_every_loss_meets_every_dtype(document):
     found = {(line["loss"], line["dtype"]) for line in document["numerics"]}
     names = {name for family in report.FAMILIES for name, _ in family.losses}
@@ -79,6 +85,7 @@ def test_every_loss_meets_every_dtype(document):
     assert public - others <= names | {"linear_softmax_cross_entropy"}
 
 
+@pytest.mark.full
 def test_the_textbook_fails_where_the_library_does_not(document):
     lines = {(line["loss"], line["inputs"], line["dtype"]): line for line in document["numerics"]}
     line = lines[LOSS, "logits, labels", "float32"]
@@ -106,7 +113,7 @@ def undefined(logits, labels):
 
 
 @pytest.mark.parametrize("function", [broken, undefined])
-@pytest.mark.parametrize("dtype", errors.DTYPES)
+@pytest.mark.parametrize("dtype", quick(errors.DTYPES))
 def test_a_broken_loss_misses_its_bound(function, dtype):
     lines = list(errors.measure(SMALL, {"jxent": {LOSS: function}}, (dtype,)))
     missed = report.missed(lines)

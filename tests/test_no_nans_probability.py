@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
+from cases import fast_jit
 from jax.experimental import checkify
 
 import jxent
@@ -170,7 +171,7 @@ def test_value_and_pullback_differentiated(inputs):
     smooth = [np.where(np.isin(x, [0, 1, -np.inf]), 0.375, x) for x in inputs.finite]
     number, count = again(inputs.call), len(smooth)
 
-    @jax.jit
+    @fast_jit
     def derivatives(args, dots):
         after, before = (
             number(*(x + sign * step * dot for x, dot in zip(args, dots, strict=True)))
@@ -188,6 +189,7 @@ def test_value_and_pullback_differentiated(inputs):
         assert not has_nan(derivatives(tuple(map(jnp.float64, inputs.finite)), dots)[1:])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("inputs", [x for x in ALL if len(x.finite) == 2], ids=str)
 def test_hessian_with_zeros(inputs):
     """It is symmetric, although the gradient is cut where a number without logarithm is."""

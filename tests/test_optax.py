@@ -66,6 +66,11 @@ def _methods(name):
     return [method for method in found if method != "test_deprecated_alias"]
 
 
+def _is_variant(method):
+    """Whether chex has the same test compiled, which the quick tier runs."""
+    return any(f"__{variant}" in method for variant in ("without", "with_device", "with_pmap"))
+
+
 @pytest.mark.parametrize("name", OPTAX_TESTS)
 def test_number_of_optax_tests(name):
     """Nothing that is expected to run has gone from optax."""
@@ -73,7 +78,12 @@ def test_number_of_optax_tests(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [(name, method) for name in OPTAX_TESTS for method in _methods(name)]
+    ("name", "method"),
+    [
+        pytest.param(name, method, marks=pytest.mark.full if _is_variant(method) else ())
+        for name in OPTAX_TESTS
+        for method in _methods(name)
+    ],
 )
 def test_optax_test(name, method, monkeypatch):
     """A test of optax's, in which jxent's functions stand for optax's."""
@@ -135,10 +145,18 @@ WITH_OPTIONS = {
 class AgainstOptax(chex.TestCase):
     """Values and gradients, to the accuracy that optax has itself."""
 
-    @chex.all_variants
+    @chex.variants(with_jit=True)
     @parameterized.parameters(*PLAIN)
     def test_plain(self, name):
         """Every function."""
+        args, traced = PLAIN[name]
+        self._compare(name, args, traced, {})
+
+    @pytest.mark.full
+    @chex.variants(without_jit=True, with_device=True, without_device=True, with_pmap=True)
+    @parameterized.parameters(*PLAIN)
+    def test_plain_in_every_variant(self, name):
+        """The same with chex's other ways to call a function."""
         args, traced = PLAIN[name]
         self._compare(name, args, traced, {})
 

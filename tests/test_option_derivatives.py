@@ -15,6 +15,7 @@ import sweeps
 import tolerances
 import truth
 from accuracy import double_if
+from tiers import quick
 
 import jxent
 
@@ -172,7 +173,7 @@ _TABLE = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", quick(["float32", "float64", "bfloat16"]))
 @pytest.mark.parametrize("name", _TABLE)
 def test_derivative_for_an_option(name, dtype):
     row = _TABLE[name]
@@ -201,7 +202,7 @@ def test_derivative_for_an_option(name, dtype):
             assert worst <= 1, f"{option}: {message}"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
 def test_derivative_for_class_weights(dtype):
     """``y_j (-log p_j)``, whose errors are those of the surprisals."""
     with double_if(dtype), mpmath.workdps(tolerances.DIGITS[dtype]):

@@ -90,6 +90,7 @@ def _assert_same(actual, expected, scale=1.0):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * scale)
 
 
+@pytest.mark.full
 @every(_LOSSES)
 @_FEW
 @given(data=st.data())
@@ -106,6 +107,7 @@ def test_permuted_classes(case, data):
         _assert_same(h, g[:, order], 1 + np.max(np.abs(g), initial=0, where=np.isfinite(g)))
 
 
+@pytest.mark.full
 @every(_OF_LOGITS)
 @_FEW
 @given(data=st.data())
@@ -127,6 +129,7 @@ def test_shifted_logits(case, data):
         np.testing.assert_array_equal(h, g)
 
 
+@pytest.mark.full
 @every(_MASKABLE)
 @_FEW
 @given(data=st.data())
@@ -148,6 +151,7 @@ def test_masked_is_removed(case, data):
         _assert_same(g[:, :2], h, 1 + np.max(np.abs(h), initial=0, where=np.isfinite(h)))
 
 
+@pytest.mark.full
 @every(_LOSSES)
 @_FEW
 @given(data=st.data())
@@ -170,6 +174,7 @@ def test_never_negative_and_never_nan(case, data):
     assert not any(np.any(np.isnan(g)) for g in gradients)
 
 
+@pytest.mark.full
 @every([c for c in _OF_LOGITS if c.kinds in (("logits",), ("logits", "labels"))])
 @_FEW
 @given(logits=_array(_LOGITS), labels=_KINDS["labels"])
@@ -184,6 +189,7 @@ def test_infinite_logits_stay_in_their_example(case, logits, labels):
         np.testing.assert_array_equal(gradients[0][i], alone_gradients[0][i])
 
 
+@pytest.mark.full
 @every(_MASKABLE)
 @_FEW
 @given(data=st.data())

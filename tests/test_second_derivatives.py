@@ -16,6 +16,7 @@ import pytest
 import tolerances
 import truth
 from accuracy import double_if
+from tiers import quick
 from tolerances import DIGITS, SECOND_DERIVATIVE, computing
 
 import jxent
@@ -223,7 +224,7 @@ _TABLE = {
 }
 
 
-@pytest.fixture(params=["float32", "float64"])
+@pytest.fixture(params=quick(["float32", "float64"]))
 def dtype(request):
     with double_if(request.param), mpmath.workdps(DIGITS[request.param]):
         yield request.param

@@ -8,6 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 from accuracy import double_if
+from tiers import quick
 from tolerances import DIGITS, FLUSHED, eps
 
 import jxent
@@ -52,7 +53,7 @@ def all_derivatives(z, cap):
     return {n: [derivative(n, way)(z, cap) for way in ways] for n in orders}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
 def test_derivatives_of_two_orders(dtype):
     """Relative to the exact value; what grows with |ln sech²| = 2u is allowed on top."""
     with double_if(dtype), mpmath.workdps(DIGITS[dtype]):
@@ -69,6 +70,7 @@ def test_derivatives_of_two_orders(dtype):
                     assert abs(mpmath.mpf(float(value)) - exact) <= bound, (orders, x, cap, value)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_third_derivative(dtype):
     """Of a function of one number that is both: relative to the sizes of its terms."""
@@ -130,7 +132,7 @@ def test_limits():
             derivatives(jnp.asarray(row[0]), jnp.asarray(row[1]))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", quick(["mean", "none"]))
 def test_the_head_has_them(reduction):
     """With one feature and the classes z and 0, whose loss is ``softplus(-c tanh(z / c))``."""
     cap, us = 3.0, [1e-4, 0.02, 1.0, 6.0, 12.0]

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import fast_jit
 from heads import BASE, OPTIONS
 from jax import export
 from meshes import BOTH, mesh_of
+from tiers import quick, quick_rows
 
 import jxent
 
@@ -126,7 +128,7 @@ OTHER_AXES = {
 }
 
 
-@pytest.mark.parametrize("module", [*MODULES, "other axes"])
+@pytest.mark.parametrize("module", quick([*MODULES, "other axes"], "jxent._softmax"))
 def test_dense_losses(module):
     """Of a symbolic number of examples and of classes."""
     functions = dict(OTHER_AXES) if module == "other axes" else {}
@@ -145,7 +147,7 @@ def test_dense_losses(module):
         arrays = [{k: x for k, x in dense_arrays(*s).items() if k in needed} for s in SIZES]
         program = exported(every, arrays[0], DENSE_SHAPES)
         for a in arrays:
-            assert_same(program.call(a), jax.jit(every)(a))
+            assert_same(fast_jit(program.call)(a), fast_jit(every)(a))
 
 
 HEAD_SHAPES = {
@@ -202,12 +204,14 @@ def every_reduction(arrays, **fixed):
 
 @pytest.mark.parametrize(
     ("symbols", "chunk_size", "sizes"),
-    [
-        (("b",), 4, [((3,),), ((4,),), ((9,),)]),
-        (("b, s",), 4, [((1, 1),), ((3, 5),)]),
-        (("3*b",), 6, [((12,),)]),
-        (("b", "f", "c"), None, [((2,), 1, 2), ((300,), 3, 30)]),
-    ],
+    quick_rows(
+        [
+            (("b",), 4, [((3,),), ((4,),), ((9,),)]),
+            (("b, s",), 4, [((1, 1),), ((3, 5),)]),
+            (("3*b",), 6, [((12,),)]),
+            (("b", "f", "c"), None, [((2,), 1, 2), ((300,), 3, 30)]),
+        ]
+    ),
 )
 def test_linear_head(symbols, chunk_size, sizes):
     """Fewer examples than a chunk has, as many, and more, in one dimension and in two."""
@@ -216,9 +220,10 @@ def test_linear_head(symbols, chunk_size, sizes):
         program = exported(function, head_arrays(*sizes[0]), head_shapes(*symbols))
         for size in sizes:
             arrays = head_arrays(*size)
-            assert_same(program.call(arrays), jax.jit(function)(arrays))
+            assert_same(fast_jit(program.call)(arrays), fast_jit(function)(arrays))
 
 
+@pytest.mark.full
 def test_derivatives_of_an_exported_head():
     """By the pullback that is exported with it, and of the second order."""
 
@@ -243,7 +248,7 @@ def test_derivatives_of_an_exported_head():
         np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", quick(["mean", "none"]))
 def test_the_logits_never_exist_whole(reduction):
     """Compiled for as many examples as one likes, the exported head still has them in chunks."""
     classes, examples = 4099, 4096

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from tiers import quick
 
 import jxent
 
@@ -68,7 +69,7 @@ def _check(losses, predicted, labels):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", quick([jnp.float32, jnp.bfloat16], jnp.bfloat16))
 def test_linen(loss, dtype):
     """Parameters in float32, logits in `dtype`; the step is traced once."""
     chex.clear_trace_counter()

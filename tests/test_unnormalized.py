@@ -8,12 +8,13 @@ import pytest
 import sweeps
 import truth
 from accuracy import check
+from tiers import quick
 from tolerances import DTYPES
 
 import jxent
 
 
-@pytest.fixture(params=DTYPES)
+@pytest.fixture(params=quick(DTYPES))
 def dtype(request):
     return request.param
 
