@@ -33,8 +33,9 @@ def test_cross_entropy(dtype):
     check(jxent.sigmoid_binary_cross_entropy, truth.sigmoid_cross_entropy, "sigmoid", dtype, *args)
 
 
-def test_cross_entropy_options(dtype):
-    weight, epsilon = (np.asarray(x, computing(dtype)) for x in (2.7, 0.1))
+@pytest.mark.parametrize("smoothing", [0.1, 1e-6])
+def test_cross_entropy_options(dtype, smoothing):
+    weight, epsilon = (np.asarray(x, computing(dtype)) for x in (2.7, smoothing))
     exact_weight, exact_epsilon = truth.number(weight), truth.number(epsilon)
     check(
         lambda z, y: jxent.sigmoid_binary_cross_entropy(

@@ -209,6 +209,31 @@ def test_every_integer_loss_ignores_labels(case):
     np.testing.assert_allclose(gradient[0], good[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "where",
+    [[True, False, True], [[True] * 3, [False] * 3, [True] * 3]],
+    ids=["example", "classes"],
+)
+@pytest.mark.parametrize(
+    "case", [c for c in BARE if c.has_classes and c.accepts("ignore_index")], ids=str
+)
+def test_masked_and_ignored(case, where):
+    """`ignore_index` beside `where`: an example counts if neither leaves it out."""
+    first = jnp.array([[0.5, 0.25, 0.25], [NAN] * 3, [INF, NAN, -INF]])
+    labels = np.array([1, 0, -100])
+
+    def losses(x):
+        return case.function(x, labels, where=np.array(where), ignore_index=-100)
+
+    values, pullback = jax.vjp(losses, first)
+    (gradient,) = pullback(jnp.ones_like(values))
+    np.testing.assert_array_equal(values[1:], 0.0)
+    np.testing.assert_array_equal(gradient[1:], 0.0)
+    alone, pullback = jax.vjp(lambda x: case.function(x, labels[0]), first[0])
+    np.testing.assert_allclose(values[0], alone, rtol=1e-6)
+    np.testing.assert_allclose(gradient[0], *pullback(jnp.ones_like(alone)), rtol=1e-6)
+
+
 def test_ignored_labels_with_class_weights_and_gamma():
     logits = jnp.array([[0.5, 0.25, 0.25], [NAN, INF, -INF]])
 

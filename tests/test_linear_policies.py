@@ -66,6 +66,22 @@ def test_out_of_range_and_masked_labels():
     np.testing.assert_allclose(losses, [np.inf, np.log(CLASSES - 1), np.nan], rtol=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_an_impossible_label_without_weight(reduction):
+    """It costs nothing, and its weight has no infinite gradient."""
+    x, w = jnp.ones((2, FEATURES)), jnp.ones((FEATURES, CLASSES))
+
+    def total(weights):
+        losses = jxent.linear_softmax_cross_entropy(
+            x, w, [0, 1], weights=weights, class_mask=np.arange(CLASSES) > 0, reduction=reduction
+        )
+        return jnp.sum(losses)
+
+    value, gradient = jax.value_and_grad(total)(jnp.array([0.0, 2.0]))
+    np.testing.assert_allclose(value, 2 * np.log(CLASSES - 1), rtol=1e-6)
+    np.testing.assert_allclose(gradient, [0.0, np.log(CLASSES - 1)], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

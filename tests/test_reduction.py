@@ -52,6 +52,14 @@ def test_weightless_loss_contributes_nothing(loss):
     assert np.all(np.isfinite(np.delete(np.ravel(of_weights), 4)))
 
 
+def test_the_gradient_of_a_weight_of_zero():
+    """``(loss - mean) / sum``, as of any other weight."""
+    losses, weights = jnp.array(_LOSSES), jnp.array(_WEIGHTS)
+    gradient = jax.grad(lambda w: jxent.weighted_mean(losses, w))(weights)
+    mean = np.sum(np.multiply(_LOSSES, _WEIGHTS)) / np.sum(_WEIGHTS)
+    np.testing.assert_allclose(gradient, (losses - mean) / np.sum(_WEIGHTS), rtol=1e-6)
+
+
 def test_a_loss_with_weight_does_contribute():
     assert jnp.isnan(jxent.weighted_mean([1.0, math.nan], [1.0, 1e-30]))
     assert jxent.weighted_mean([1.0, math.inf], [1.0, 1.0]) == math.inf

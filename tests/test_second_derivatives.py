@@ -278,6 +278,20 @@ def test_gradient_of_a_value_that_came_with_a_gradient(name, dtype):
     np.testing.assert_allclose(again, once, rtol=4 * tolerances.eps(dtype))
 
 
+def test_gradient_of_a_value_that_came_with_a_gradient_twice(dtype):
+    """The value of the value meets the rule as well: its own operations have no limit to give."""
+    z, y = (jnp.asarray(x, dtype) for x in ([np.inf, -np.inf, 20, 1], [0, 1, 1, 0.25]))
+
+    def loss(z):
+        return jnp.sum(jxent.sigmoid_binary_cross_entropy(z, y))
+
+    def value(function):
+        return lambda z: jax.vjp(function, z)[0]
+
+    again, once = jax.jit(lambda z: (jax.grad(value(value(loss)))(z), jax.grad(loss)(z)))(z)
+    np.testing.assert_allclose(again, once, rtol=4 * tolerances.eps(dtype))
+
+
 def test_kl_divergence(dtype):
     """Absolute, and relative to the log-ratio where the rows are far apart."""
     z, near = near_rows(dtype)

@@ -174,6 +174,31 @@ def test_donation(case):
     _assert_close(results, expected(case)[:2])
 
 
+# The integers' rows of probabilities have a mask beside them.
+_LIKELIHOODS = ("cross_entropy_with_integer_labels", "negative_log_likelihood")
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in BARE if c.has_classes and c.name not in _LIKELIHOODS], ids=str
+)
+def test_linearisation_stores_its_arguments(case):
+    """And little for each example, but nothing else that is as large as the first argument."""
+    shape = (32, 48)
+    args = [
+        jax.ShapeDtypeStruct(shape[:1] if kind == "labels" else shape, x.dtype)
+        for kind, x in zip(case.kinds, case.args(), strict=True)
+    ]
+
+    def stored(*args):
+        function, floats = case.of_floats(list(args))
+        return jax.linearize(function, *floats)[1], jax.vjp(function, *floats)[1]
+
+    given = sum(x.size for x in args)
+    for residuals in jax.eval_shape(stored, *args):
+        size = sum(x.size for x in jax.tree.leaves(residuals))
+        assert size < given + 0.5 * np.prod(shape)
+
+
 # Without its caches JAX traces each function at length; these three have every mechanism.
 _TRACED = [
     bare("softmax_cross_entropy_with_integer_labels"),

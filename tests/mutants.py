@@ -1,0 +1,853 @@
+"""Deliberate breaks of the package, for each of which a test must fail.
+
+``python tests/mutants.py`` breaks a copy of the checkout in one place at a time, and runs the
+tests that most likely notice, then, if these pass, the whole quick tier, up to the first failure.
+At the end it runs the tests that failed on an unbroken copy, where they must pass, prints a table,
+and exits with status 1 if a mutant survived. It takes about half an hour, longer if one survives.
+
+``python tests/mutants.py _rows.py checkpoint`` takes only the mutants with one of these words in
+the name of the file or in the reason; ``--likely-only`` runs no further than the likely tests.
+
+A row says which expression of which file of the package is replaced by what, and why that is
+wrong. The expression must stand in the file exactly once: whoever changes the line changes the row
+as well. A new rule in the package deserves a new row here.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+QUICK = ["-m", "not aot and not notebooks"]
+PASSED, FAILED, NOTHING_RAN = 0, 1, 5
+"""The exit statuses of pytest after which a mutant has a verdict."""
+
+
+class Mutant(NamedTuple):
+    """A break, and the tests that most likely notice it."""
+
+    file: str
+    """in the package"""
+    expression: str
+    replacement: str
+    why: str
+    """what is wrong then"""
+    likely: tuple[str, ...]
+    """test files, without ``test_`` and ``.py``"""
+    keyword: str = ""
+    """pytest's ``-k`` for them"""
+
+
+class Verdict(NamedTuple):
+    """What became of a mutant."""
+
+    mutant: Mutant
+    result: str
+    """the test that fell, or why there is none"""
+    fell: bool
+    seconds: float
+
+
+MUTANTS = [
+    Mutant(
+        "__init__.py",
+        "from ._log_probabilities import kl_divergence as kl_divergence",
+        "from ._log_probabilities import generalized_kl_divergence as kl_divergence",
+        "a public name stands for another function",
+        ("accuracy_probability",),
+        "test_log_predictions",
+    ),
+    Mutant(
+        "__main__.py",
+        "return 1 if missed else 0",
+        "return 0",
+        "the exit status hides that a loss misses its bound",
+        ("main",),
+        "exit_status",
+    ),
+    Mutant(
+        "_arguments.py",
+        "if not (contains(number) and contains(rounded)):",
+        "if not contains(number):",
+        "a cap of 1e-300 passes as positive, and is 0 in float32",
+        ("options",),
+        "out_of_range and linear and logit_softcap",
+    ),
+    Mutant(
+        "_arguments.py",
+        "    x = x.astype(computing_dtype(x, like))\n",
+        "",
+        "the gradient of what is shared by all examples is summed in 16 bits",
+        ("dtypes",),
+        "rounded_once and sigmoid_binary",
+    ),
+    Mutant(
+        "_autodiff.py",
+        "        @partial(jax.checkpoint, prevent_cse=False)\n",
+        "",
+        "linearisation stores arrays as large as the logits beside them",
+        ("transformations",),
+        "linearisation",
+    ),
+    Mutant(
+        "_autodiff.py",
+        "return known(out, *primals), out_dot",
+        "return out, out_dot",
+        "a value that came with its derivative is differentiated through the forward formula",
+        ("second_derivatives",),
+        "came_with and soft and float32",
+    ),
+    Mutant(
+        "_autodiff.py",
+        "return known(out, *args), tangent(tuple(args), dots)[1]",
+        "return out, tangent(tuple(args), dots)[1]",
+        "the value loses the gradient rule when it is differentiated for the second time",
+        ("second_derivatives",),
+        "came_with_a_gradient_twice",
+    ),
+    Mutant(
+        "_chunks.py",
+        "carry, last = step(carry, _of_examples(arrays, cut))",
+        "_, last = step(carry, _of_examples(arrays, cut))",
+        "the remainder of the last chunk is missing in the gradient of the kernel",
+        ("linear",),
+        "chunks",
+    ),
+    Mutant(
+        "_chunks.py",
+        "number = (examples + size - 1) // size",
+        "number = examples // size",
+        "an exported head loses the examples of the last chunk",
+        ("symbolic_shapes",),
+        "linear_head",
+    ),
+    Mutant(
+        "_chunks.py",
+        'where = where[:, None] & rows["class_mask"][None, :]',
+        'where = (where | True)[:, None] & rows["class_mask"][None, :]',
+        "beside a class mask ignored examples count",
+        ("linear",),
+        "in_pairs and sum",
+    ),
+    Mutant(
+        "_chunks.py",
+        "totals[name] + gradients[name] for name",
+        "totals[name] + gradients[name].astype(arrays[name].dtype).astype(dtype) for name",
+        "the gradient of each chunk is rounded to 16 bits before it is added",
+        ("linear",),
+        "low_precision",
+    ),
+    Mutant(
+        "_chunks.py",
+        "        return product(*upcast(a, b))\n",
+        "        return rounded(a, b)\n",
+        "the gradient of the logits is rounded to 16 bits where a precision is asked for",
+        ("linear",),
+        "low_precision",
+    ),
+    Mutant(
+        "_chunks.py",
+        "    @partial(jax.checkpoint, prevent_cse=False)\n    def body(",
+        "    def body(",
+        "second derivatives of a head keep the logits of every chunk",
+        ("linear_program",),
+        "twice",
+    ),
+    Mutant(
+        "_class_axes.py",
+        "return int(jax.lax.axis_size(axes)) if axes else 1",
+        "return 1",
+        "labels are judged by the classes of one shard",
+        ("linear_mesh",),
+        "judged",
+    ),
+    Mutant(
+        "_cross_entropy.py",
+        "jnp.where(rows.present, 1 / jnp.maximum(number, 1).astype(dtype), 0.0)",
+        "jnp.where(rows.present, jnp.full_like(like, 1 / like.shape[-1], dtype), 0.0)",
+        "smoothing gives mass to the classes that are masked",
+        ("policies",),
+        "test_masked_class and jit and softmax_cross_entropy-options",
+    ),
+    Mutant(
+        "_cross_entropy.py",
+        "losses = times(of_label(weights, y, rows.class_axes), losses)",
+        "losses = of_label(weights, y, rows.class_axes) * losses",
+        "an impossible label without weight costs NaN: 0 times infinity",
+        ("policies",),
+        "weightless_class",
+    ),
+    Mutant(
+        "_cross_entropy.py",
+        "jnp.where(losses == jnp.inf, 0.0, terms)",
+        "terms",
+        "an impossible label costs NaN where softmax has no limit, with an option",
+        ("policies",),
+        "label_on_impossible_class and softmax_cross and options",
+    ),
+    Mutant(
+        "_distribution.py",
+        "return jnp.where(dominant, rest, all_of_them - x)",
+        "return all_of_them - x",
+        "the gradient of a class that is nearly certain cancels",
+        ("second_derivatives",),
+        "test_hessian and softmax and float32",
+    ),
+    Mutant(
+        "_distribution.py",
+        "    cotangent = jnp.where(z > -jnp.inf, cotangent, 0.0)\n",
+        "",
+        "classes at -inf pass their cotangent on to the others",
+        ("accuracy_softmax",),
+        "test_distribution and log_softmax and float32",
+    ),
+    Mutant(
+        "_distribution.py",
+        "stats.rest + (stats.top - weights)",
+        "(stats.rest + stats.top) - weights",
+        "the weight of the other classes loses its bits beside a large one",
+        ("accuracy_softmax",),
+        "test_soft_labels and float32",
+    ),
+    Mutant(
+        "_distribution.py",
+        "jnp.where(exists, surprisals, 0.0)",
+        "surprisals",
+        "a soft label has a gradient where the class does not exist",
+        ("policies",),
+        "soft_label",
+    ),
+    Mutant(
+        "_divergence.py",
+        "(difference - anchor) + (error - anchor_error)",
+        "difference - anchor",
+        "the divergence of nearly equal distributions loses bits beside a shift",
+        ("accuracy_divergence",),
+        "softmax_divergence",
+    ),
+    Mutant(
+        "_divergence.py",
+        "(change > -0.5) & (change < 2)",
+        "(change > 1) & (change < 2)",
+        "the ratio of nearly equal probabilities is a difference of surprisals, which cancels",
+        ("accuracy_divergence",),
+        "softmax_divergence and float32",
+    ),
+    Mutant(
+        "_divergence.py",
+        "p * (jnp.where(t == -jnp.inf, 0.0, t) - divergence[..., None])",
+        "p * jnp.where(t == -jnp.inf, 0.0, t)",
+        "the derivative for the target lacks that of its normaliser",
+        ("derivatives",),
+        "first_derivative and softmax_kl",
+    ),
+    Mutant(
+        "_divergence.py",
+        "(cotangent[..., None] * to_q).astype(logits.dtype)",
+        "cotangent[..., None].astype(logits.dtype) * to_q.astype(logits.dtype)",
+        "the gradient is rounded to 16 bits before a loss scale reaches it",
+        ("dtypes",),
+        "loss_scaling and softmax_kl",
+    ),
+    Mutant(
+        "_elementary.py",
+        "@with_partials(lambda z: sigmoid(z) * sigmoid(-z))",
+        "@with_partials(lambda z: sigmoid(z) * (1 - sigmoid(z)))",
+        "the derivative of the sigmoid cancels for a large logit",
+        ("second_derivatives",),
+        "test_hessian and sigmoid and float32",
+    ),
+    Mutant(
+        "_elementary.py",
+        "log1p(-jnp.where(is_small, 0.5, others))",
+        "jnp.log(jnp.where(is_small, 0.5, share))",
+        "the derivative for gamma loses its bits for hard examples",
+        ("option_derivatives",),
+        "focal and float32",
+    ),
+    Mutant(
+        "_elementary.py",
+        "lambda a, b: -quotient(quotient(a, b), b)",
+        "lambda a, b: -a / (b * b)",
+        "the derivative of a quotient divides by a square that overflows or vanishes",
+        ("second_derivatives",),
+        "test_hessian and binary and float32",
+    ),
+    Mutant(
+        "_elements.py",
+        "        x = self.fill_masked(x, 0.5)\n",
+        "",
+        "a masked label of 255 makes the gradient NaN",
+        ("labels",),
+        "test_masked_elements",
+    ),
+    Mutant(
+        "_elements.py",
+        "negative = (1 - epsilon) * negative + epsilon / 2",
+        "negative = 1 - positive",
+        "a little smoothing of a positive label is rounded away",
+        ("accuracy_sigmoid",),
+        "options",
+    ),
+    Mutant(
+        "_focal.py",
+        "jnp.where(losses == jnp.inf, jax.lax.stop_gradient(factor), factor)",
+        "factor",
+        "the gradient is NaN at an infinite loss: 0 times infinity",
+        ("policies",),
+        "focal and (impossible or infinite)",
+    ),
+    Mutant(
+        "_focal.py",
+        "_focused(losses, -expm1(-losses), jnp.exp(-losses), gamma)",
+        "_focused(losses, 1 - jnp.exp(-losses), jnp.exp(-losses), gamma)",
+        "the factor of an easy example cancels to 0",
+        ("accuracy_softmax",),
+        "focal and float32",
+    ),
+    Mutant(
+        "_focal.py",
+        "to_labels = jnp.where(z > -jnp.inf, q, 0.0)",
+        "to_labels = q",
+        "PolyLoss has a gradient for the label of a class that does not exist",
+        ("policies",),
+        "poly and impossible_class_without",
+    ),
+    Mutant(
+        "_head.py",
+        'jnp.sum(jnp.where(arrays["counted"], weights, 0.0))',
+        "jnp.sum(weights)",
+        "the mean of a head counts the ignored examples",
+        ("linear",),
+        "options_alone and None",
+    ),
+    Mutant(
+        "_head.py",
+        'counted & ((arrays["weights"] != 0) | number)',
+        'counted & (arrays["weights"] != 0)',
+        "an example of weight 0 has no gradient for its weight",
+        ("linear_mesh",),
+        "weight_of_zero",
+    ),
+    Mutant(
+        "_head.py",
+        "w if mask is None else jnp.where(mask[None, :], w, 0.0)",
+        "w",
+        "NaN in the padding of a kernel reaches the gradients",
+        ("linear_policies",),
+        "padded",
+    ),
+    Mutant(
+        "_head.py",
+        "(cotangent * gradients[name]).astype(dtypes[name].dtype)",
+        "cotangent.astype(dtypes[name].dtype) * gradients[name].astype(dtypes[name].dtype)",
+        "the gradients of a head are rounded to 16 bits before the loss scale reaches them",
+        ("linear",),
+        "loss_scale",
+    ),
+    Mutant(
+        "_head.py",
+        'gradients["weights"] = chargeable(weights, values)',
+        'gradients["weights"] = values',
+        "an impossible label of weight 0 gives its weight an infinite gradient",
+        ("linear_policies",),
+        "impossible",
+    ),
+    Mutant(
+        "_labels.py",
+        "return jnp.where(is_class(labels, weights.size)[..., 0], chosen, 0.0)",
+        "return chosen",
+        "every shard adds a class weight of its own to that of the label",
+        ("class_axis",),
+        "test_values and integer_loss",
+    ),
+    Mutant(
+        "_likelihood.py",
+        "is_label(labels, x.shape[-1]) | unknown",
+        "is_label(labels, x.shape[-1])",
+        "a label out of range gives NaN, but the gradient 0",
+        ("policies",),
+        "label_out_of_range and (negative or cross_entropy_with)",
+    ),
+    Mutant(
+        "_likelihood.py",
+        "weighted_surprisal(rows.settle(weight), likelihood)",
+        "weighted_surprisal(weight, likelihood)",
+        "a masked example costs infinity, and the gradient of the class weights is NaN",
+        ("policies",),
+        "masked_example and cross_entropy_with_integer and jit and not softmax",
+    ),
+    Mutant(
+        "_linear.py",
+        "head = Head(precision, chunk_size, axes)",
+        "head = Head(None, chunk_size, axes)",
+        "the precision that is asked for does not reach the products",
+        ("linear_program",),
+        "precision",
+    ),
+    Mutant(
+        "_log_probabilities.py",
+        "sum_of_products(t, chargeable(t, _log_excess(ell, t)))",
+        "sum_of_products(t, _log_excess(ell, t))",
+        "a class that neither distribution has costs NaN: 0 times infinity",
+        ("policies",),
+        "cost_without_weight and kl_divergence",
+    ),
+    Mutant(
+        "_log_probabilities.py",
+        "lambda ell, t: replaced_where(t == 0, _log_excess(ell, t), 0.0)",
+        "lambda ell, t: jnp.where(t == 0, 0.0, _log_excess(ell, t))",
+        "the second derivative for a target of 0 and its prediction is lost",
+        ("no_nans_probability",),
+        "zeros and kl_divergence",
+    ),
+    Mutant(
+        "_mesh.py",
+        "return jax.lax.psum(out, _axes_in(spec)) if totalled else out",
+        "return (jax.lax.psum(out[0], _axes_in(spec)), jax.lax.pmean(out[1], _axes_in(spec)))"
+        " if totalled else out",
+        "the mean over a mesh divides by the examples of one shard",
+        ("linear_mesh",),
+        "every_option",
+    ),
+    Mutant(
+        "_numerics.py",
+        "return x * (zero * infinity)",
+        "return jnp.where(condition, zero * infinity, x)",
+        "what is undefined has the value NaN, but the gradient 0",
+        ("policies",),
+        "label_out_of_range and negative and eager",
+    ),
+    Mutant(
+        "_numerics.py",
+        "jnp.where((weight == 0) & (cost == jnp.inf), 0.0, cost)",
+        "jnp.where(weight == 0, 0.0, cost)",
+        "NaN is lost under a weight of 0, and so is the gradient of that weight",
+        ("linear_mesh",),
+        "weight_of_zero",
+    ),
+    Mutant(
+        "_numerics.py",
+        "> eps / 16",
+        "> eps * 1024",
+        "the series of a divergence ends too early",
+        ("accuracy_divergence",),
+        "softmax_divergence and float32",
+    ),
+    Mutant(
+        "_numerics.py",
+        "jnp.sum(upper, axis=-1) + jnp.sum(x - upper, axis=-1)",
+        "jnp.sum(x, axis=-1)",
+        "a sum of terms of both signs loses bits to cancellation",
+        ("accuracy_many_classes",),
+        "test_divergence",
+    ),
+    Mutant(
+        "_numerics.py",
+        "jnp.sum(a * (b / unit), axis=-1) * unit",
+        "jnp.sum(a * b, axis=-1)",
+        "products of both signs that overflow add up to NaN",
+        ("unnormalized",),
+    ),
+    Mutant(
+        "_one_pass.py",
+        "x[1] + (error + lost)",
+        "x[1] + error",
+        "the rounding errors of a long sum are lost",
+        ("accuracy_many_classes",),
+        "one_pass",
+    ),
+    Mutant(
+        "_one_pass.py",
+        '(a["m"] >= b["m"]) | (a["m"] != a["m"])',
+        'a["m"] >= b["m"]',
+        "NaN is lost in the maximum of a row that is summed in one pass",
+        ("row_sums",),
+        "without_limit and in_one_pass",
+    ),
+    Mutant(
+        "_one_pass.py",
+        "step = jax.lax.select(mass == none, jnp.zeros_like(m), mass * gap)",
+        "step = mass * gap",
+        "a class at -inf without weight costs NaN",
+        ("row_sums",),
+        "cost_without_limit and in_one_pass",
+    ),
+    Mutant(
+        "_partials.py",
+        "(cotangent * to_argument(*given)).astype(x.dtype)",
+        "cotangent.astype(x.dtype) * to_argument(*given).astype(x.dtype)",
+        "gradients of probabilities are rounded before the cotangent reaches them",
+        ("dtypes",),
+        "loss_scaling and generalized",
+    ),
+    Mutant(
+        "_probabilities.py",
+        "jnp.where((p == 0) & (q == 0), 1.0, q)",
+        "jnp.where(p == 0, 1.0, q)",
+        "a probability has no gradient where it is 0, and a negative prediction passes there",
+        ("no_nans_probability",),
+        "zeros and entropy",
+    ),
+    Mutant(
+        "_probabilities.py",
+        '    (x,) = upcast(rows.values("p", array))\n',
+        '    x = rows.values("p", array)\n',
+        "the two parts of a gradient are rounded to 16 bits before they are added",
+        ("dtypes",),
+        "rounded_once and entropy",
+    ),
+    Mutant(
+        "_reduction.py",
+        "weightless = (w == 0) & ~jnp.isfinite(values)",
+        "weightless = w == 0",
+        "a weight of 0 has no gradient",
+        ("reduction",),
+        "gradient",
+    ),
+    Mutant(
+        "_reduction.py",
+        "jnp.where(total == 0, 0.0, weighted / jnp.where(total == 0, 1.0, total))",
+        "jnp.where(total == 0, 0.0, weighted / total)",
+        "the mean of nothing has the gradient NaN",
+        ("policies",),
+        "nothing",
+    ),
+    Mutant(
+        "_relative_entropy.py",
+        "near = (p <= 2 * q) & (q <= 2 * p)",
+        "near = (p <= q) & (q <= p)",
+        "the terms of nearly equal probabilities cancel",
+        ("accuracy_probability",),
+        "two_distributions and relative",
+    ),
+    Mutant(
+        "_relative_entropy.py",
+        "replaced_where(p == 0, _log_of_share(p, q) / 2, -jnp.sign(q) / 2)",
+        "replaced_where(p == 0, _log_of_share(p, q) / 2, 0.0)",
+        "a class that one distribution has alone gives the other no gradient",
+        ("policies",),
+        "cost_without_weight and jensen",
+    ),
+    Mutant(
+        "_row_sums.py",
+        "s = (elsewhere + rest) + (maxima - 1)",
+        "s = (elsewhere + rest) + jnp.minimum(maxima - 1, 1.0)",
+        "of three equal maxima in a block one is not counted",
+        ("row_sums",),
+        "test_sums and one_block",
+    ),
+    Mutant(
+        "_row_sums.py",
+        "rest=below + (ties - 1) * top",
+        "rest=below + ties * top",
+        "the largest weight counts twice",
+        ("row_sums",),
+        "test_sums and cpu",
+    ),
+    Mutant(
+        "_row_sums.py",
+        "(rest == 1) & (elsewhere < jnp.inf)",
+        "rest == 1",
+        "a second infinite logit is not seen in another block",
+        ("row_sums",),
+        "without_limit and by_blocks",
+    ),
+    Mutant(
+        "_rows.py",
+        "counted if self.counted is None else self.counted & counted",
+        "counted",
+        "labels() forgets the mask of `where` as soon as `ignore_index` is given",
+        ("labels",),
+        "masked_and_ignored",
+    ),
+    Mutant(
+        "_rows.py",
+        "return z if self.counted is None else jnp.where(self.counted[..., None], z, 0.0)",
+        "return z",
+        "NaN in a masked example reaches the gradient",
+        ("policies",),
+        "masked_example and softmax_entropy",
+    ),
+    Mutant(
+        "_rows.py",
+        "return added_up(jnp.sum(self.present, axis=-1, keepdims=True), self.class_axes)",
+        "return jnp.sum(self.present, axis=-1, keepdims=True)",
+        "smoothing divides by the classes that count on one shard, not over the mesh axes",
+        ("class_axis",),
+        "test_values and integer_loss",
+    ),
+    Mutant(
+        "_shards.py",
+        'sums.pop("others") + (ties - 1)',
+        'sums.pop("others")',
+        "a maximum that two shards have counts once",
+        ("class_axis",),
+        "others_fail and integer_loss and float32",
+    ),
+    Mutant(
+        "_shards.py",
+        '(sums.pop("heaviest") - 1) * top',
+        'sums.pop("heaviest") * top',
+        "the largest weight counts twice where the classes are sharded",
+        ("class_axis",),
+        "test_values and soft_loss",
+    ),
+    Mutant(
+        "_shards.py",
+        "nan_where(jnp.isnan(stats.maximum), at_top.astype(m.dtype))",
+        "at_top.astype(m.dtype)",
+        "NaN on one shard of the classes is lost",
+        ("class_axis",),
+        "others_fail and integer_loss and float32",
+    ),
+    Mutant(
+        "_sigmoid.py",
+        "jnp.where(z_q + z_p > 0, not_p - not_q, q - p)",
+        "q - p",
+        "the gradient is a difference of two sigmoids near 1",
+        ("accuracy_divergence",),
+        "test_sigmoid_divergence",
+    ),
+    Mutant(
+        "_sigmoid.py",
+        "(cotangent * to_logits).astype(logits.dtype)",
+        "cotangent.astype(logits.dtype) * to_logits.astype(logits.dtype)",
+        "the gradient is rounded to 16 bits before a loss scale reaches it",
+        ("dtypes",),
+        "loss_scaling and sigmoid_binary",
+    ),
+    Mutant(
+        "_sigmoid.py",
+        "(cotangent * chargeable(a, softplus(-z))).astype(positive.dtype)",
+        "(cotangent * softplus(-z)).astype(positive.dtype)",
+        "a label that agrees with an infinite logit has an infinite gradient",
+        ("policies",),
+        "infinite_binary and sigmoid_binary",
+    ),
+    Mutant(
+        "_soft_cap.py",
+        "lambda z, cap: _lag(_quotient(z, cap))",
+        "lambda z, cap: _tanh(_quotient(z, cap))",
+        "the derivative for the cap lacks that of the quotient",
+        ("soft_cap",),
+    ),
+    Mutant(
+        "_soft_cap.py",
+        "return 4 * sigmoid(2 * u) * sigmoid(-2 * u)",
+        "return 1 - jnp.tanh(u) ** 2",
+        "the slope of the soft cap cancels for a large logit",
+        ("soft_cap",),
+    ),
+    Mutant(
+        "_softmax.py",
+        "normalizer if rows.counted is None else jnp.where(rows.counted, normalizer, -jnp.inf)",
+        "normalizer",
+        "the normaliser of a masked example is not -inf",
+        ("policies",),
+        "what_is_no_loss and logsumexp",
+    ),
+    Mutant(
+        "_statistics.py",
+        "any(x.dtype == np.float64 for x in arrays)",
+        "all(x.dtype == np.float64 for x in arrays)",
+        "float64 beside float32 is computed in float32",
+        ("dtypes",),
+        "one_argument_in_float64 and softmax_cross",
+    ),
+    Mutant(
+        "_statistics.py",
+        "at_infinity = jnp.where(logits == m, 0.0, -jnp.inf)",
+        "at_infinity = jnp.zeros_like(logits)",
+        "beside a logit of +inf the other labels cost nothing",
+        ("policies",),
+        "one_certain_class and eager",
+    ),
+    Mutant(
+        "_surprisals.py",
+        "        of_label = of_label * undefined(z, labels, axes)\n",
+        "",
+        "a label out of range gives NaN, but a finite gradient",
+        ("policies",),
+        "label_out_of_range and softmax_cross and eager",
+    ),
+    Mutant(
+        "_surprisals.py",
+        "(stats.of_label == -jnp.inf) & ~jnp.isnan(m)",
+        "stats.of_label == -jnp.inf",
+        "NaN is lost beside an impossible label",
+        ("policies",),
+        "before_infinity or label_on_impossible_class",
+    ),
+    Mutant(
+        "_surprisals.py",
+        "p * others - w * complement(z, stats, class_axes=axes)",
+        "p * others - w * (1 - p)",
+        "the gradient of a label that is nearly certain cancels",
+        ("accuracy_softmax",),
+        "test_soft_labels and float32",
+    ),
+    Mutant(
+        "_selftest/errors.py",
+        "self.beyond += not part <= 1",
+        "self.beyond += part > 1",
+        "the numerics report does not count NaN as beyond its bound",
+        ("main",),
+        "broken_loss",
+    ),
+    Mutant(
+        "_selftest/report.py",
+        'zip(("value", "gradient"), line.errors["jxent"], strict=True)',
+        'zip(("value",), line.errors["jxent"], strict=False)',
+        "the numerics report does not look at gradients",
+        ("main",),
+        "broken_loss",
+    ),
+]
+
+
+def main(arguments=None):
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("words", nargs="*", help="in the names of files or in the reasons")
+    parser.add_argument("--likely-only", action="store_true", help="only the likely tests")
+    parser.add_argument("--timeout", type=float, default=7200, help="seconds for a run of pytest")
+    options = parser.parse_args(arguments)
+    chosen = [
+        mutant
+        for mutant in MUTANTS
+        if not options.words or any(w in f"{mutant.file}: {mutant.why}" for w in options.words)
+    ]
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
+        work = Path(directory)
+        _copy_checkout(work / "unbroken")
+        if problems := _problems(work / "unbroken"):
+            print("\n".join(problems))
+            return 1
+        verdicts = []
+        for mutant in chosen:
+            verdicts.append(_verdict(mutant, work, options))
+            print(_line(verdicts[-1]), flush=True)
+        red = _red_without_a_mutant(verdicts, work, options)
+    print("\n" + "\n".join(_table(verdicts)))
+    survivors = sum(not verdict.fell for verdict in verdicts)
+    print(f"\n{len(verdicts)} mutants, {survivors} without a test that falls")
+    if red:
+        print(f"These tests fail without a mutant as well, so they prove nothing:\n{red}")
+    print(f"{time.perf_counter() - start:.0f} s")
+    return 1 if survivors or red else 0
+
+
+def _copy_checkout(to):
+    """What git knows, and what it would add."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, to / name, follow_symlinks=False)
+
+
+def _problems(checkout):
+    """Rows that cannot be applied, and files without a row."""
+    package, found = checkout / "jxent", []
+    for mutant in MUTANTS:
+        path = package / mutant.file
+        number = path.read_text().count(mutant.expression) if path.exists() else 0
+        if number != 1:
+            found.append(
+                f"{mutant.file} must have this exactly once, not {number} times:"
+                f" {mutant.expression!r}"
+            )
+        found += [
+            f"{mutant.file}: there is no tests/test_{stem}.py"
+            for stem in mutant.likely
+            if not (checkout / f"tests/test_{stem}.py").exists()
+        ]
+    files = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    files = {file for file in files if not file.startswith("_selftest/")}
+    missing = sorted(files - {mutant.file for mutant in MUTANTS})
+    return found + [f"{file} has no mutant" for file in missing]
+
+
+def _verdict(mutant, work, options):
+    start = time.perf_counter()
+    checkout = work / "broken"
+    shutil.copytree(work / "unbroken", checkout)
+    try:
+        path = checkout / "jxent" / mutant.file
+        path.write_text(path.read_text().replace(mutant.expression, mutant.replacement))
+        likely = [f"tests/test_{stem}.py" for stem in mutant.likely]
+        likely += ["-k", mutant.keyword] if mutant.keyword else []
+        status, result = _pytest(likely + QUICK, checkout, options.timeout)
+        if status == NOTHING_RAN:
+            result = "no likely test was found"
+        elif status == PASSED and options.likely_only:
+            result = "SURVIVED the likely tests"
+        elif status == PASSED:
+            status, result = _pytest(QUICK, checkout, options.timeout)
+            result = "SURVIVED" if status == PASSED else result
+    finally:
+        shutil.rmtree(checkout)
+    return Verdict(mutant, result, status == FAILED, time.perf_counter() - start)
+
+
+def _pytest(arguments, checkout, timeout):
+    """The exit status, and the test that failed, or what went wrong."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(checkout),
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+            "JAX_COMPILATION_CACHE_DIR", str(checkout.parent / "compiled")
+        ),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    where = [sys.executable, "-c", "import jxent; print(*jxent.__path__)"]
+    run = {"cwd": checkout, "env": environment, "capture_output": True, "text": True}
+    path = subprocess.run(where, **run).stdout.strip()
+    if path != str(checkout / "jxent"):
+        return None, f"the package is imported from {path or 'nowhere'}, not from the copy"
+    try:
+        done = subprocess.run([*PYTEST, *arguments], timeout=timeout, **run)
+    except subprocess.TimeoutExpired:
+        return None, f"no end after {timeout:.0f} s"
+    names = re.findall(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    if done.returncode == FAILED and names:
+        return FAILED, names[0]
+    said = (done.stdout + done.stderr).strip().splitlines()
+    return done.returncode, f"pytest ended with {done.returncode}: {said[-1] if said else ''}"
+
+
+def _red_without_a_mutant(verdicts, work, options):
+    """The first test that fails although nothing is broken, or nothing."""
+    tests = sorted({verdict.result for verdict in verdicts if verdict.fell})
+    if not tests:
+        return ""
+    status, result = _pytest(tests, work / "unbroken", options.timeout)
+    return "" if status == PASSED else result
+
+
+def _line(verdict):
+    mutant, result, _, seconds = verdict
+    return f"{seconds:5.0f} s  {mutant.file}: {mutant.why}\n         {result}"
+
+
+def _table(verdicts):
+    rows = [("file", "why it is wrong", "falls in", "s")]
+    rows += [(v.mutant.file, v.mutant.why, v.result, f"{v.seconds:.0f}") for v in verdicts]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
