@@ -1,42 +1,11 @@
 """Exact losses for JAX: entropy, KL divergence, cross-entropy and binary cross-entropy.
 
-Shapes: z logits, p and q probabilities, log q log-probabilities [..., classes]; y integer labels
-[...]; t numbers in [0, 1]. Losses are [...], in nats; of yes-or-no questions, the shape of z.
-
-from logits
-  softmax_cross_entropy(z, p)                         distributions [..., classes] as labels
-  softmax_cross_entropy_with_integer_labels(z, y)     one class is right
-  safe_softmax_cross_entropy(z, p)                    the first, by optax's other name
-  poly_loss_cross_entropy(z, p)                       plus a multiple of 1 - p_y
-  softmax_focal_loss_with_integer_labels(z, y)        easy examples fade
-  softmax_kl_divergence(z, target z)                  KL(target, prediction)
-  softmax_jensen_shannon_divergence(z, target z)      symmetric, at most log 2
-  softmax_entropy(z)                                  how unsure the prediction is
-  logsumexp(z), log_softmax(z), softmax(z)            the parts
-from features and a head
-  linear_softmax_cross_entropy(x, kernel, y)          x [..., features]; without the logits; mean
-yes or no, from logits of any shape
-  sigmoid_binary_cross_entropy(z, t)                  one question for each logit
-  sigmoid_focal_loss(z, t)                            easy examples fade
-  sigmoid_kl_divergence(z, target z)                  KL(target, prediction)
-  sigmoid_entropy(z)                                  how unsure the prediction is
-from log-probabilities
-  negative_log_likelihood(log q, y)                   one class is right
-  kl_divergence(log q, p)                             KL(p, q)
-  kl_divergence_with_log_targets(log q, log p)        KL(p, q)
-  generalized_kl_divergence(log q, p)                 of measures that need not sum to one
-from probabilities
-  cross_entropy_with_integer_labels(q, y)             one class is right
-  cross_entropy(p, q)                                 p is true, q predicted
-  relative_entropy(p, q)                              KL(p, q)
-  jensen_shannon_divergence(p, q)                     symmetric, at most log 2
-  entropy(p)                                          of a distribution
-  binary_cross_entropy(q, t)                          yes or no, of any shape
-  binary_entropy(q)                                   of a coin
-reduction
-  weighted_mean(losses, weights)                      0 where nothing has weight
+Logits, probabilities and log-probabilities are ``[..., classes]``, integer labels and losses
+``[...]``, in nats; losses of yes-or-no questions have the shape of their logits. Nothing is
+averaged unless the name says so, but by the linear head.
 """
 
+from ._contents import contents as _contents
 from ._cross_entropy import safe_softmax_cross_entropy as safe_softmax_cross_entropy
 from ._cross_entropy import softmax_cross_entropy as softmax_cross_entropy
 from ._cross_entropy import (
@@ -73,3 +42,4 @@ from ._softmax import softmax as softmax
 from ._softmax import softmax_entropy as softmax_entropy
 
 __version__ = "0.1.0"
+__doc__ = f"{__doc__}{_contents(globals())}\n"

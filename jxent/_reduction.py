@@ -10,7 +10,7 @@ from ._statistics import computing_dtype
 def weighted_mean(
     losses: ArrayLike, weights: ArrayLike | None = None, axis: Axis = None
 ) -> jax.Array:
-    r"""Mean of losses, each with a weight; 0 where nothing has weight: ``[...], [...] -> []``.
+    r"""Mean of losses by weight; 0 where nothing has weight: ``[...], [...] -> []``.
 
     .. math:: \frac{\sum_i w_i \ell_i}{\sum_i w_i}
 

@@ -34,9 +34,11 @@ def test_nothing_else_is_public():
 
 
 def test_help_is_a_table():
-    """`help(jxent)` begins with every name, on lines that a terminal does not break."""
+    """`help(jxent)` begins with every function, on lines that a terminal does not break."""
     text = inspect.getdoc(jxent)
-    assert {case.name for case in BARE} - set(re.findall(r"\b(\w+)\(", text)) == set()
+    found = dict(re.findall(r"^  (\w+) +(\S.*)$", text, re.MULTILINE))
+    assert found.keys() == {case.name for case in BARE}
+    assert found["entropy"] == "Entropy of a distribution"
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -92,6 +94,11 @@ def test_optax_has_what_is_said_to_be_shared():
         "kl_divergence_with_log_targets",
         "generalized_kl_divergence",
     }
+
+
+def test_without_docstrings_it_is_imported_all_the_same():
+    run = subprocess.run([sys.executable, "-OO", "-c", "import jxent"], check=False)
+    assert run.returncode == 0
 
 
 def test_import_brings_only_jax():

@@ -1,31 +1,43 @@
-"""A program that uses every public function passes mypy's strict checks, and runs."""
+"""A program that calls every public function passes mypy's strict checks, and runs."""
 
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import typed_program
-from cases import BARE
+from cases import BARE, CASES, EXAMPLES
 
 pytestmark = pytest.mark.peer
 
-SOURCE = Path(typed_program.__file__)
+
+def _call(case, convert):
+    """With each positional argument as `convert` writes it, and every option as a keyword."""
+    args = [convert(EXAMPLES[kind]) for kind in case.kinds]
+    options = [f"{name}={value!r}" for name, value in (case.options | case.fixed).items()]
+    return f"jxent.{case.name}({', '.join(args + options)})"
 
 
-def test_it_uses_every_function():
-    assert {case.name for case in BARE} == set(re.findall(r"jxent\.(\w+)\(", SOURCE.read_text()))
+def program():
+    """Each function of lists, of NumPy arrays, and of JAX arrays with its options."""
+    calls = [_call(case, repr) for case in BARE]
+    calls += [_call(case, lambda value: f"np.array({value})") for case in BARE]
+    calls += [_call(case, lambda value: f"jnp.array({value})") for case in CASES]
+    lines = "".join(f"    {call},\n" for call in calls)
+    imports = "import jax\nimport jax.numpy as jnp\nimport numpy as np\n\nimport jxent\n\n"
+    return f"{imports}losses: list[jax.Array] = [\n{lines}]\n"
 
 
 def test_it_runs():
-    assert len(typed_program.losses()) == len(BARE) - 2  # log_softmax and softmax are arguments
+    space = {}
+    exec(program(), space)
+    assert len(space["losses"]) == 2 * len(BARE) + len(CASES)
 
 
 def test_it_is_well_typed(tmp_path):
     """And a program that is not is told so: the annotations say something."""
     pytest.importorskip("mypy", reason="mypy is not installed")
-    wrong = tmp_path / "wrong.py"
+    right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
+    right.write_text(program())
     wrong.write_text(
         "import jxent\n"
         "jxent.softmax_entropy({})\n"
@@ -33,7 +45,7 @@ def test_it_is_well_typed(tmp_path):
         "loss: str = jxent.sigmoid_entropy(0.0)\n"
     )
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary"]
-    command += [f"--cache-dir={tmp_path}", str(SOURCE), str(wrong)]
+    command += [f"--cache-dir={tmp_path}", str(right), str(wrong)]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.stderr == ""
     errors = re.findall(r"(\w+)\.py:(\d+): error: .*\[(.*)\]$", run.stdout, re.MULTILINE)
