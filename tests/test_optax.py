@@ -152,14 +152,6 @@ class AgainstOptax(chex.TestCase):
         args, traced = PLAIN[name]
         self._compare(name, args, traced, {})
 
-    @pytest.mark.full
-    @chex.variants(without_jit=True, with_device=True, without_device=True, with_pmap=True)
-    @parameterized.parameters(*PLAIN)
-    def test_plain_in_every_variant(self, name):
-        """The same with chex's other ways to call a function."""
-        args, traced = PLAIN[name]
-        self._compare(name, args, traced, {})
-
     @chex.variants(with_jit=True)
     @parameterized.parameters(*WITH_OPTIONS)
     def test_options(self, kind):
@@ -189,3 +181,16 @@ class AgainstOptax(chex.TestCase):
         chex.assert_trees_all_close(
             ours(args, traced), theirs(args, traced), rtol=1e-5, atol=2e-6, strict=True
         )
+
+
+class AgainstOptaxInEveryVariant(AgainstOptax):
+    """The same with chex's other ways to call a function."""
+
+    pytestmark = pytest.mark.full
+
+    @chex.variants(without_jit=True, with_device=True, without_device=True, with_pmap=True)
+    @parameterized.parameters(*PLAIN)
+    def test_plain(self, name):
+        """Every function."""
+        args, traced = PLAIN[name]
+        self._compare(name, args, traced, {})

@@ -347,7 +347,7 @@ def _groups():
                 )
 
 
-@pytest.mark.parametrize(("case", "layout", "mode", "rows"), _groups())
+@pytest.mark.parametrize(("case", "layout", "mode", "rows"), list(_groups()))
 def test_policy(case, layout, mode, rows):
     function, bad = program(case, layout, mode), stacked(case, layout, rows)
     good = stacked(case, layout, [Row("good", {}, None)] * len(rows))
