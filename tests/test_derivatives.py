@@ -11,7 +11,7 @@ from cases import CASES, bare, fast_jit
 
 _STEP = 1e-5
 
-_FIRST = ["grad", "jvp", "linearize", "jacfwd", "jacrev"]
+_FIRST = ["grad", "linearize", "jacfwd", "jacrev"]
 _SECOND = ["forward over forward", "reverse over forward", "reverse over reverse"]
 # The compositions are one mechanism's: a rule with one argument, two, three, or with integers.
 _COMPOSED = [
@@ -65,7 +65,6 @@ def _first(case):
         def by_every_route(x, dot):
             f = along.outputs
             return {
-                "jvp": jax.jvp(f, (x,), (dot,))[1],
                 "linearize": jax.linearize(f, x)[1](dot),
                 "jacfwd": jax.jacfwd(f)(x) @ dot,
                 "jacrev": jax.jacrev(f)(x) @ dot,

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import ALL, CASES, bare, cotangent_of, fast_jit, value_and_gradients
+from tiers import quick
 
 _SMALL = pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
 
 
 def _every(cases):
     """Each with its options, ordinary arithmetic; --full: also without."""
-    full = [() if case in CASES else pytest.mark.full for case in cases]
-    params = [pytest.param(c, id=str(c), marks=m) for c, m in zip(cases, full, strict=True)]
-    return pytest.mark.parametrize("case", params)
+    chosen = [case for case in cases if case in CASES]
+    return pytest.mark.parametrize("case", quick(cases, *chosen), ids=str)
 
 
 EVERY, COMPILED = _every(ALL), _every(CASES)

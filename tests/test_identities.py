@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sweeps
 from accuracy import double_if
+from cases import fast_jit
 from tolerances import DTYPES, UNITS, computing, eps
 
 import jxent
@@ -35,7 +36,7 @@ def test_cross_entropy_is_entropy_plus_divergence(dtype):
     finite = np.all(np.isfinite(np.stack([a, b]).astype(np.float64)), axis=(0, 2))
     a, b = a[finite], b[finite]
 
-    @jax.jit
+    @fast_jit
     def sides(z_q, z_p):
         p = jxent.softmax(z_p)
         whole = jxent.softmax_cross_entropy(z_q, p)
@@ -51,7 +52,7 @@ def test_probabilities_cross_entropy_is_entropy_plus_divergence(dtype):
     p, q = sweeps.rounded(dtype, *sweeps.probability_pairs())
     finite = np.all((q > 0) | (p == 0), axis=-1)
 
-    @jax.jit
+    @fast_jit
     def sides(p, q):
         return jxent.cross_entropy(p, q), jxent.entropy(p), jxent.relative_entropy(p, q)
 
@@ -75,15 +76,15 @@ def test_two_classes_are_one_binary_question(dtype):
         return jxent.sigmoid_binary_cross_entropy(z, 1.0)
 
     with double_if(dtype):
-        losses, pullback = jax.jit(lambda z: jax.vjp(by_softmax, z))(jnp.asarray(two))
-        binary, binary_pullback = jax.jit(lambda z: jax.vjp(by_sigmoid, z))(jnp.asarray(z[:, 0]))
+        losses, pullback = fast_jit(lambda z: jax.vjp(by_softmax, z))(jnp.asarray(two))
+        binary, binary_pullback = fast_jit(lambda z: jax.vjp(by_sigmoid, z))(jnp.asarray(z[:, 0]))
         assert_same(losses, binary, dtype, UNITS["softmax"])
         ones = jnp.ones_like(losses)
         gradient, expected = pullback(ones)[0], binary_pullback(ones)[0]
         assert_same(gradient[:, 1], expected, dtype, UNITS["softmax"])
         assert_same(gradient[:, 0], -expected, dtype, UNITS["softmax"])
-        probabilities = jax.jit(jxent.softmax_entropy)(jnp.asarray(two))
-        entropy = jax.jit(jxent.sigmoid_entropy)(jnp.asarray(z[:, 0]))
+        probabilities = fast_jit(jxent.softmax_entropy)(jnp.asarray(two))
+        entropy = fast_jit(jxent.sigmoid_entropy)(jnp.asarray(z[:, 0]))
         assert_same(probabilities, entropy, dtype, UNITS["softmax"])
 
 
@@ -92,7 +93,7 @@ def test_one_hot_labels_are_integer_labels(dtype):
     y = np.broadcast_to(np.eye(sweeps.CLASSES)[1].astype(z.dtype), z.shape)
 
     def both(function, labels):
-        @jax.jit
+        @fast_jit
         def losses_and_gradient(z):
             losses, pullback = jax.vjp(lambda z: function(z, labels), z)
             return losses, pullback(jnp.ones_like(losses))[0]

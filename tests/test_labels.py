@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BARE, bare
+from cases import BARE, bare, fast_jit
+from tiers import quick
 
 import jxent
 
@@ -44,7 +45,7 @@ def _gradients(name, choice=None, mode="jit", masked=False):
         gradients, losses = jax.grad(total, tuple(range(len(args))), has_aux=True)(*args)
         return losses, gradients
 
-    function = function if mode == "eager" else jax.jit(function)
+    function = function if mode == "eager" else fast_jit(function)
     return lambda *args, where=None: jax.tree.map(np.asarray, function(where, *args))
 
 
@@ -67,7 +68,9 @@ def test_a_binary_label_that_is_none(name, choice, mode):
     assert not np.any(np.isnan(gradients[0][-1][good]))
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, jnp.bfloat16, np.float64])
+@pytest.mark.parametrize(
+    "dtype", quick([np.uint8, np.int8, np.int32, jnp.bfloat16, np.float64], number=2)
+)
 @every_choice
 def test_a_binary_label_that_is_none_in_any_dtype(name, choice, dtype):
     labels = np.array([0, 1, 3]).astype(dtype)
@@ -193,7 +196,7 @@ def test_no_nan_on_the_way(name):
 def test_every_integer_loss_ignores_labels(case):
     first = jnp.array([[0.5, 0.25, 0.25], [NAN, INF, -INF], [NAN] * 3])
 
-    @jax.jit
+    @fast_jit
     def gradient_and_losses(x, labels):
         def total(x):
             losses = case.function(x, labels, ignore_index=-100)
@@ -281,7 +284,7 @@ def test_ignore_index_of_any_size(name):
         assert losses[1] == 0 if same else np.isnan(losses[1])
 
 
-@pytest.mark.parametrize("index", [True, np.True_, 1.0, "1", [1]])
+@pytest.mark.parametrize("index", quick([True, np.True_, 1.0, "1", [1]], number=1))
 @pytest.mark.parametrize("name", [c.name for c in BARE if c.accepts("ignore_index")])
 def test_ignore_index_is_an_integer(name, index):
     case = bare(name)
@@ -321,7 +324,7 @@ def test_every_function_of_distributions():
     assert found - set(ELEMENTWISE) == set(DISTRIBUTIONS)
 
 
-@pytest.mark.parametrize("kind", [np.int32, np.uint8, bool, list])
+@pytest.mark.parametrize("kind", quick([np.int32, np.uint8, bool, list]))
 @of_distributions
 def test_class_numbers_are_no_distribution(name, kind):
     """As many examples as classes, or one example: no shape tells them apart."""
@@ -346,7 +349,7 @@ def test_one_hot_labels_of_any_dtype(name):
     hot = np.eye(3)[[2, 0, 1]]
     either = name in ("cross_entropy", "relative_entropy", "jensen_shannon_divergence")
 
-    @jax.jit
+    @fast_jit
     def results(x):
         def gradient(labels):
             return jax.grad(lambda x: jnp.sum(function(x, labels)))(x)
@@ -382,7 +385,7 @@ def test_masks_of_square_arrays_are_of_examples():
         others = [np.arange(3) if k == "labels" else _SQUARE.T for k in case.kinds[1:]]
         return [case.call(_SQUARE, *others, where=x) for x in (where, by_rows, by_columns)]
 
-    results = jax.jit(lambda: [masked(case) for case in BARE if case.has_classes])
+    results = fast_jit(lambda: [masked(case) for case in BARE if case.has_classes])
     for by_example, by_row, by_column in results():
         np.testing.assert_array_equal(by_example, by_row)
         assert not np.array_equal(by_example, by_column)

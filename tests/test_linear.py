@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import fast_jit
 from heads import (
     BASE,
     CLASSES,
@@ -37,7 +38,7 @@ def _compiled_pair(names, reduction):
             for f in (functools.partial(fused_head, chunk_size=8), dense_head)
         ]
 
-    return jax.jit(both)
+    return fast_jit(both)
 
 
 def _check(arrays, reduction):
@@ -68,7 +69,7 @@ def test_scales_offsets_and_chunks(classes, chunk_size):
     """The dense loss, whatever the logits' scale and offset, and however the rows are cut."""
     rng = np.random.default_rng(2)
     fused, dense = (
-        jax.jit(functools.partial(value_and_gradients, f, **options))
+        fast_jit(functools.partial(value_and_gradients, f, **options))
         for f, options in ((fused_head, {"chunk_size": chunk_size}), (dense_head, {}))
     )
     with jax.enable_x64(True):
@@ -93,10 +94,10 @@ def test_float32_against_float64(classes, examples):
         "kernel": rng.normal(size=(32, classes)).astype(np.float32),
         "labels": rng.integers(0, classes, examples),
     }
-    fused = jax.jit(functools.partial(value_and_gradients, fused_head, chunk_size=16))(arrays)
+    fused = fast_jit(functools.partial(value_and_gradients, fused_head, chunk_size=16))(arrays)
     with jax.enable_x64(True):
         double = {k: v.astype(np.float64) if k != "labels" else v for k, v in arrays.items()}
-        dense = jax.jit(functools.partial(value_and_gradients, dense_head))(double)
+        dense = fast_jit(functools.partial(value_and_gradients, dense_head))(double)
     for name, bound in (("value", 1e-6), ("inputs", 2e-6), ("kernel", 2e-6)):
         x, y = np.asarray(dense[name]), np.asarray(fused[name], np.float64)
         assert fused[name].dtype == np.float32
@@ -112,7 +113,7 @@ def test_low_precision(dtype, reduction):
     w = jnp.asarray(rng.normal(size=(FEATURES, CLASSES)), dtype)
     arrays = {"inputs": x, "kernel": w, "labels": jnp.asarray(rng.integers(0, CLASSES, EXAMPLES))}
     cotangent = jnp.ones(EXAMPLES) if reduction == "none" else None
-    fused = jax.jit(
+    fused = fast_jit(
         functools.partial(
             value_and_gradients, fused_head, cotangent=cotangent, chunk_size=8, reduction=reduction
         )
@@ -171,7 +172,7 @@ def test_other_modes(reduction):
                 jax.lax.scan(lambda c, s: (c, jax.grad(f, 1)(x, s * w)), 0, jnp.arange(1.0, 3))[1],
             )
 
-        fused = jax.jit(lambda: modes(functools.partial(fused_head, chunk_size=8)))()
-        dense = jax.jit(lambda: modes(dense_head))()
+        fused = fast_jit(lambda: modes(functools.partial(fused_head, chunk_size=8)))()
+        dense = fast_jit(lambda: modes(dense_head))()
         for got, expected in zip(jax.tree.leaves(fused), jax.tree.leaves(dense), strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-13)

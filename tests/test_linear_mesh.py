@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import fast_jit
 from heads import (
     BASE,
     CLASSES,
@@ -64,13 +65,13 @@ def on_a_mesh(mesh, class_axis_name, reduction):
     head = functools.partial(
         fused_head, mesh=mesh, class_axis_name=class_axis_name, reduction=reduction, chunk_size=2
     )
-    return jax.jit(functools.partial(value_and_gradients, head, cotangent=cotangent))
+    return fast_jit(functools.partial(value_and_gradients, head, cotangent=cotangent))
 
 
 @functools.cache
 def on_one_device(reduction):
     cotangent = cotangents() if reduction == "none" else 3.5
-    return jax.jit(
+    return fast_jit(
         functools.partial(value_and_gradients, dense_head, cotangent=cotangent, reduction=reduction)
     )
 
@@ -121,8 +122,8 @@ def test_modes_of_differentiation():
             )
 
         mapped = functools.partial(fused_head, mesh=mesh, class_axis_name="model", chunk_size=3)
-        results = jax.jit(lambda: modes(mapped))()
-        expected = jax.jit(lambda: modes(dense_head))()
+        results = fast_jit(lambda: modes(mapped))()
+        expected = fast_jit(lambda: modes(dense_head))()
         for got, exact in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(got, exact, rtol=1e-11, atol=1e-13)
 

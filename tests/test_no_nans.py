@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cases import ALL, CASES, fast_jit
 from jax.experimental import checkify
-from tiers import quick_rows
+from tiers import quick, quick_rows
 
 _INF = np.inf
 
@@ -80,7 +80,10 @@ _WITH_LIMITS = [
 ]
 
 
-@pytest.mark.parametrize("case", _WITH_LIMITS, ids=str)
+_QUICK_LIMITS = {case.name: case for case in _WITH_LIMITS}.values()  # with options, if possible
+
+
+@pytest.mark.parametrize("case", quick(_WITH_LIMITS, *_QUICK_LIMITS), ids=str)
 def test_limits_raise_nothing(case):
     """In compiled programs: what is infinite where the result is not."""
     options = case.args()[len(case.kinds) :]

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import fast_jit
+from tiers import quick
 
 import jxent
 
@@ -51,7 +53,7 @@ def _compare(theirs, ours, names=tuple(ARRAYS), arrays=ARRAYS):
             expected, [tensors[name] for name in wrt], torch.tensor(cotangent), allow_unused=True
         )
 
-        @jax.jit
+        @fast_jit
         def losses_and_gradients(cotangent, given):
             rest = {name: x for name, x in given.items() if name not in wrt}
             losses, pullback = jax.vjp(
@@ -94,6 +96,7 @@ def test_table(theirs, ours):
     _compare(_evaluated(theirs), _evaluated(ours))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("theirs", "ours"), TABLE, ids=[row[0] for row in TABLE])
 def test_table_with_numpy_arrays(theirs, ours):
     """Op by op, where an index of -100 would be an IndexError of NumPy's."""
@@ -157,10 +160,10 @@ def _reduced(losses, reduction, total=None):
     return jnp.mean(losses)
 
 
-@pytest.mark.parametrize("ignore_index", [IGNORED, 2])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignore_index", quick([IGNORED, 2]))
+@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
+@pytest.mark.parametrize("smoothing", quick([0.0, 0.3], 0.3))
+@pytest.mark.parametrize("weighted", quick([False, True], True))
 def test_cross_entropy_with_integer_labels(weighted, smoothing, ignore_index, reduction):
     """Class weights, ignored labels and label smoothing, in all combinations."""
     arrays = ARRAYS | {"y": np.where(ARRAYS["y"] == IGNORED, ignore_index, ARRAYS["y"])}
@@ -189,9 +192,9 @@ def test_cross_entropy_with_integer_labels(weighted, smoothing, ignore_index, re
     _compare(theirs, ours, ("z", "y", "w"), arrays)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
+@pytest.mark.parametrize("smoothing", quick([0.0, 0.3], 0.3))
+@pytest.mark.parametrize("weighted", quick([False, True], True))
 def test_cross_entropy_with_probabilities(weighted, smoothing, reduction):
     """Distributions for labels: the mean divides by the number of examples."""
 
@@ -221,8 +224,8 @@ def test_cross_entropy_of_pictures():
     )
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
+@pytest.mark.parametrize("weighted", quick([False, True], True))
 def test_nll_loss(weighted, reduction):
     """Log-probabilities, with class weights and ignored labels."""
 
@@ -240,9 +243,9 @@ def test_nll_loss(weighted, reduction):
     )
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("positive", [False, True])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
+@pytest.mark.parametrize("positive", quick([False, True], True))
+@pytest.mark.parametrize("weighted", quick([False, True], True))
 def test_binary_cross_entropy_with_logits(weighted, positive, reduction):
     """A weight multiplies; positive weights are an option."""
     _compare(
@@ -258,8 +261,8 @@ def test_binary_cross_entropy_with_logits(weighted, positive, reduction):
     )
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
+@pytest.mark.parametrize("weighted", quick([False, True], True))
 def test_binary_cross_entropy(weighted, reduction):
     """A weight multiplies."""
     _compare(
@@ -271,8 +274,8 @@ def test_binary_cross_entropy(weighted, reduction):
     )
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
+@pytest.mark.parametrize("weighted", quick([False, True], True))
 def test_multilabel_soft_margin_loss(weighted, reduction):
     """The mean over the classes of each example."""
     _compare(
@@ -288,7 +291,7 @@ def test_multilabel_soft_margin_loss(weighted, reduction):
 
 
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
-@pytest.mark.parametrize("reduction", ["none", "sum", "batchmean", "mean"])
+@pytest.mark.parametrize("reduction", quick(["none", "sum", "batchmean", "mean"], "batchmean"))
 @pytest.mark.parametrize("log_target", [False, True])
 def test_kl_div(log_target, reduction):
     """PyTorch sums over no class: its "none" is a term per class, its "mean" that of all terms."""

@@ -16,6 +16,7 @@ from cases import (
     value_and_gradients,
 )
 from jax.sharding import PartitionSpec as P
+from tiers import quick
 
 PLAIN = pytest.mark.parametrize("case", BARE, ids=str)
 WITH_OPTIONS = pytest.mark.parametrize("case", CASES, ids=str)
@@ -207,10 +208,7 @@ _TRACED = [
 ]
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, marks=() if c in _TRACED else pytest.mark.full, id=str(c)) for c in BARE],
-)
+@pytest.mark.parametrize("case", quick(BARE, *_TRACED), ids=str)
 def test_no_leaked_tracers(case):
     floats, args = case.of_floats(case.args())
     with jax.check_tracer_leaks():
