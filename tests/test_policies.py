@@ -370,6 +370,9 @@ def test_infinite_binary_logit(name, logit, label, loss, slope, mode):
     np.testing.assert_allclose(gradients[0][0][0], slope, rtol=1e-6)
     assert not np.any(np.isnan(losses))
     assert not any(np.any(np.isnan(g)) for g in gradients)
+    if loss == 0:
+        # What has no weight costs nothing, so the gradient for the label is finite as well.
+        assert all(np.all(np.isfinite(g)) for g in gradients)
 
 
 @pytest.mark.parametrize("logit", [INF, -INF])
