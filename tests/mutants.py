@@ -701,7 +701,7 @@ MUTANTS = [
         "self.beyond += part > 1",
         "the numerics report does not count NaN as beyond its bound",
         ("main",),
-        "broken_loss",
+        "nan_is_beyond",
     ),
     Mutant(
         "_selftest/report.py",
@@ -709,7 +709,7 @@ MUTANTS = [
         'zip(("value",), line.errors["jxent"], strict=False)',
         "the numerics report does not look at gradients",
         ("main",),
-        "broken_loss",
+        "gradient_alone",
     ),
 ]
 
