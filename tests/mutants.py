@@ -157,9 +157,9 @@ MUTANTS = [
         "_chunks.py",
         "    @partial(jax.checkpoint, prevent_cse=False)\n    def body(",
         "    def body(",
-        "second derivatives of a head keep the logits of every chunk",
+        "the gradient of a head without a reduction keeps the logits of every chunk",
         ("linear_program",),
-        "twice",
+        "never_exist",
     ),
     Mutant(
         "_class_axes.py",
@@ -789,13 +789,13 @@ def _verdict(mutant, work, options):
         likely = [f"tests/test_{stem}.py" for stem in mutant.likely]
         likely += ["-k", mutant.keyword] if mutant.keyword else []
         status, result = _pytest(likely + QUICK, checkout, options.timeout)
-        if status == NOTHING_RAN:
-            result = "no likely test was found"
-        elif status == PASSED and options.likely_only:
-            result = "SURVIVED the likely tests"
-        elif status == PASSED:
+        if status in (PASSED, NOTHING_RAN) and not options.likely_only:
             status, result = _pytest(QUICK, checkout, options.timeout)
             result = "SURVIVED" if status == PASSED else result
+        elif status == PASSED:
+            result = "SURVIVED the likely tests"
+        elif status == NOTHING_RAN:
+            result = "SURVIVED, for there is no likely test of that name"
     finally:
         shutil.rmtree(checkout)
     return Verdict(mutant, result, status == FAILED, time.perf_counter() - start)
