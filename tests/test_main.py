@@ -120,6 +120,25 @@ def test_a_broken_loss_misses_its_bound(function, dtype):
     assert any(f"{LOSS}, {dtype}: value beyond its bound" in line for line in missed)
 
 
+def test_a_gradient_alone_misses_its_bound():
+    def steeper(logits, labels):
+        losses = getattr(jxent, LOSS)(logits, labels)
+        return losses + 1e-3 * (losses - jax.lax.stop_gradient(losses))
+
+    lines = list(errors.measure(SMALL, {"jxent": {LOSS: steeper}}, ("float32",)))
+    (line,) = report.missed(lines)
+    assert f"{LOSS}, float32: gradient beyond its bound" in line
+
+
+def test_nan_is_beyond_every_bound():
+    error = errors.Error()
+    for row, distance in enumerate((1.0, math.nan, 2.0, 5.0)):
+        error.meet(distance, 4.0, row)
+    assert math.isnan(error.worst)
+    assert math.isnan(error.of_bound)
+    assert (error.row, error.entries, error.beyond) == (1, 4, 2)
+
+
 @pytest.mark.parametrize(("function", "status"), [(getattr(jxent, LOSS), 0), (broken, 1)])
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_the_exit_status_tells(function, status, options, monkeypatch, capsys):

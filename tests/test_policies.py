@@ -25,7 +25,8 @@ AS_OF_TWO = "that of the other two classes, and 0 for the first"
 class Row(NamedTuple):
     """An example and its result.
 
-    Nothing is said of what is None, but that it is no NaN where the loss is finite, or in a list.
+    Nothing is said of what is None, but that a gradient is finite where
+    the loss is, and that an entry of a list is no NaN.
     """
 
     policy: str
@@ -400,7 +401,7 @@ def _check_row(row, loss, gradients):
     if row.gradient is SOME_NAN:
         assert any(np.any(np.isnan(g)) for g in gradients.values())
     elif np.all(np.isfinite(loss)):
-        assert not any(np.any(np.isnan(g)) for g in gradients.values())
+        assert all(np.all(np.isfinite(g)) for g in gradients.values())
 
 
 def _check(got, expected, what):
