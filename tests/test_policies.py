@@ -25,8 +25,8 @@ AS_OF_TWO = "that of the other two classes, and 0 for the first"
 class Row(NamedTuple):
     """An example and its result.
 
-    Nothing is said of what is None, but that a gradient is finite where
-    the loss is, and that an entry of a list is no NaN.
+    Nothing is said of what is None, but that a gradient is finite where the loss is, and that an
+    entry of a list is no NaN.
     """
 
     policy: str
