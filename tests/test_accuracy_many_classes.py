@@ -10,8 +10,8 @@ from accuracy import double_if
 from tolerances import DTYPES, UNITS, computing, eps
 
 import jxent
-from jxent import _statistics
-from jxent._one_pass import in_one_pass
+from jxent._statistics import dispatch
+from jxent._statistics.row_sums import in_one_pass
 
 SIZES = [(dtype, 5_000) for dtype in DTYPES] + [("float32", 200_000), ("float64", 200_000)]
 INTEGER = jxent.softmax_cross_entropy_with_integer_labels
@@ -55,7 +55,9 @@ def assert_near(got, exact, bound, dtype):
 @pytest.fixture
 def _one_pass_everywhere(monkeypatch):
     """The way of other platforms, on this one."""
-    monkeypatch.setattr(_statistics, "row_sums", lambda z, asked, stored: in_one_pass(z, asked))
+    monkeypatch.setattr(
+        dispatch, "sums_on_platform", lambda z, request, stored: in_one_pass(z, request)
+    )
     jax.clear_caches()
     yield
     jax.clear_caches()
