@@ -75,7 +75,7 @@ def softmax_cross_entropy(
         epsilon = scalar("label_smoothing", label_smoothing, y)
         y = (1 - epsilon) * y + epsilon * _uniform(rows, y)
     y = _weighted(y, rows.class_weights("class_weights", class_weights, z))
-    of_row = surprisals(z, None, y, rows.mesh_axes)
+    of_row = surprisals(rows.mesh_axes, z, None, y)
     return rows.zero_masked(of_row.of_weights + _z_term(rows, z_loss, of_row.normalizer))
 
 
@@ -142,7 +142,7 @@ def softmax_cross_entropy_with_integer_labels(
     rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, class_axis_name)
     weights = rows.class_weights("class_weights", class_weights, z)
     smoothed = None if is_off(label_smoothing) else _weighted(_uniform(rows, z), weights)
-    of_row = surprisals(z, y, smoothed, rows.mesh_axes)
+    of_row = surprisals(rows.mesh_axes, z, y, smoothed)
     losses = times_weight_of_label(of_row.of_label, weights, y, rows.mesh_axes)
     terms = _z_term(rows, z_loss, of_row.normalizer)
     if of_row.of_weights is not None:

@@ -59,7 +59,7 @@ def poly_loss_cross_entropy(
     y = rows.distributions("labels", labels, z, "jax.nn.one_hot")
     # Two terms use both arrays. Upcast here, their gradients are added before they are rounded.
     z, y = upcast(z, y)
-    losses = surprisals(z, None, y).of_weights
+    losses = surprisals((), z, None, y).of_weights
     return rows.zero_masked(losses + scalar("epsilon", epsilon, losses) * _missed(z, y))
 
 
@@ -108,7 +108,7 @@ def softmax_focal_loss_with_integer_labels(
       0.1733
     """
     rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index)
-    losses = surprisals(z, y).of_label
+    losses = surprisals((), z, y, None).of_label
     # The factor is 1 - p_y = -expm1(-loss), which is exact where p_y is nearly 1.
     losses = _focused(losses, -expm1(-losses), jnp.exp(-losses), gamma)
     weights = rows.class_weights("class_weights", class_weights, losses)

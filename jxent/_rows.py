@@ -33,7 +33,7 @@ from ._sharding import (
     explicit_sharding,
     in_any_shard,
     number_of_shards,
-    psum_classes,
+    sum_classes,
 )
 
 
@@ -44,7 +44,7 @@ class Rows:
     name: str
     shape: tuple[int, ...]
     axes: tuple[int, ...]
-    """The axes of the classes."""
+    """The axes of `shape` that are classes."""
     present: jax.Array | None = None
     """Which classes count, ``[..., classes]``; None: all."""
     counted: jax.Array | None = None
@@ -52,7 +52,7 @@ class Rows:
     sharding: jax.sharding.NamedSharding | None = None
     """The sharding of ``[..., classes]``, if its type has one."""
     mesh_axes: MeshAxes = ()
-    """The mesh axes that the classes are spread over; the rows then have those of one shard."""
+    """The mesh axes that the classes are spread over; arrays then have the classes of one shard."""
 
     @classmethod
     def of(
@@ -99,7 +99,7 @@ class Rows:
         """How many classes count; ``[..., 1]`` where that differs between examples."""
         if self.present is None:
             return math.prod(self.classes) * number_of_shards(self.mesh_axes)
-        return psum_classes(jnp.sum(self.present, axis=-1, keepdims=True), self.mesh_axes)
+        return sum_classes(self.present, self.mesh_axes)
 
     def canonical(self, x: jax.Array) -> jax.Array:
         """``[..., classes]``, from the layout the user gave."""
@@ -155,28 +155,25 @@ class Rows:
             )
         return self._placed(name, real(name, x, like), 0.0)
 
-    def labels(
-        self, name: str, x: ArrayLike, ignore_index: int | None = None
-    ) -> tuple[Self, jax.Array]:
-        """Class numbers ``[...]``, and the rows without those that are `ignore_index`."""
-        array = any_array(name, x)
+    def labels(self, x: ArrayLike, ignore_index: int | None) -> tuple[Self, jax.Array]:
+        """The rows without those whose label is `ignore_index`, and the labels ``[...]``."""
+        array = any_array("labels", x)
         if not jnp.issubdtype(array.dtype, jnp.integer):
-            raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+            raise TypeError(f"labels must be integers, got dtype {array.dtype}")
         if array.shape not in ((), self.examples):
             raise ValueError(
-                f"{name} must have the shape of the examples of {self.name} {self.examples}"
+                f"labels must have the shape of the examples of {self.name} {self.examples}"
                 f" or be a scalar, got shape {array.shape}"
             )
-        check_replicated(name, array, self.mesh_axes)
+        check_replicated("labels", array, self.mesh_axes)
         # At least 32 bits, so that the labels can be compared with every class number.
         array = array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
         array = jnp.broadcast_to(array, self.examples)
         rows = self
         if ignore_index is not None:
-            counted = _differs(array, "ignore_index", ignore_index)
-            rows = replace(
-                self, counted=counted if self.counted is None else self.counted & counted
-            )
+            counted = _differs(array, ignore_index)
+            counted = counted if self.counted is None else self.counted & counted
+            rows = replace(self, counted=counted)
         return rows, array if rows.counted is None else jnp.where(rows.counted, array, 0)
 
     def class_weights(self, name: str, x: ArrayLike | None, like: jax.Array) -> jax.Array | None:
@@ -221,7 +218,7 @@ def labelled_rows(
 ) -> tuple[Rows, jax.Array, jax.Array]:
     """The rows of `x` without those that are ignored, `x`, and its labels."""
     rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name)
-    rows, y = rows.labels("labels", labels, ignore_index)
+    rows, y = rows.labels(labels, ignore_index)
     return rows, rows._placed(name, array, absent), y
 
 
@@ -237,11 +234,11 @@ def two_distributions(
     return rows, rows._placed("p", x, 0.0), rows.distributions("q", y, like, of_labels)
 
 
-def _differs(labels: jax.Array, name: str, number: int) -> jax.Array:
+def _differs(labels: jax.Array, ignore_index: int) -> jax.Array:
     try:
-        number = integer(number)
+        number = integer(ignore_index)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {number!r}") from None
+        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}") from None
     bounds = np.iinfo(labels.dtype)
     if not bounds.min <= number <= bounds.max:
         return jnp.ones(labels.shape, bool)

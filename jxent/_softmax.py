@@ -56,7 +56,7 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
       1001.3133
     """
     rows, z = rows_of("logits", logits, axis, where)
-    normalizer = surprisals(z).normalizer
+    normalizer = surprisals((), z, None, None).normalizer
     return normalizer if rows.counted is None else jnp.where(rows.counted, normalizer, -jnp.inf)
 
 

@@ -117,7 +117,7 @@ def linear_softmax_cross_entropy(
     chunk_size = _checked_size(chunk_size)
     like = jnp.zeros((), computing_dtype(x, w))
     rows = Rows("inputs @ kernel", (*x.shape[:-1], w.shape[1]), (x.ndim - 1,))
-    rows, y = rows.labels("labels", labels, ignore_index)
+    rows, y = rows.labels(labels, ignore_index)
     options = {
         "counted": rows.counted,
         "weights": _example_weights(rows, weights, like),

@@ -32,16 +32,6 @@ class Surprisals(NamedTuple):
     """``log sum_j exp(z_j)``"""
 
 
-def surprisals(
-    logits: jax.Array,
-    labels: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    axes: MeshAxes = (),
-) -> Surprisals:
-    """What integer labels ``[...]``, weights ``[..., classes]`` and no labels cost in each row."""
-    return _surprisals(axes, logits, labels, weights)
-
-
 def _surprisals_fwd(
     axes: MeshAxes, logits: jax.Array, labels: jax.Array | None, weights: jax.Array | None
 ) -> tuple[Surprisals, Any]:
@@ -93,4 +83,6 @@ def _surprisals_bwd(
     return to_logits + of_weights * gradient, None, to_weights
 
 
-_surprisals = with_gradient(_surprisals_fwd, _surprisals_bwd, (True, False, True))
+surprisals = with_gradient(_surprisals_fwd, _surprisals_bwd, (True, False, True))
+"""``surprisals(axes, logits, labels, weights)``: what integer labels ``[...]``, weights
+``[..., classes]``, and neither of them cost in each row of logits ``[..., classes]``."""
