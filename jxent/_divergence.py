@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from ._arguments import ArrayLike, Axis
 from ._autodiff import differentiated_by, with_gradient
 from ._dtypes import upcast
-from ._numerics import divergence_terms, excess, expm1, log1p, mixture_ratio, nan_where
+from ._numerics import (
+    divergence_terms,
+    excess,
+    expm1,
+    log1p,
+    mixture_ratio,
+    nan_where,
+    two_difference,
+)
 from ._rows import rows_of
 from ._sharding import AxisName, MeshAxes, sum_classes
 from ._statistics import Statistics, shift
@@ -129,8 +137,9 @@ class Pair(NamedTuple):
         Without the barrier XLA:GPU would write to memory what both stages compute from the logits.
         """
         barrier: Any = jax.lax.optimization_barrier
-        target_logits, logits, known = barrier((target_logits, logits, known))
-        return cls(*upcast(target_logits, logits), *known[:3])
+        target_logits, logits, (of_p, of_q, *_) = barrier((target_logits, logits, known))
+        z_p, z_q = upcast(target_logits, logits)
+        return cls(z_p, z_q, of_p, of_q, known[2])
 
     def probabilities(self, axes: MeshAxes) -> tuple[jax.Array, jax.Array]:
         """``p_j`` and ``q_j``, for classes that are spread over the mesh axes."""
@@ -155,16 +164,9 @@ def _anchored_difference(pair: Pair) -> jax.Array:
     m_p, m_q = (jnp.where(jnp.isinf(m), 0.0, m) for m in (pair.of_p.maximum, pair.of_q.maximum))
     a = jnp.where(both & (pair.of_p.maximum < jnp.inf), pair.z_p, m_p)
     b = jnp.where(both & (pair.of_q.maximum < jnp.inf), pair.z_q, m_q)
-    difference, error = _two_difference(a, b)
-    anchor, anchor_error = _two_difference(m_p, m_q)
+    difference, error = two_difference(a, b)
+    anchor, anchor_error = two_difference(m_p, m_q)
     return (difference - anchor) + (error - anchor_error)
-
-
-def _two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``a - b`` rounded, and the rounding error (D. E. Knuth, TAOCP 2, 4.2.2)."""
-    difference = a - b
-    virtual = difference - a
-    return difference, (a - (difference - virtual)) - (b + virtual)
 
 
 def _known(

@@ -213,6 +213,13 @@ def mixture_ratio(t: jax.Array) -> jax.Array:
     return jnp.where(near, close, math.log(2) - softplus(-t))
 
 
+def two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``a - b`` rounded, and the rounding error (D. E. Knuth, TAOCP 2, 4.2.2)."""
+    difference = a - b
+    virtual = difference - a
+    return difference, (a - (difference - virtual)) - (b + virtual)
+
+
 def signed_sum(x: jax.Array, bound: jax.Array) -> jax.Array:
     """Sum over the last axis that stays accurate where terms of both signs cancel.
 
