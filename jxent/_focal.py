@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating, scalar
-from ._autodiff import loss_with_partials, with_gradient
+from ._autodiff import differentiated_by, with_gradient
 from ._dtypes import upcast
 from ._elements import Elements
 from ._labels import times_weight_of_label
@@ -206,10 +206,16 @@ _missed = with_gradient(_missed_fwd, _missed_bwd)
 
 
 # s'(z) = s(z) s(-z), where JAX's s(z) (1 - s(z)) loses its bits for a large logit.
-@loss_with_partials(
-    lambda z, a, b: (b - a) * sigmoid(z) * sigmoid(-z),
-    lambda z, a, b: sigmoid(-z),
-    lambda z, a, b: sigmoid(z),
-)
-def _binary_missed(z: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    return a * sigmoid(-z) + b * sigmoid(z)
+def _binary_missed_bwd(
+    cotangent: jax.Array, logits: jax.Array, positive: jax.Array, negative: jax.Array
+) -> tuple[jax.Array, ...]:
+    z, a, b = upcast(logits, positive, negative)
+    up, down = sigmoid(z), sigmoid(-z)
+    return cotangent * (b - a) * up * down, cotangent * down, cotangent * up
+
+
+@differentiated_by(_binary_missed_bwd)
+def _binary_missed(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+    z, a, b = upcast(logits, positive, negative)
+    missed: jax.Array = a * sigmoid(-z) + b * sigmoid(z)
+    return missed

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, elementwise, floating
-from ._autodiff import loss_with_partials
+from ._autodiff import differentiated_by, loss_with_partials
+from ._dtypes import upcast
 from ._elements import Elements
 from ._numerics import (
     divergence_terms,
@@ -182,25 +183,26 @@ def _difference(z_p: jax.Array, z_q: jax.Array) -> jax.Array:
 
 # The gradient is q - p = -q (1-q) expm1(d) / (1 + q expm1(d)) for the logit of q, and p (1-p) d
 # for that of p. A difference of two sigmoids near 1 is taken from their complements.
-def _sigmoid_kl_to_q(z_q: jax.Array, z_p: jax.Array) -> jax.Array:
+def _sigmoid_kl_bwd(
+    cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    z_q, z_p = upcast(logits, target_logits)
     d = _difference(z_p, z_q)
     p, q = sigmoid(z_p), sigmoid(z_q)
     not_p, not_q = sigmoid(-z_p), sigmoid(-z_q)
     near = jnp.abs(d) < 1
     change = expm1(jnp.where(near, d, 0.0))
     far = jnp.where(z_q + z_p > 0, not_p - not_q, q - p)
-    return jnp.where(near, -q * not_q * change / (1 + q * change), far)
-
-
-def _sigmoid_kl_to_p(z_q: jax.Array, z_p: jax.Array) -> jax.Array:
-    d = jnp.where(jnp.isinf(z_p), 0.0, _difference(z_p, z_q))
-    return sigmoid(z_p) * sigmoid(-z_p) * d
+    to_q = jnp.where(near, -q * not_q * change / (1 + q * change), far)
+    to_p = p * not_p * jnp.where(jnp.isinf(z_p), 0.0, d)
+    return cotangent * to_q, cotangent * to_p
 
 
 # With d = z_p - z_q the sigmoids p = q e^d / (1 + q expm1(d)), so that the logarithms of p/q and
 # of (1-p)/(1-q) are -log1p((1-q) expm1(-d)) and -log1p(q expm1(d)), exact for a small d.
-@loss_with_partials(_sigmoid_kl_to_q, _sigmoid_kl_to_p)
-def _sigmoid_kl(z_q: jax.Array, z_p: jax.Array) -> jax.Array:
+@differentiated_by(_sigmoid_kl_bwd)
+def _sigmoid_kl(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
+    z_q, z_p = upcast(logits, target_logits)
     d = _difference(z_p, z_q)
     near = jnp.abs(d) < 1
 
