@@ -21,7 +21,7 @@ from ._rows import rows_of
 from ._sharding import AxisName, MeshAxes, sum_classes
 from ._statistics import Statistics, shift
 from ._statistics.dispatch import statistics
-from ._statistics.distribution import probability, surprisal, to_logits_of_surprisals
+from ._statistics.surprisals import probability, surprisal, to_logits_of_surprisals
 
 
 def softmax_kl_divergence(

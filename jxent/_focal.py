@@ -13,8 +13,7 @@ from ._rows import labelled_rows, rows_of
 from ._sigmoid import binary_loss
 from ._statistics import Statistics
 from ._statistics.dispatch import statistics
-from ._statistics.distribution import complement, probability, sum_of_others
-from ._statistics.surprisals import surprisals
+from ._statistics.surprisals import complement, probability, sum_of_others, surprisals
 
 
 def poly_loss_cross_entropy(

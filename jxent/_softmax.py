@@ -10,15 +10,15 @@ from ._rows import rows_of
 from ._sharding import AxisName, MeshAxes
 from ._statistics import Statistics
 from ._statistics.dispatch import statistics
-from ._statistics.distribution import (
+from ._statistics.surprisals import (
     finite_surprisal,
     probability,
     row_entropy,
     surprisal,
+    surprisals,
     to_logits_of_probabilities,
     to_logits_of_surprisals,
 )
-from ._statistics.surprisals import surprisals
 
 
 def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
