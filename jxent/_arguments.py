@@ -1,4 +1,4 @@
-"""Arguments, each checked by itself at the boundary."""
+"""Checks of single arguments, made once, before any mathematics."""
 
 import math
 import operator
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._labels import explicit_sharding
-from ._statistics import computing_dtype
+from ._dtypes import computing_dtype
+from ._sharding import explicit_sharding
 
 ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence["ArrayLike"]
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -22,23 +22,23 @@ class Range(NamedTuple):
     contains: Callable[[Any], bool]
     wanted: str
     off: str
-    """What else to write, to do without the option."""
+    """The end of the message: what switches the option off."""
 
 
 _UNIT = "lie in [0, 1]"
 _NOT_NEGATIVE = "be a finite number of at least 0"
 RANGES = {
     "label_smoothing": Range(lambda x: 0 <= x <= 1, _UNIT, ""),
-    # Beyond, one of the two classes would be rewarded for its mistakes.
+    # Outside, one of the two classes would be rewarded for its mistakes.
     "alpha": Range(lambda x: 0 <= x <= 1, _UNIT, "; None switches it off"),
     "gamma": Range(lambda x: 0 <= x < math.inf, _NOT_NEGATIVE, "; 0 switches it off"),
     "z_loss": Range(lambda x: 0 <= x < math.inf, _NOT_NEGATIVE, "; 0 switches it off"),
-    # PolyLoss has good use for negative ones.
+    # PolyLoss is also used with a negative epsilon.
     "epsilon": Range(math.isfinite, "be a finite number", "; 0 switches it off"),
-    # An infinite cap caps nothing.
+    # Infinity is allowed: such a cap changes nothing.
     "logit_softcap": Range(lambda x: x > 0, "be positive", "; None switches it off"),
 }
-"""The range of each option that is one number, in every function that has the option."""
+"""The range of each option that is a single number, the same in every function."""
 
 
 def floating(name: str, x: ArrayLike) -> jax.Array:
@@ -50,7 +50,7 @@ def floating(name: str, x: ArrayLike) -> jax.Array:
 
 
 def elementwise(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Array:
-    """`x` as real numbers beside those of `like`: of its shape, or one for all."""
+    """`x` as real numbers in the shape of `like`; one number may stand for all."""
     array = real(name, x, like)
     if array.shape not in ((), like.shape):
         raise ValueError(
@@ -61,7 +61,7 @@ def elementwise(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax
 
 
 def trailing(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Array:
-    """`x` as real numbers for the last axes of `like`."""
+    """`x` as real numbers in the shape of `like`; it may have only the last axes of `like`."""
     array = real(name, x, like)
     if array.shape != like.shape[like.ndim - array.ndim :]:
         raise ValueError(
@@ -82,7 +82,7 @@ def boolean(name: str, x: ArrayLike) -> jax.Array:
 def scalar(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
     """The option `x` as one real number of the dtype of `like`.
 
-    A concrete one must lie in its range, a traced one is taken at its word.
+    A concrete number must lie in its range. The range of a traced number cannot be checked.
     """
     array = real(name, x, like)
     if array.shape != ():
@@ -99,7 +99,7 @@ def scalar(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
 
 
 def concrete(x: ArrayLike) -> np.ndarray[Any, Any] | None:
-    """The numbers of `x`; None if it is traced, or other processes have some of them."""
+    """The numbers of `x`; None if it is traced, or if other processes have some of its numbers."""
     for leaf in jax.tree.leaves(x):
         if isinstance(leaf, jax.core.Tracer):
             return None
@@ -111,7 +111,7 @@ def concrete(x: ArrayLike) -> np.ndarray[Any, Any] | None:
 
 
 def check_not_negative(name: str, x: ArrayLike | None, remedy: str) -> None:
-    """Refuses negative weights, if they are concrete, where their sum divides: it may vanish."""
+    """Refuses concrete negative weights of a mean, which divides by their sum: it may vanish."""
     numbers = None if x is None else concrete(x)
     if numbers is not None and np.any(numbers < 0):
         least = np.min(numbers, where=numbers < 0, initial=0)
@@ -122,7 +122,7 @@ def check_not_negative(name: str, x: ArrayLike | None, remedy: str) -> None:
 
 
 def is_off(x: ArrayLike) -> bool:
-    """Whether the option `x` is the number 0, known before any array is."""
+    """Whether the option `x` is a Python 0, so that its term is never traced."""
     return isinstance(x, int | float) and x == 0
 
 
@@ -132,9 +132,10 @@ def broadcast(
     shape: tuple[int, ...],
     sharding: jax.sharding.NamedSharding | None,
 ) -> jax.Array:
-    """`x` in this shape; in its computing dtype where its gradient is going to be a sum.
+    """`x` in this shape, in its computing dtype if it is repeated.
 
-    The sum is over shards where the sharding says so, or they would be gathered.
+    The gradient of an array that is repeated is a sum, which 16 bits would round at each step.
+    With the sharding of the result, JAX sums over the shards; without it, it would gather them.
     """
     if x.shape == shape:
         return x
@@ -143,7 +144,7 @@ def broadcast(
 
 
 def any_array(name: str, x: ArrayLike) -> jax.Array:
-    """`x` as an array of whatever dtype."""
+    """`x` as an array of any dtype that JAX has."""
     try:
         array = jnp.asarray(x)
     except OverflowError as error:
@@ -151,7 +152,7 @@ def any_array(name: str, x: ArrayLike) -> jax.Array:
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array, got {_described(x)}") from error
     if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and x.dtype != array.dtype:
-        # JAX has cut 64 bits to 32, without a word.
+        # JAX has cut 64 bits to 32 without a warning.
         bounds, numbers = np.iinfo(array.dtype), np.asarray(x)
         beyond = numbers[(numbers < bounds.min) | (numbers > bounds.max)]
         if beyond.size:
@@ -167,14 +168,14 @@ def _described(x: ArrayLike) -> str:
 
 
 def integer(x: Any) -> int:
-    """`x` as an integer, which a truth value is not; anything else is a TypeError."""
+    """`x` as an integer; a TypeError for anything else, also for a truth value."""
     if isinstance(x, bool):
         raise TypeError("a truth value is no integer")
     return operator.index(x)
 
 
 def real(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
-    """`x` as floating-point numbers; integers, truth values and Python numbers suit `like`."""
+    """`x` as floating-point numbers; other numbers get the computing dtype of `like`."""
     array = any_array(name, x)
     if jnp.issubdtype(array.dtype, jnp.complexfloating) or not (
         jnp.issubdtype(array.dtype, jnp.number) or array.dtype == jnp.bool_

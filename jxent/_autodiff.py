@@ -8,84 +8,122 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ._class_axes import Axes, varying_axes
+from ._dtypes import upcast
+from ._sharding import MeshAxes, varying_axes
 
 Out = TypeVar("Out")
 """An array, or a tuple of arrays."""
 
 
 def with_gradient(
-    fwd: Callable[..., tuple[Out, Any]],
+    fwd: Callable[..., tuple[Out, tuple[Any, ...]]],
     bwd: Callable[..., tuple[Any, ...]],
     of_classes: tuple[bool, ...] = (),
 ) -> Callable[..., Out]:
     """The function ``fwd(*args)[0]``, differentiated by ``bwd`` in every mode and to any order.
 
     Args:
-      fwd: ``fwd(*args) -> (out, residuals)``, arrays or tuples of them in (None for what is
-        absent) and out. It must not call the function returned here.
-      bwd: ``bwd(residuals, cotangent) -> cotangents``, one per argument (None for integers
-        and masks). It must be linear in the cotangent in its very operations, since they are
-        transposed: select by the residuals, never by the cotangent. Second derivatives are
-        those of ``bwd``, which may call the function returned here on its residuals.
-      of_classes: given where classes may be spread over mesh axes: for each argument, whether
-        every shard of the classes has its own; the others and the output are the same on all
-        of them. Both rules then take the axes first, and the function as `class_axes`.
+      fwd: ``fwd(*args) -> (out, kept)``. The arguments and `out` are arrays or tuples of them,
+        or None for what is absent; `kept` is a tuple of what ``bwd`` needs beside the arguments.
+        It must not call the function returned here.
+      bwd: ``bwd(cotangent, *args, *kept) -> cotangents``, one per argument, None for integers,
+        masks and statistics. It multiplies by the incoming cotangent in the computing dtype, so
+        that a loss scale comes before any rounding to 16 bits; each of its results is then cast
+        to the dtype of its argument. Its operations are transposed, so each of them must be linear
+        in the cotangent: select by the arguments, never by the cotangent. Second derivatives are
+        those of ``bwd``, which may call the function returned here on its arguments.
+      of_classes: given where the classes may be spread over mesh axes. It says for each argument
+        whether every shard of the classes has its own; the other arguments and the output are the
+        same on all shards. Both rules and the function returned then take the mesh axes first.
     """
 
     @lru_cache
-    def over(class_axes: Axes) -> Callable[..., Out]:
-        rules = (partial(fwd, class_axes), partial(bwd, class_axes)) if of_classes else (fwd, bwd)
-        reverse: jax.custom_vjp[Out] = jax.custom_vjp(lambda *args: rules[0](*args)[0])
-        reverse.defvjp(*rules)
-        return in_every_mode(reverse, class_axes, of_classes)
+    def over(axes: MeshAxes) -> Callable[..., Out]:
+        forward, backward = (partial(fwd, axes), partial(bwd, axes)) if of_classes else (fwd, bwd)
 
-    return lambda *args, class_axes=(): over(class_axes)(*args)
+        def save(*args: Any) -> tuple[Out, Any]:
+            out, kept = forward(*args)
+            return out, (args, kept)
+
+        def pull_back(saved: Any, cotangent: Any) -> tuple[Any, ...]:
+            args, kept = saved
+            return tuple(
+                None if c is None else c.astype(x.dtype)
+                for c, x in zip(backward(cotangent, *args, *kept), args, strict=True)
+            )
+
+        reverse: jax.custom_vjp[Out] = jax.custom_vjp(lambda *args: forward(*args)[0])
+        reverse.defvjp(save, pull_back)
+        return in_every_mode(reverse, axes, of_classes)
+
+    return (lambda axes, *args: over(axes)(*args)) if of_classes else over(())
+
+
+def differentiated_by(
+    bwd: Callable[..., tuple[Any, ...]], of_classes: tuple[bool, ...] = ()
+) -> Callable[[Callable[..., Out]], Callable[..., Out]]:
+    """Decorates a function with its rule as in `with_gradient`, if nothing is kept for the rule."""
+
+    def decorate(function: Callable[..., Out]) -> Callable[..., Out]:
+        return with_gradient(lambda *args: (function(*args), ()), bwd, of_classes)
+
+    return decorate
+
+
+def loss_with_partials(
+    *partials: Callable[..., jax.Array], axis: tuple[int, ...] = ()
+) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+    """Makes the decorated function a loss of arrays of any floating-point dtype.
+
+    The function is elementwise, or a sum over `axis`. It and its partial derivatives, which are
+    elementwise, get the arrays in their computing dtype. A partial derivative times the cotangent
+    is the gradient for its argument.
+    """
+
+    def bwd(cotangent: jax.Array, *args: jax.Array) -> tuple[jax.Array, ...]:
+        cotangent, given = jnp.expand_dims(cotangent, axis), upcast(*args)
+        return tuple(cotangent * to_argument(*given) for to_argument in partials)
+
+    def decorate(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return differentiated_by(bwd)(lambda *args: function(*upcast(*args)))
+
+    return decorate
 
 
 def in_every_mode(
-    reverse: jax.custom_vjp[Out], class_axes: Axes = (), of_classes: tuple[bool, ...] = ()
+    reverse: jax.custom_vjp[Out], mesh_axes: MeshAxes = (), of_classes: tuple[bool, ...] = ()
 ) -> Callable[..., Out]:
     """The function of a `jax.custom_vjp`, with forward mode added.
 
     `jax.custom_vjp` alone refuses `jax.jvp`, `jax.jacfwd` and `jax.linearize`. The tangent map
-    is the transpose of the cotangent map, so its rule says it already: the function is pulled
-    back, and the pullback transposed. Only the perturbed arguments take part. The others would
-    cost residuals, and an infinite cotangent that nobody asked for would turn into NaN.
+    is the transpose of the cotangent map, so the rule for cotangents is enough: the function is
+    pulled back, and the pullback is transposed. Only the perturbed arguments take part. The others
+    would cost residuals, and an infinite cotangent that nobody asked for would turn into NaN.
     """
 
     def tangent(primals: Any, tangents: Any) -> tuple[Out, Out]:
-        leaves: list[jax.Array]
-        leaves, tree = jax.tree.flatten(primals)
-        dots = jax.tree.leaves(tangents)
-        perturbed = [i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
+        of_perturbed, values, dots = of_perturbed_alone(reverse, primals, tangents)
+        out, pullback = jax.vjp(of_perturbed, *values)
 
-        def of_perturbed(*values: jax.Array) -> Out:
-            full = list(leaves)
-            for i, value in zip(perturbed, values, strict=True):
-                full[i] = value
-            return reverse(*jax.tree.unflatten(tree, full))
-
-        out, pullback = jax.vjp(of_perturbed, *(leaves[i] for i in perturbed))
-
-        # The checkpoint keeps the residuals those of `fwd`: without it, linearisation would
-        # store what `bwd` makes of them, an array as large as the logits for each step.
+        # With the checkpoint the residuals are those of `fwd`. Without it, linearisation would
+        # store what `bwd` makes of them, which is an array as large as the logits for each step.
         @partial(jax.checkpoint, prevent_cse=False)
         def pushforward(pullback: Any, dots: tuple[jax.Array, ...]) -> Out:
             out_dot: Out
             (out_dot,) = jax.linear_transpose(pullback, out)(dots)
             return out_dot
 
-        return out, pushforward(pullback, tuple(dots[i] for i in perturbed))
+        return out, pushforward(pullback, dots)
 
-    # The plain function, not `reverse`: where JAX evaluates only a part of a loop it forgets this
-    # rule, and would then meet a `jax.custom_vjp` that has no forward mode.
+    # It calls the plain function, not `reverse`: where JAX evaluates only a part of a loop it
+    # forgets this rule, and would then find a `jax.custom_vjp`, which has no forward mode.
     @jax.custom_jvp
     def function(*args: Any) -> Out:
         return reverse.fun(*args)
 
-    # Whoever differentiates a value that came with its derivative must meet the rule again. The
-    # operations of `fwd` have derivatives that cancel, and NaN from branches that were not taken.
+    # A value that came with its derivative may be differentiated again, and must then meet the
+    # rule again. The operations of `fwd` themselves have derivatives that lose bits to
+    # cancellation, and NaN from branches that were not taken.
     @jax.custom_jvp
     def known(out: Out, *args: Any) -> Out:
         return out
@@ -103,21 +141,40 @@ def in_every_mode(
             return out, jax.tree.map(jnp.zeros_like, out)
         return known(out, *args), tangent(tuple(args), dots)[1]
 
-    # Compiled as one program, or each eager call would dispatch some thirty of them.
+    # It is compiled as one program. Otherwise each eager call would dispatch some thirty programs.
     compiled = jax.jit(function)
-    return lambda *args: compiled(*_align(args, class_axes, of_classes or (True,) * len(args)))
+    return lambda *args: compiled(*_align(args, mesh_axes, of_classes or (True,) * len(args)))
 
 
-def _align(args: tuple[Any, ...], class_axes: Axes, of_classes: tuple[bool, ...]) -> list[Any]:
+def of_perturbed_alone(
+    function: Callable[..., Out], primals: Any, tangents: Any
+) -> tuple[Callable[..., Out], tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """`function` of the arrays whose tangents are not zero, those arrays, and their tangents."""
+    leaves: list[jax.Array]
+    leaves, tree = jax.tree.flatten(primals)
+    dots = jax.tree.leaves(tangents)
+    perturbed = [i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
+
+    def of_perturbed(*values: jax.Array) -> Out:
+        full = list(leaves)
+        for i, value in zip(perturbed, values, strict=True):
+            full[i] = value
+        return function(*jax.tree.unflatten(tree, full))
+
+    return of_perturbed, tuple(leaves[i] for i in perturbed), tuple(dots[i] for i in perturbed)
+
+
+def _align(args: tuple[Any, ...], mesh_axes: MeshAxes, of_classes: tuple[bool, ...]) -> list[Any]:
     """Inside `jax.shard_map`, makes the arguments vary over the same mesh axes.
 
-    A rule must return cotangents of its arguments' types. Here replicated arguments become
-    varying ones, and JAX transposes that step itself, into the sum over the axes. Only what is
-    the same for every shard of the classes stays so, and the output with it.
+    A rule must return cotangents that vary over the same axes as its arguments. Here replicated
+    arguments become varying ones, and JAX transposes this step itself, into a sum over the axes.
+    Only the arguments that are the same for every shard of the classes, and the output, do not
+    vary over the axes of the classes.
     """
-    union = frozenset(class_axes).union(*map(varying_axes, jax.tree.leaves(args)))
+    union = frozenset(mesh_axes).union(*map(varying_axes, jax.tree.leaves(args)))
     return [
-        jax.tree.map(partial(_varying_over, union if own else union - set(class_axes)), x)
+        jax.tree.map(partial(_varying_over, union if own else union - set(mesh_axes)), x)
         for x, own in zip(args, of_classes, strict=True)
     ]
 

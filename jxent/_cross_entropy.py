@@ -3,13 +3,13 @@ r"""Cross-entropy of softmax against integer labels and against distributions.""
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, floating, is_off, scalar
-from ._class_axes import AxisName, check_replicated
-from ._labels import as_row, of_label
-from ._numerics import times
-from ._rows import Rows
-from ._statistics import computing_dtype, upcast
-from ._surprisals import surprisals
+from ._arguments import ArrayLike, Axis, is_off, scalar
+from ._dtypes import computing_dtype, upcast
+from ._labels import as_row, times_weight_of_label
+from ._numerics import weighted_cost
+from ._rows import Rows, labelled_rows, rows_of
+from ._sharding import AxisName, check_replicated
+from ._statistics.surprisals import surprisals
 
 
 def softmax_cross_entropy(
@@ -68,17 +68,15 @@ def softmax_cross_entropy(
       >>> print(jxent.softmax_cross_entropy([[2.0, 0.0], [20.0, 0.0]], [1.0, 0.0]))
       [1.2693e-01 2.0612e-09]
     """
-    array = floating("logits", logits)
-    rows = Rows.of("logits", array, axis, where, class_axis_name)
-    z = rows.logits("logits", array)
-    y = rows.distributions("labels", labels, array, "softmax_cross_entropy_with_integer_labels")
+    rows, z = rows_of("logits", logits, axis, where, class_axis_name)
+    y = rows.distributions("labels", labels, z, "softmax_cross_entropy_with_integer_labels")
     if not is_off(label_smoothing):
         y = y.astype(computing_dtype(z, y))
         epsilon = scalar("label_smoothing", label_smoothing, y)
         y = (1 - epsilon) * y + epsilon * _uniform(rows, y)
     y = _weighted(y, rows.class_weights("class_weights", class_weights, z))
-    of_row = surprisals(z, None, y, rows.class_axes)
-    return rows.settle(of_row.of_weights + _z_term(rows, z_loss, of_row.normalizer))
+    of_row = surprisals(rows.mesh_axes, z, None, y)
+    return rows.zero_masked(of_row.of_weights + _z_term(rows, z_loss, of_row.normalizer))
 
 
 def softmax_cross_entropy_with_integer_labels(
@@ -141,23 +139,19 @@ def softmax_cross_entropy_with_integer_labels(
       ... )
       [1.2693e-01 2.0612e-09 0.0000e+00]
     """
-    array = floating("logits", logits)
-    rows = Rows.of("logits", array, axis, where, class_axis_name)
-    rows, y = rows.labels("labels", labels, ignore_index)
-    z = rows.logits("logits", array)
+    rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, class_axis_name)
     weights = rows.class_weights("class_weights", class_weights, z)
     smoothed = None if is_off(label_smoothing) else _weighted(_uniform(rows, z), weights)
-    of_row = surprisals(z, y, smoothed, rows.class_axes)
-    losses = of_row.of_label
-    if weights is not None:
-        losses = times(of_label(weights, y, rows.class_axes), losses)
+    of_row = surprisals(rows.mesh_axes, z, y, smoothed)
+    losses = times_weight_of_label(of_row.of_label, weights, y, rows.mesh_axes)
     terms = _z_term(rows, z_loss, of_row.normalizer)
     if of_row.of_weights is not None:
         epsilon = scalar("label_smoothing", label_smoothing, losses)
-        terms += times(epsilon, of_row.of_weights)
-        losses = times(1 - epsilon, losses)
-    # An impossible label is infinitely wrong, also where softmax has no limit and they are NaN.
-    return rows.settle(losses + jnp.where(losses == jnp.inf, 0.0, terms))
+        terms += weighted_cost(epsilon, of_row.of_weights)
+        losses = weighted_cost(1 - epsilon, losses)
+    # The loss of an impossible label is +inf even where softmax has no limit. The other terms are
+    # NaN there, and would make it NaN.
+    return rows.zero_masked(losses + jnp.where(losses == jnp.inf, 0.0, terms))
 
 
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -214,5 +208,5 @@ def _z_term(rows: Rows, weight: ArrayLike, normalizer: jax.Array) -> jax.Array |
     if is_off(weight):
         return 0.0
     zeta = scalar("z_loss", weight, normalizer)
-    check_replicated("z_loss", zeta, rows.class_axes)
+    check_replicated("z_loss", zeta, rows.mesh_axes)
     return zeta * normalizer**2

@@ -5,15 +5,23 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, floating
-from ._autodiff import with_gradient
-from ._class_axes import Axes, AxisName
-from ._distribution import probability, surprisal, to_logits_of_surprisals, total
-from ._elementary import expm1, log1p
-from ._numerics import divergence_terms, excess, mixture_ratio, nan_where
-from ._one_pass import Statistics
-from ._rows import Rows
-from ._statistics import shift, statistics, upcast
+from ._arguments import ArrayLike, Axis
+from ._autodiff import differentiated_by, with_gradient
+from ._dtypes import upcast
+from ._numerics import (
+    divergence_terms,
+    excess,
+    expm1,
+    log1p,
+    mixture_ratio,
+    nan_where,
+    two_difference,
+)
+from ._rows import rows_of
+from ._sharding import AxisName, MeshAxes, sum_classes
+from ._statistics import Statistics, shift
+from ._statistics.dispatch import statistics
+from ._statistics.surprisals import probability, surprisal, to_logits_of_surprisals
 
 
 def softmax_kl_divergence(
@@ -65,8 +73,9 @@ def softmax_kl_divergence(
       >>> print(jxent.softmax_kl_divergence([0.0, 0.0], [0.0, 1e-6]))
       1.25e-13
     """
-    rows, z_q, z_p = _two_rows_of_logits(logits, target_logits, axis, where, class_axis_name)
-    return rows.settle(_softmax_kl(z_q, z_p, class_axes=rows.class_axes))
+    rows, z_q = rows_of("logits", logits, axis, where, class_axis_name)
+    z_p = rows.beside("target_logits", target_logits)
+    return rows.zero_masked(_softmax_kl(rows.mesh_axes, z_q, z_p))
 
 
 def softmax_jensen_shannon_divergence(
@@ -106,45 +115,35 @@ def softmax_jensen_shannon_divergence(
       >>> print(jxent.softmax_jensen_shannon_divergence([0.0, 0.0], [0.0, 1e-6]))
       3.125e-14
     """
-    rows, z_q, z_p = _two_rows_of_logits(logits, target_logits, axis, where)
-    return rows.settle(_softmax_js(z_q, z_p))
-
-
-def _two_rows_of_logits(
-    logits: ArrayLike,
-    target_logits: ArrayLike,
-    axis: Axis,
-    where: ArrayLike | None,
-    class_axis_name: AxisName | None = None,
-) -> tuple[Rows, jax.Array, jax.Array]:
-    array = floating("logits", logits)
-    rows = Rows.of("logits", array, axis, where, class_axis_name)
-    return rows, rows.logits("logits", array), rows.logits("target_logits", target_logits)
+    rows, z_q = rows_of("logits", logits, axis, where)
+    z_p = rows.beside("target_logits", target_logits)
+    return rows.zero_masked(_softmax_js(z_q, z_p))
 
 
 class Pair(NamedTuple):
-    """Logits of p and of q in their computing dtype, with what is known of their rows."""
+    """Logits of p and of q in their computing dtype, and what is known of their rows."""
 
     z_p: jax.Array
     z_q: jax.Array
     of_p: Statistics
     of_q: Statistics
+    change: Any = None
+    """``S``, as ``[..., 1]``, once it is known"""
 
     @classmethod
     def after(cls, known: Any, target_logits: jax.Array, logits: jax.Array) -> Self:
-        """Of logits that are read when `known` is: the statistics of p, those of q, and more.
+        """The pair for a stage that comes after `known`: statistics of p, those of q, S, and more.
 
-        XLA:GPU would write to memory what two stages of a divergence have in common.
+        Without the barrier XLA:GPU would write to memory what both stages compute from the logits.
         """
         barrier: Any = jax.lax.optimization_barrier
-        target_logits, logits, known = barrier((target_logits, logits, known))
+        target_logits, logits, (of_p, of_q, *_) = barrier((target_logits, logits, known))
         z_p, z_q = upcast(target_logits, logits)
-        return cls(z_p, z_q, *known[:2])
+        return cls(z_p, z_q, of_p, of_q, known[2])
 
-    def probabilities(self, axes: Axes = ()) -> tuple[jax.Array, jax.Array]:
+    def probabilities(self, axes: MeshAxes) -> tuple[jax.Array, jax.Array]:
         """``p_j`` and ``q_j``, for classes that are spread over the mesh axes."""
-        p = probability(self.z_p, self.of_p, class_axes=axes)
-        return p, probability(self.z_q, self.of_q, class_axes=axes)
+        return probability(axes, self.z_p, self.of_p), probability(axes, self.z_q, self.of_q)
 
     @property
     def has_p(self) -> jax.Array:
@@ -165,41 +164,45 @@ def _anchored_difference(pair: Pair) -> jax.Array:
     m_p, m_q = (jnp.where(jnp.isinf(m), 0.0, m) for m in (pair.of_p.maximum, pair.of_q.maximum))
     a = jnp.where(both & (pair.of_p.maximum < jnp.inf), pair.z_p, m_p)
     b = jnp.where(both & (pair.of_q.maximum < jnp.inf), pair.z_q, m_q)
-    difference, error = _two_difference(a, b)
-    anchor, anchor_error = _two_difference(m_p, m_q)
+    difference, error = two_difference(a, b)
+    anchor, anchor_error = two_difference(m_p, m_q)
     return (difference - anchor) + (error - anchor_error)
 
 
-def _two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``a - b`` rounded, and the rounding error (D. E. Knuth, TAOCP 2, 4.2.2)."""
-    difference = a - b
-    virtual = difference - a
-    return difference, (a - (difference - virtual)) - (b + virtual)
-
-
-def _statistics(
-    axes: Axes, target_logits: jax.Array, logits: jax.Array
+def _known(
+    axes: MeshAxes, target_logits: jax.Array, logits: jax.Array
 ) -> tuple[Statistics, Statistics, jax.Array]:
-    """Those of p, those of q, and S."""
+    """The statistics of p, those of q, and S."""
     z_p, z_q = upcast(target_logits, logits)
-    of_p = statistics(z_p, target_logits.dtype, class_axes=axes)
-    of_q = statistics(z_q, logits.dtype, class_axes=axes)
-    return of_p, of_q, _change(Pair(z_p, z_q, of_p, of_q), axes)
+    of_p = statistics(axes, z_p, target_logits.dtype)
+    of_q = statistics(axes, z_q, logits.dtype)
+    return of_p, of_q, _change(axes, Pair(z_p, z_q, of_p, of_q))
 
 
-def _change(pair: Pair, axes: Axes) -> jax.Array:
+def _change(axes: MeshAxes, pair: Pair) -> jax.Array:
     """``S``, as ``[..., 1]``."""
     d = _anchored_difference(pair)
     near = pair.has_p & pair.has_q & (jnp.abs(d) < 1)
     p, q = pair.probabilities(axes)
-    far = (1 + pair.of_p.others) / (1 + pair.of_q.others) * p - q
+    far = (1 + pair.of_p.sumexp_rest) / (1 + pair.of_q.sumexp_rest) * p - q
     terms = jnp.where(near, q * expm1(jnp.where(near, d, 0.0)), far)
-    return total(axes, terms)
+    return sum_classes(terms, axes)
 
 
-def _log_ratio_fwd(axes: Axes, *given: Any) -> tuple[jax.Array, Any]:
-    *of_rows, change = given
-    pair = Pair(*of_rows)
+# d log p_j = dz_j - sum_i p_i dz_i, for p and for q. The rule has the whole derivative for the
+# logits, so that S, like the statistics, gets none.
+def _log_ratio_bwd(axes: MeshAxes, cotangent: jax.Array, *given: Any) -> tuple[Any, ...]:
+    pair = Pair(*given)
+    to_p = to_logits_of_surprisals(axes, cotangent, pair.z_p, pair.of_p)
+    to_q = to_logits_of_surprisals(axes, cotangent, pair.z_q, pair.of_q)
+    return -to_p, to_q, None, None, None
+
+
+@differentiated_by(_log_ratio_bwd, (True, True, False, False, False))
+def _log_ratio(axes: MeshAxes, *given: Any) -> jax.Array:
+    """``log p_j - log q_j`` of a `Pair` whose S is known."""
+    pair = Pair(*given)
+    change = pair.change
     has_p, has_q = pair.has_p, pair.has_q
     both = has_p & has_q
     agreeing = (change > -0.5) & (change < 2)
@@ -208,81 +211,62 @@ def _log_ratio_fwd(axes: Axes, *given: Any) -> tuple[jax.Array, Any]:
         jnp.where(both, pair.z_p, pair.of_p.maximum), pair.of_p
     )
     one_sided = jnp.where(has_p == has_q, 0.0, jnp.where(has_p, jnp.inf, -jnp.inf))
-    undefined = jnp.isnan(pair.of_p.others) | jnp.isnan(pair.of_q.others)
+    undefined = jnp.isnan(pair.of_p.sumexp_rest) | jnp.isnan(pair.of_q.sumexp_rest)
     t = jnp.where(both, jnp.where(agreeing, close, far), one_sided)
-    return nan_where(undefined, t), pair
-
-
-# d log p_j = dz_j - sum_i p_i dz_i, for p and for q. S is only what is known already.
-def _log_ratio_bwd(axes: Axes, pair: Pair, cotangent: jax.Array) -> tuple[Any, ...]:
-    to_p = to_logits_of_surprisals(axes, pair.z_p, pair.of_p, cotangent)
-    to_q = to_logits_of_surprisals(axes, pair.z_q, pair.of_q, cotangent)
-    return -to_p, to_q, None, None, None
-
-
-_log_ratio = with_gradient(_log_ratio_fwd, _log_ratio_bwd, (True, True, False, False, False))
-"""``log p_j - log q_j`` of a `Pair`, given S."""
+    return nan_where(undefined, t)
 
 
 def _softmax_kl_fwd(
-    axes: Axes, logits: jax.Array, target_logits: jax.Array
+    axes: MeshAxes, logits: jax.Array, target_logits: jax.Array
 ) -> tuple[jax.Array, Any]:
-    known = _statistics(axes, target_logits, logits)
-    pair, change = Pair.after(known, target_logits, logits), known[-1]
-    t = _log_ratio(*pair, change, class_axes=axes)
-    divergence = total(axes, divergence_terms(t, *pair.probabilities(axes)))[..., 0]
-    return divergence, (logits, target_logits, (*known, divergence))
+    known = _known(axes, target_logits, logits)
+    pair = Pair.after(known, target_logits, logits)
+    t = _log_ratio(axes, *pair)
+    divergence = sum_classes(divergence_terms(t, *pair.probabilities(axes)), axes)[..., 0]
+    return divergence, (*known, divergence)
 
 
 # With D = sum_j p_j t_j and t = log p - log q, the gradient is q_j - p_j = -q_j expm1(t_j) for
 # the logits of q, and p_j (t_j - D) for those of p.
 def _softmax_kl_bwd(
-    axes: Axes, residuals: Any, cotangent: jax.Array
+    axes: MeshAxes, cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array, *known: Any
 ) -> tuple[jax.Array, jax.Array]:
-    logits, target_logits, known = residuals
-    pair = Pair.after(known, target_logits, logits)
-    *_, change, divergence = known
-    t = _log_ratio(*pair, change, class_axes=axes)
+    pair, divergence = Pair.after(known, target_logits, logits), known[-1]
+    t = _log_ratio(axes, *pair)
     p, q = pair.probabilities(axes)
     near = t < 1
     to_q = jnp.where(near, -q * expm1(jnp.where(near, t, 0.0)), q - p)
     to_p = p * (jnp.where(t == -jnp.inf, 0.0, t) - divergence[..., None])
-    return (
-        (cotangent[..., None] * to_q).astype(logits.dtype),
-        (cotangent[..., None] * to_p).astype(target_logits.dtype),
-    )
+    return cotangent[..., None] * to_q, cotangent[..., None] * to_p
 
 
 _softmax_kl = with_gradient(_softmax_kl_fwd, _softmax_kl_bwd, (True, True))
 
 
 def _softmax_js_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:
-    known = _statistics((), target_logits, logits)
-    pair, change = Pair.after(known, target_logits, logits), known[-1]
-    t = _log_ratio(*pair, change)
-    m = sum(pair.probabilities()) / 2
+    known = _known((), target_logits, logits)
+    pair = Pair.after(known, target_logits, logits)
+    t = _log_ratio((), *pair)
+    m = sum(pair.probabilities(())) / 2
     from_p, from_q = (jnp.sum(m * excess(mixture_ratio(x)), axis=-1) for x in (t, -t))
-    return (from_p + from_q) / 2, (logits, target_logits, (*known, from_p, from_q))
+    return (from_p + from_q) / 2, (*known, from_p, from_q)
 
 
 # With u = log(p/m), v = log(q/m) the divergence is half of sum_j p_j u_j + q_j v_j, and since
 # p + q = 2m the terms from dm add to nothing: half of p_j (u_j - sum_i p_i u_i) for the logits
 # of p, and likewise for q.
-def _softmax_js_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    logits, target_logits, known = residuals
-    pair = Pair.after(known, target_logits, logits)
-    *_, change, from_p, from_q = known
-    t = _log_ratio(*pair, change)
-    p, q = pair.probabilities()
+def _softmax_js_bwd(
+    cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array, *known: Any
+) -> tuple[jax.Array, jax.Array]:
+    pair, (*_, from_p, from_q) = Pair.after(known, target_logits, logits), known
+    t = _log_ratio((), *pair)
+    p, q = pair.probabilities(())
 
     def gradient(share: jax.Array, ratio: jax.Array, divergence: jax.Array) -> jax.Array:
         finite = jnp.where(ratio == -jnp.inf, 0.0, ratio)
         return cotangent[..., None] * share * (finite - divergence[..., None]) / 2
 
-    return (
-        gradient(q, mixture_ratio(-t), from_q).astype(logits.dtype),
-        gradient(p, mixture_ratio(t), from_p).astype(target_logits.dtype),
-    )
+    return gradient(q, mixture_ratio(-t), from_q), gradient(p, mixture_ratio(t), from_p)
 
 
 _softmax_js = with_gradient(_softmax_js_fwd, _softmax_js_bwd)

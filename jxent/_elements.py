@@ -1,6 +1,7 @@
 """Elements: yes-or-no questions, each with its own label and mask, checked once.
 
-Where the mask is False an element gets harmless values, and its loss is then 0 with the gradient 0.
+An element that the mask leaves out has harmless values, and `Elements.zero_masked` gives it the
+loss 0 and the gradient 0.
 """
 
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, boolean, elementwise, is_off, scalar, trailing
+from ._dtypes import computing_dtype
 from ._numerics import nan_where
-from ._statistics import computing_dtype
 
 
 @dataclass(frozen=True)
 class Elements:
-    """What is known of the array called `name`, for all beside it."""
+    """Shape and mask of the array called `name`, shared by the arrays beside it."""
 
     name: str
     like: jax.Array
@@ -42,7 +43,7 @@ class Elements:
         x = self.fill_masked(x, 0.5)
         return nan_where(~((x >= 0) & (x <= 1)), x)
 
-    def settle(self, losses: jax.Array) -> jax.Array:
+    def zero_masked(self, losses: jax.Array) -> jax.Array:
         """The loss 0, with the gradient 0, for the elements that do not count."""
         return self.fill_masked(losses, 0.0)
 

@@ -1,21 +1,19 @@
 r"""Cross-entropies that weigh easy and hard examples differently: PolyLoss and focal loss."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating, scalar
-from ._autodiff import with_gradient
-from ._distribution import complement, probability, sum_of_others
-from ._elementary import expm1, power_of_share, sigmoid
+from ._autodiff import differentiated_by, with_gradient
+from ._dtypes import upcast
 from ._elements import Elements
-from ._labels import of_label
-from ._numerics import times
-from ._rows import Rows
+from ._labels import times_weight_of_label
+from ._numerics import expm1, power_of_share, sigmoid, weighted_cost
+from ._rows import labelled_rows, rows_of
 from ._sigmoid import binary_loss
-from ._statistics import statistics, upcast
-from ._surprisals import surprisals
+from ._statistics import Statistics
+from ._statistics.dispatch import statistics
+from ._statistics.surprisals import complement, probability, sum_of_others, surprisals
 
 
 def poly_loss_cross_entropy(
@@ -56,14 +54,12 @@ def poly_loss_cross_entropy(
       >>> print(jxent.poly_loss_cross_entropy([0.0, 0.0], [1.0, 0.0], epsilon=2.0))
       1.6931
     """
-    array = floating("logits", logits)
-    rows = Rows.of("logits", array, axis, where)
-    z = rows.logits("logits", array)
-    y = rows.distributions("labels", labels, array, "jax.nn.one_hot")
-    # Two terms share both: their gradients add up before they are rounded to 16 bits.
+    rows, z = rows_of("logits", logits, axis, where)
+    y = rows.distributions("labels", labels, z, "jax.nn.one_hot")
+    # Two terms use both arrays. Upcast here, their gradients are added before they are rounded.
     z, y = upcast(z, y)
-    losses = surprisals(z, None, y).of_weights
-    return rows.settle(losses + scalar("epsilon", epsilon, losses) * _missed(z, y))
+    losses = surprisals((), z, None, y).of_weights
+    return rows.zero_masked(losses + scalar("epsilon", epsilon, losses) * _missed(z, y))
 
 
 def softmax_focal_loss_with_integer_labels(
@@ -110,13 +106,12 @@ def softmax_focal_loss_with_integer_labels(
       >>> print(jxent.softmax_focal_loss_with_integer_labels([0.0, 0.0], 0))
       0.1733
     """
-    array = floating("logits", logits)
-    rows, y = Rows.of("logits", array, axis, where).labels("labels", labels, ignore_index)
-    losses = surprisals(rows.logits("logits", array), y, None).of_label
-    # 1 - p_y, exact where p_y is nearly 1, and p_y.
+    rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index)
+    losses = surprisals((), z, y, None).of_label
+    # The factor is 1 - p_y = -expm1(-loss), which is exact where p_y is nearly 1.
     losses = _focused(losses, -expm1(-losses), jnp.exp(-losses), gamma)
     weights = rows.class_weights("class_weights", class_weights, losses)
-    return rows.settle(losses if weights is None else times(of_label(weights, y), losses))
+    return rows.zero_masked(times_weight_of_label(losses, weights, y))
 
 
 def sigmoid_focal_loss(
@@ -164,18 +159,18 @@ def sigmoid_focal_loss(
     array = floating("logits", logits)
     elements = Elements.of("logits", array, where)
     positive, negative = elements.binary_weights(labels)
-    # Its gradient has two parts, which add up before they are rounded to 16 bits.
+    # The gradient has parts from three terms. Upcast here, they are added before they are rounded.
     (z,) = upcast(elements.fill_masked(array, 0.0))
     missed, right = _binary_missed(z, positive, negative), _binary_missed(z, negative, positive)
     losses = _focused(binary_loss(z, positive, negative), missed, right, gamma)
     if alpha is not None:
         share = scalar("alpha", alpha, losses)
-        losses = times(share * positive + (1 - share) * negative, losses)
-    return elements.settle(losses)
+        losses = weighted_cost(share * positive + (1 - share) * negative, losses)
+    return elements.zero_masked(losses)
 
 
-# The derivative for gamma has the factor log(1 - p), which is nearly -p for a p that 1 - p does not
-# have any more: both are given.
+# The derivative for gamma has the factor log(1 - p), which is nearly -p for a small p. There 1 - p
+# has lost the bits of p, so both are given: `missed` is 1 - p, and `right` is p.
 def _focused(losses: jax.Array, missed: jax.Array, right: jax.Array, gamma: ArrayLike) -> jax.Array:
     """``missed ** gamma * losses``, in the limit where a factor or its derivative is infinite."""
     exponent = scalar("gamma", gamma, missed)
@@ -185,49 +180,41 @@ def _focused(losses: jax.Array, missed: jax.Array, right: jax.Array, gamma: Arra
     factor = jnp.where(nothing, at_zero, power_of_share(*pair, exponent))
     # At an infinite loss the derivative of the factor is 0: stop it, or 0 times infinity gives NaN.
     factor = jnp.where(losses == jnp.inf, jax.lax.stop_gradient(factor), factor)
-    return times(factor, losses)
+    return weighted_cost(factor, losses)
 
 
-def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
     z, y = upcast(logits, labels)
-    stats = statistics(z, logits.dtype)
-    return jnp.sum(y * complement(z, stats), axis=-1), (logits, labels, stats)
+    stats = statistics((), z, logits.dtype)
+    return jnp.sum(y * complement((), z, stats), axis=-1), (stats,)
 
 
 # The derivative of sum_i y_i (1 - p_i) is -y_j p_j + p_j sum_i y_i p_i
 # = p_j (sum_{i≠j} y_i p_i - y_j (1 - p_j)) for z_j, and 1 - p_j for y_j.
-def _missed_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    logits, labels, stats = residuals
+def _missed_bwd(
+    cotangent: jax.Array, logits: jax.Array, labels: jax.Array, stats: Statistics
+) -> tuple[jax.Array, jax.Array]:
     z, y = upcast(logits, labels)
-    p, q = probability(z, stats), complement(z, stats)
+    p, q = probability((), z, stats), complement((), z, stats)
     to_logits = p * (sum_of_others((), y * p, z, stats) - y * q)
     to_labels = jnp.where(z > -jnp.inf, q, 0.0)
-    return (
-        (cotangent[..., None] * to_logits).astype(logits.dtype),
-        (cotangent[..., None] * to_labels).astype(labels.dtype),
-    )
+    return cotangent[..., None] * to_logits, cotangent[..., None] * to_labels
 
 
 _missed = with_gradient(_missed_fwd, _missed_bwd)
 
 
-def _binary_missed_fwd(
-    logits: jax.Array, positive: jax.Array, negative: jax.Array
-) -> tuple[jax.Array, Any]:
-    z, a, b = upcast(logits, positive, negative)
-    return a * sigmoid(-z) + b * sigmoid(z), (logits, positive, negative)
-
-
 # s'(z) = s(z) s(-z), where JAX's s(z) (1 - s(z)) loses its bits for a large logit.
-def _binary_missed_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
-    logits, positive, negative = residuals
+def _binary_missed_bwd(
+    cotangent: jax.Array, logits: jax.Array, positive: jax.Array, negative: jax.Array
+) -> tuple[jax.Array, ...]:
     z, a, b = upcast(logits, positive, negative)
     up, down = sigmoid(z), sigmoid(-z)
-    return (
-        (cotangent * (b - a) * up * down).astype(logits.dtype),
-        (cotangent * down).astype(positive.dtype),
-        (cotangent * up).astype(negative.dtype),
-    )
+    return cotangent * (b - a) * up * down, cotangent * down, cotangent * up
 
 
-_binary_missed = with_gradient(_binary_missed_fwd, _binary_missed_bwd)
+@differentiated_by(_binary_missed_bwd)
+def _binary_missed(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+    z, a, b = upcast(logits, positive, negative)
+    missed: jax.Array = a * sigmoid(-z) + b * sigmoid(z)
+    return missed

@@ -1,61 +1,63 @@
-"""Integer labels: where they point to.
+"""Integer labels: the classes that they name.
 
-Where the classes are spread over the mesh axes `axes`, arrays have those of one shard, and labels
-number all of them.
+Where the classes are spread over the mesh axes `axes`, an array has the classes of one shard, and
+the labels number the classes of all shards.
 """
 
 import jax
 import jax.numpy as jnp
 
-from ._class_axes import Axes, added_up, number_of_shards, of_this_shard
-from ._numerics import nan_where
+from ._numerics import nan_where, weighted_cost
+from ._sharding import MeshAxes, explicit_sharding, number_of_shards, of_this_shard, psum_classes
 
 
-def is_label(labels: jax.Array, classes: int, axes: Axes = ()) -> jax.Array:
+def is_label(labels: jax.Array, classes: int, axes: MeshAxes = ()) -> jax.Array:
     """``[..., classes]``: whether the class is the one that the label names."""
     labels = of_this_shard(labels, classes, axes)
     shape = (*labels.shape, classes)
     return jax.lax.broadcasted_iota(labels.dtype, shape, labels.ndim) == labels[..., None]
 
 
-def is_class(labels: jax.Array, classes: int) -> jax.Array:
-    """``[..., 1]``: whether the label names any class."""
+def in_range(labels: jax.Array, classes: int) -> jax.Array:
+    """``[..., 1]``: whether the label names a class."""
     return ((labels >= 0) & (labels < classes))[..., None]
 
 
-def at_label(x: jax.Array, labels: jax.Array, axes: Axes = ()) -> jax.Array:
-    """``[..., 1]``, the entry that the label names; any other if there is none."""
+def nan_if_out_of_range(x: jax.Array, labels: jax.Array, axes: MeshAxes = ()) -> jax.Array:
+    """``[..., 1]``: a factor that is NaN for a label that names no class of `x`, else 1."""
+    classes = x.shape[-1] * number_of_shards(axes)
+    return nan_where(~in_range(labels, classes), jnp.ones((), x.dtype))
+
+
+def at_label(x: jax.Array, labels: jax.Array, axes: MeshAxes = ()) -> jax.Array:
+    """``[..., 1]``, the entry that the label names; some other entry if it names no class."""
     if axes:
         labels = of_this_shard(labels, x.shape[-1], axes)
-        is_here = is_class(labels, x.shape[-1])
-        return added_up(jnp.where(is_here, at_label(x, labels), 0.0), axes)
+        is_here = in_range(labels, x.shape[-1])
+        return psum_classes(jnp.where(is_here, at_label(x, labels), 0.0), axes)
     if explicit_sharding(x):
         return _by_comparison(x, labels)
     return jnp.take_along_axis(x, labels[..., None], axis=-1, mode="clip")
 
 
-def undefined(x: jax.Array, labels: jax.Array, axes: Axes = ()) -> jax.Array:
-    """``[..., 1]``: a factor of NaN for labels that name no class, else 1."""
-    classes = x.shape[-1] * number_of_shards(axes)
-    return nan_where(~is_class(labels, classes), jnp.ones((), x.dtype))
-
-
-def of_label(weights: jax.Array, labels: jax.Array, axes: Axes = ()) -> jax.Array:
-    """``[...]``, the weight of the class that the label names; 0 if there is none."""
+def weight_of_label(weights: jax.Array, labels: jax.Array, axes: MeshAxes = ()) -> jax.Array:
+    """``[...]``, the weight of the class that the label names; 0 if it names no class."""
     if axes:
-        return added_up(of_label(weights, of_this_shard(labels, weights.size, axes)), axes)
+        labels = of_this_shard(labels, weights.size, axes)
+        return psum_classes(weight_of_label(weights, labels), axes)
     if explicit_sharding(labels) or explicit_sharding(weights):
         return _by_comparison(as_row(weights, labels.ndim + 1), labels)[..., 0]
     chosen = jnp.take(weights, labels, mode="clip")
-    return jnp.where(is_class(labels, weights.size)[..., 0], chosen, 0.0)
+    return jnp.where(in_range(labels, weights.size)[..., 0], chosen, 0.0)
 
 
-def explicit_sharding(x: jax.Array) -> jax.sharding.NamedSharding | None:
-    """The sharding in the type of `x`, if it has one. A gather, or a reshape of
-    the classes, would be ambiguous, and raise.
-    """
-    sharding = jax.typeof(x).sharding
-    return sharding if any(axis is not None for axis in sharding.spec) else None
+def times_weight_of_label(
+    losses: jax.Array, weights: jax.Array | None, labels: jax.Array, axes: MeshAxes = ()
+) -> jax.Array:
+    """The losses times the class weights of their labels, with 0 for 0 times infinity."""
+    if weights is None:
+        return losses
+    return weighted_cost(weight_of_label(weights, labels, axes), losses)
 
 
 def _by_comparison(x: jax.Array, labels: jax.Array) -> jax.Array:

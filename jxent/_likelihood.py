@@ -3,12 +3,12 @@ r"""Integer labels under predictions given as probabilities or as their logarith
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, floating
-from ._labels import is_class, is_label, of_label
-from ._numerics import nan_where, times
+from ._arguments import ArrayLike, Axis
+from ._dtypes import upcast
+from ._labels import in_range, is_label, times_weight_of_label, weight_of_label
+from ._numerics import nan_where
 from ._probabilities import weighted_surprisal
-from ._rows import Rows
-from ._statistics import upcast
+from ._rows import labelled_rows
 
 
 def cross_entropy_with_integer_labels(
@@ -54,13 +54,12 @@ def cross_entropy_with_integer_labels(
       >>> print(jxent.cross_entropy_with_integer_labels([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]], [2, 0]))
       [0.5108 1.2040]
     """
-    array = floating("q", q)
-    rows, y = Rows.of("q", array, axis, where).labels("labels", labels, ignore_index)
-    likelihood = _at_known_label(rows.values("q", array), y)
-    weights = rows.class_weights("class_weights", class_weights, array)
-    weight = jnp.ones_like(likelihood) if weights is None else of_label(weights, y)
-    # Without weight where it does not count: there the likelihood is 0, the surprisal infinite.
-    return rows.settle(weighted_surprisal(rows.settle(weight), likelihood))
+    rows, x, y = labelled_rows("q", q, labels, axis, where, ignore_index, absent=0.0)
+    likelihood = _at_known_label(x, y)
+    weights = rows.class_weights("class_weights", class_weights, x)
+    weight = jnp.ones_like(likelihood) if weights is None else weight_of_label(weights, y)
+    # A masked example has the likelihood 0 and an infinite surprisal: its weight must be 0, too.
+    return rows.zero_masked(weighted_surprisal(rows.zero_masked(weight), likelihood))
 
 
 def negative_log_likelihood(
@@ -107,17 +106,16 @@ def negative_log_likelihood(
       >>> print(jxent.negative_log_likelihood(log_probs, [0, 0]))
       [1.2693e-01 2.0612e-09]
     """
-    array = floating("log_probs", log_probs)
-    rows, y = Rows.of("log_probs", array, axis, where).labels("labels", labels, ignore_index)
-    (z,) = upcast(rows.logits("log_probs", array))
+    rows, z, y = labelled_rows("log_probs", log_probs, labels, axis, where, ignore_index)
+    (z,) = upcast(z)
     losses = -_at_known_label(z, y)
     weights = rows.class_weights("class_weights", class_weights, losses)
-    return rows.settle(losses if weights is None else times(of_label(weights, y), losses))
+    return rows.zero_masked(times_weight_of_label(losses, weights, y))
 
 
 def _at_known_label(x: jax.Array, labels: jax.Array) -> jax.Array:
-    """``[...]``, the entry that the label names; NaN, with its gradient, if there is none."""
-    # The whole row of an unknown label takes part, or the NaN would find no way to the gradient.
-    unknown = ~is_class(labels, x.shape[-1])
+    """``[...]``, the entry that the label names; NaN, with a NaN gradient, if it names none."""
+    # For an unknown label the whole row is summed: the NaN must reach the gradient of the row.
+    unknown = ~in_range(labels, x.shape[-1])
     picked = jnp.where(is_label(labels, x.shape[-1]) | unknown, x, 0.0)
     return nan_where(unknown, jnp.sum(picked, axis=-1, keepdims=True))[..., 0]

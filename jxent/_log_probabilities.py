@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._arguments import ArrayLike, Axis, floating
-from ._numerics import chargeable, excess, excess_above, replaced_where, sum_of_products
-from ._partials import loss_with_partials
-from ._rows import Rows
+from ._arguments import ArrayLike, Axis
+from ._autodiff import loss_with_partials
+from ._numerics import excess, excess_above, replaced_where, sum_of_products, zero_if_weightless
+from ._rows import rows_of
 
 
 def kl_divergence(
@@ -49,9 +49,9 @@ def kl_divergence(
       >>> print(jxent.kl_divergence(jnp.log(jnp.array([0.25, 0.25, 0.5])), [0.5, 0.5, 0.0]))
       0.6931
     """
-    rows, log_q = _rows_of(log_predictions, axis, where)
+    rows, log_q = rows_of("log_predictions", log_predictions, axis, where)
     t = rows.distributions("targets", targets, log_q, "negative_log_likelihood")
-    return rows.settle(_kl(log_q, t))
+    return rows.zero_masked(_kl(log_q, t))
 
 
 def kl_divergence_with_log_targets(
@@ -93,8 +93,9 @@ def kl_divergence_with_log_targets(
       >>> print(jxent.kl_divergence_with_log_targets(quarter, half))
       0.1438
     """
-    rows, log_q = _rows_of(log_predictions, axis, where)
-    return rows.settle(_kl_of_logs(log_q, rows.logits("log_targets", log_targets)))
+    rows, log_q = rows_of("log_predictions", log_predictions, axis, where)
+    log_p = rows.beside("log_targets", log_targets)
+    return rows.zero_masked(_kl_of_logs(log_q, log_p))
 
 
 def generalized_kl_divergence(
@@ -135,17 +136,9 @@ def generalized_kl_divergence(
       >>> print(jxent.generalized_kl_divergence(jnp.log(jnp.array([0.5, 1.0])), [1.0, 1.0]))
       0.1931
     """
-    rows, log_q = _rows_of(log_predictions, axis, where)
+    rows, log_q = rows_of("log_predictions", log_predictions, axis, where)
     t = rows.distributions("targets", targets, log_q, "jax.nn.one_hot")
-    return rows.settle(_generalized_kl(log_q, t))
-
-
-def _rows_of(
-    log_predictions: ArrayLike, axis: Axis, where: ArrayLike | None
-) -> tuple[Rows, jax.Array]:
-    array = floating("log_predictions", log_predictions)
-    rows = Rows.of("log_predictions", array, axis, where)
-    return rows, rows.logits("log_predictions", array)
+    return rows.zero_masked(_generalized_kl(log_q, t))
 
 
 # d(t (log t - l)) = (log t - l + 1) dt - t dl, nothing where t = 0.
@@ -155,7 +148,7 @@ def _rows_of(
     axis=(-1,),
 )
 def _kl(ell: jax.Array, t: jax.Array) -> jax.Array:
-    return sum_of_products(t, chargeable(t, _log_excess(ell, t)))
+    return sum_of_products(t, zero_if_weightless(t, _log_excess(ell, t)))
 
 
 def _log_excess(ell: jax.Array, t: jax.Array) -> jax.Array:
@@ -179,7 +172,7 @@ def _of_log_target(x: jax.Array, tau: jax.Array) -> jax.Array:
 
 
 def _difference(ell: jax.Array, tau: jax.Array) -> jax.Array:
-    """``τ - l``, 0 where τ is -inf: that class has no weight."""
+    """``τ - l``, but 0 where τ is -inf: the class has no weight there."""
     weightless = tau == -jnp.inf
     return jnp.where(weightless, 0.0, tau - jnp.where(weightless, 0.0, ell))
 

@@ -1,47 +1,140 @@
-"""Elementary functions where the usual expression loses bits, overflows, or makes a NaN."""
+"""Elementary functions, where the usual expression or JAX's own derivative of it is not exact.
+
+The usual expression may lose bits, overflow, or make a NaN in a branch that is not taken.
+"""
 
 import math
+import operator
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
-from ._elementary import expm1, log1p, quotient, softplus, with_partials
+
+def with_partials(
+    *partials: Callable[..., jax.Array],
+) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+    """Differentiates the decorated elementary function by its partial derivatives.
+
+    JAX's own derivatives of such expressions lose bits to cancellation, divide by squares that
+    overflow, and have NaN from branches that are not taken, where 0 is multiplied by infinity.
+    """
+
+    def decorate(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        differentiable = jax.custom_jvp(function)
+
+        @partial(differentiable.defjvp, symbolic_zeros=True)
+        def tangent_rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+            terms = [
+                to_argument(*primals) * dot
+                for to_argument, dot in zip(partials, tangents, strict=True)
+                if not isinstance(dot, SymbolicZero)
+            ]
+            return differentiable(*primals), reduce(operator.add, terms)
+
+        return differentiable
+
+    return decorate
+
+
+@with_partials(lambda z: sigmoid(z) * sigmoid(-z))
+def sigmoid(z: jax.Array) -> jax.Array:
+    """``1 / (1 + e^-z)``, with the derivative ``s(z) s(-z)``, where ``s (1 - s)`` would cancel."""
+    return jax.nn.sigmoid(z)
+
+
+@with_partials(sigmoid)
+def softplus(z: jax.Array) -> jax.Array:
+    """``log(1 + e^z)``."""
+    return jnp.maximum(z, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(z)))
+
+
+@with_partials(jnp.exp)
+def expm1(x: jax.Array) -> jax.Array:
+    """``e^x - 1``, with the derivative ``e^x``, where ``expm1(x) + 1`` would cancel."""
+    return jnp.expm1(x)
+
+
+def log1p(x: jax.Array) -> jax.Array:
+    """``log(1 + x)``; XLA's own float64 form is off by 120 eps around -0.4 in JAX 0.10."""
+    near = jnp.abs(x) < 0.25
+    return jnp.where(near, jnp.log1p(jnp.where(near, x, 0.0)), jnp.log(1 + x))
+
+
+@with_partials(lambda a, b: 1 / b, lambda a, b: -quotient(quotient(a, b), b))
+def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a / b``. JAX's own derivative for b divides by b squared, which overflows."""
+    # If b is broadcast XLA multiplies by 1/b, which underflows to 0 for the largest b.
+    maxexp = np.finfo(b.dtype).maxexp
+    scale = jnp.where(b > 2.0 ** (3 * maxexp // 4), 2.0 ** (-maxexp // 4), 1.0).astype(b.dtype)
+    return (a * scale) / (b * scale)
+
+
+def _nothing(*args: jax.Array) -> jax.Array:
+    return jnp.zeros_like(args[0])
+
+
+@with_partials(lambda share, others: 1 / share, _nothing)
+def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
+    """``log(share)`` for a positive share of 1, exact also for a share that is nearly 1.
+
+    `others` is ``1 - share``, which has bits there that the share has lost. Both stand for the
+    same variable, so the derivative for the share is the whole derivative.
+    """
+    is_small = share < 0.5
+    small = jnp.where(is_small, share, 0.5)
+    return jnp.where(is_small, jnp.log(small), log1p(-jnp.where(is_small, 0.5, others)))
+
+
+# The factors are in an order in which none underflows unless the whole product does.
+@with_partials(
+    lambda share, others, exponent: exponent * power_of_share(share, others, exponent - 1),
+    _nothing,
+    lambda share, others, exponent: (
+        power_of_share(share, others, exponent) * log_of_share(share, others)
+    ),
+)
+def power_of_share(share: jax.Array, others: jax.Array, exponent: jax.Array) -> jax.Array:
+    """``share ** exponent``, with a derivative for the exponent that is exact by `log_of_share`."""
+    return share**exponent
 
 
 def nan_where(condition: jax.Array, x: jax.Array) -> jax.Array:
     """`x`, but NaN where the condition holds, with the gradient NaN there.
 
-    `jax_debug_nans` with `jax_disable_jit` stops at every array that has a NaN, be it a constant
-    in a branch that is not taken. Here only the data make it, as 0 times infinity where the
-    condition holds (XLA would not fuse the quotient 0/0, but write it to memory).
+    A constant NaN must not be used: `jax_debug_nans` with `jax_disable_jit` stops at each array
+    that has a NaN, even in a branch that is not taken. Here a NaN appears only where the condition
+    holds, as 0 times infinity. A quotient 0/0 would do the same, but XLA would not fuse it.
     """
     zero, infinity = (jnp.where(condition, c, 1.0).astype(x.dtype) for c in (0.0, jnp.inf))
     return x * (zero * infinity)
 
 
-def chargeable(weight: jax.Array, cost: jax.Array) -> jax.Array:
+def zero_if_weightless(weight: jax.Array, cost: jax.Array) -> jax.Array:
     """The cost, but 0 where it is infinite and has no weight: 0 log 0 is 0."""
     return jnp.where((weight == 0) & (cost == jnp.inf), 0.0, cost)
 
 
-def times(weight: jax.Array, cost: jax.Array) -> jax.Array:
+def weighted_cost(weight: jax.Array, cost: jax.Array) -> jax.Array:
     """``weight * cost``, with 0 log 0 = 0."""
-    return weight * chargeable(weight, cost)
+    return weight * zero_if_weightless(weight, cost)
 
 
 def excess(t: jax.Array) -> jax.Array:
     """``φ(t) = t e^t - expm1(t) = t²/2 + t³/3 + t⁴/8 + …``, never negative, for t <= 1.
 
-    It is e^t times the error of the tangent of exp at t: what a divergence sums over classes.
+    A divergence is a sum of such terms. It is the error at 0 of the tangent of exp at t.
     """
     near = jnp.abs(t) < 0.5
     small = jnp.where(near, t, 0.0)
     series = jnp.zeros_like(small)
     for n in reversed(range(_terms(float(np.finfo(t.dtype).eps)))):
         series = series * small + (n + 1) / math.factorial(n + 2)
-    # Below -1000 the first term has vanished; -inf would make it NaN.
+    # Below -1000 the first term is 0 in any dtype, but at -inf it would be NaN.
     far = jnp.clip(jnp.where(near, -1.0, t), -1000.0, 1.0)
     return jnp.where(near, small**2 * series, far * jnp.exp(far) - expm1(far))
 
@@ -71,8 +164,8 @@ def divergence_terms(t: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
 def replaced_where(condition: jax.Array, x: jax.Array, value: jax.Array | float) -> jax.Array:
     """`value` where the condition holds, else x, with the derivatives of x in both cases.
 
-    For a gradient that is infinite where it is replaced: its derivatives for other arguments are
-    not, and so second derivatives stay symmetric.
+    It replaces a gradient where that is infinite. Derivatives of the gradient for other arguments
+    are finite there, and must stay, or second derivatives would not be symmetric.
     """
     return jnp.where(condition, value, x)
 
@@ -98,13 +191,13 @@ def log_quotient(p: jax.Array, q: jax.Array) -> jax.Array:
     """``log(p/q)`` for non-negative numbers: 0 where both are 0, else ±inf where one is."""
     both = (p > 0) & (q > 0)
     a, b = jnp.where(both, p, 1.0), jnp.where(both, q, 1.0)
-    # A power of two takes b to the middle of the range, where a difference does not underflow
-    # and a quotient does not overflow, unless a and b are far apart.
+    # A power of two moves b to the middle of the range. There the difference does not underflow
+    # and the quotient does not overflow, unless a and b are far apart.
     middle = 2.0 ** (15 * np.finfo(p.dtype).maxexp // 32)
     scale = jnp.where(b < 1, middle, 1 / middle).astype(p.dtype)
     scaled_a, scaled_b = a * scale, b * scale
     change, ratio = (scaled_a - scaled_b) / scaled_b, scaled_a / scaled_b
-    # Close numbers have an exact difference, and the quotient would have lost it.
+    # The difference of close numbers is exact. Their quotient, being near 1, has lost its bits.
     close, far = jnp.abs(change) < 0.25, (ratio < 1 / middle) | (ratio > middle)
     of_change, of_ratio = jnp.where(close, change, 0.0), jnp.where(close | far, 1.0, ratio)
     near = jnp.where(close, jnp.log1p(of_change), jnp.log(of_ratio))
@@ -118,6 +211,13 @@ def mixture_ratio(t: jax.Array) -> jax.Array:
     near = jnp.abs(t) < 1
     close = -log1p(expm1(jnp.where(near, -t, 0.0)) / 2)
     return jnp.where(near, close, math.log(2) - softplus(-t))
+
+
+def two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``a - b`` rounded, and the rounding error (D. E. Knuth, TAOCP 2, 4.2.2)."""
+    difference = a - b
+    virtual = difference - a
+    return difference, (a - (difference - virtual)) - (b + virtual)
 
 
 def signed_sum(x: jax.Array, bound: jax.Array) -> jax.Array:
@@ -147,8 +247,8 @@ def power_of_two(x: jax.Array) -> jax.Array:
 def sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
     """``sum_j a_j b_j`` over the last axis.
 
-    The products are a little smaller meanwhile: products of both signs that overflow would be
-    inf and -inf, and their sum NaN.
+    The products are made in a larger unit, so that they do not overflow: otherwise products of
+    both signs would be inf and -inf, and their sum NaN.
     """
     unit = 2.0 ** (np.finfo(a.dtype).maxexp // 16)
     return jnp.sum(a * (b / unit), axis=-1) * unit

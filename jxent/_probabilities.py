@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating
-from ._elementary import log1p
+from ._autodiff import loss_with_partials
+from ._dtypes import upcast
 from ._elements import Elements
-from ._numerics import quotient_of_weight, sum_of_products
-from ._partials import loss_with_partials
-from ._rows import Rows, two_distributions
-from ._statistics import upcast
+from ._numerics import log1p, quotient_of_weight, sum_of_products
+from ._rows import rows_of, two_distributions
 
 
 def entropy(p: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -43,11 +42,10 @@ def entropy(p: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> ja
       >>> print(jxent.entropy([0.5, 0.25, 0.25, 0.0]))
       1.0397
     """
-    array = floating("p", p)
-    rows = Rows.of("p", array, axis, where)
-    # Its gradient has two parts, which add up before they are rounded to 16 bits.
-    (x,) = upcast(rows.values("p", array))
-    return rows.settle(jnp.sum(weighted_surprisal(x, x), axis=-1))
+    rows, x = rows_of("p", p, axis, where, absent=0.0)
+    # The gradient has two parts. Upcast here, they are added before they are rounded to 16 bits.
+    (x,) = upcast(x)
+    return rows.zero_masked(jnp.sum(weighted_surprisal(x, x), axis=-1))
 
 
 def cross_entropy(
@@ -86,8 +84,8 @@ def cross_entropy(
       >>> print(jxent.cross_entropy([0.0, 1.0], [[0.0, 1.0], [0.5, 0.5]][1]))
       0.6931
     """
-    rows, x, y = two_distributions("p", p, "q", q, axis, where, "cross_entropy_with_integer_labels")
-    return rows.settle(_cross_entropy(x, y))
+    rows, x, y = two_distributions(p, q, axis, where, "cross_entropy_with_integer_labels")
+    return rows.zero_masked(_cross_entropy(x, y))
 
 
 def binary_entropy(p: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
@@ -122,7 +120,7 @@ def binary_entropy(p: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array
     (x,) = upcast(floating("p", p))
     elements = Elements.of("p", x, where)
     x = elements.probabilities(x)
-    return elements.settle(_binary_cross_entropy(x, *elements.binary_weights(x)))
+    return elements.zero_masked(_binary_cross_entropy(x, *elements.binary_weights(x)))
 
 
 def binary_cross_entropy(
@@ -173,7 +171,7 @@ def binary_cross_entropy(
     elements = Elements.of("probs", x, where)
     weights = elements.binary_weights(labels, pos_weight, label_smoothing)
     x = elements.probabilities(x)
-    return elements.settle(_binary_cross_entropy(x, *weights))
+    return elements.zero_masked(_binary_cross_entropy(x, *weights))
 
 
 # d(-p log q) = -log q dp - (p/q) dq, without the part that has no weight.

@@ -1,10 +1,10 @@
-r"""The mean of losses."""
+"""The mean of losses."""
 
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, axes_of, check_not_negative, elementwise, floating
-from ._statistics import computing_dtype
+from ._dtypes import computing_dtype
 
 
 def weighted_mean(
@@ -56,4 +56,9 @@ def weighted_mean(
     total = jnp.sum(w, axis=axes)
     weightless = (w == 0) & ~jnp.isfinite(values)
     weighted = jnp.sum(w * jnp.where(weightless, 0.0, values), axis=axes)
-    return jnp.where(total == 0, 0.0, weighted / jnp.where(total == 0, 1.0, total))
+    return mean(weighted, total)
+
+
+def mean(total: jax.Array, count: jax.Array) -> jax.Array:
+    """``total / count``, 0 where the count is 0."""
+    return jnp.where(count == 0, 0.0, total / jnp.where(count == 0, 1.0, count))

@@ -1,20 +1,21 @@
-r"""Divergences of probabilities, and of log-probabilities."""
+r"""Kullback-Leibler and Jensen-Shannon divergence of distributions given as probabilities."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ._arguments import ArrayLike, Axis
-from ._elementary import quotient, with_partials
+from ._autodiff import loss_with_partials
 from ._numerics import (
     excess,
     log_quotient,
     mixture_ratio,
+    quotient,
     quotient_of_weight,
     replaced_where,
     signed_sum,
+    with_partials,
 )
-from ._partials import loss_with_partials
 from ._rows import two_distributions
 
 
@@ -58,8 +59,8 @@ def relative_entropy(
       >>> print(jxent.relative_entropy([0.5, 0.5, 0.0], [0.25, 0.25, 0.5]))
       0.6931
     """
-    rows, x, y = two_distributions("p", p, "q", q, axis, where, "cross_entropy_with_integer_labels")
-    return rows.settle(_relative_entropy(x, y))
+    rows, x, y = two_distributions(p, q, axis, where, "cross_entropy_with_integer_labels")
+    return rows.zero_masked(_relative_entropy(x, y))
 
 
 def jensen_shannon_divergence(
@@ -98,8 +99,8 @@ def jensen_shannon_divergence(
       >>> print(jxent.jensen_shannon_divergence([1.0, 0.0], [0.0, 1.0]))
       0.6931
     """
-    rows, x, y = two_distributions("p", p, "q", q, axis, where, "jax.nn.one_hot")
-    return rows.settle(_jensen_shannon(x, y))
+    rows, x, y = two_distributions(p, q, axis, where, "jax.nn.one_hot")
+    return rows.zero_masked(_jensen_shannon(x, y))
 
 
 # d(p log(p/q)) = (log(p/q) + 1) dp - (p/q) dq, nothing where p = 0.

@@ -1,8 +1,8 @@
 """Rows: the arguments beside each other, checked once and brought to one form.
 
 In that form the classes are the last axis, and no mask is left: a class that does not count has
-the logit -inf, or the probability 0, and an example that does not count has harmless values,
-whose loss `Rows.settle` turns into 0 with the gradient 0.
+the logit -inf, or the probability 0. An example that does not count has harmless values, and
+`Rows.zero_masked` gives it the loss 0 and the gradient 0.
 """
 
 import math
@@ -24,34 +24,35 @@ from ._arguments import (
     integer,
     real,
 )
-from ._class_axes import (
-    Axes,
+from ._dtypes import computing_dtype
+from ._sharding import (
     AxisName,
-    added_up,
+    MeshAxes,
     bound_axes,
     check_replicated,
+    explicit_sharding,
     in_any_shard,
     number_of_shards,
+    sum_classes,
 )
-from ._labels import explicit_sharding
-from ._statistics import computing_dtype
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Examples of classes: what is known of the array called `name`, for all beside it."""
+    """Layout and masks of the array called `name`, shared by the arrays beside it."""
 
     name: str
     shape: tuple[int, ...]
     axes: tuple[int, ...]
+    """The axes of `shape` that are classes."""
     present: jax.Array | None = None
     """Which classes count, ``[..., classes]``; None: all."""
     counted: jax.Array | None = None
     """Which examples count, ``[...]``; None: all."""
     sharding: jax.sharding.NamedSharding | None = None
-    """Where ``[..., classes]`` lies, if its type says so."""
-    class_axes: Axes = ()
-    """The mesh axes over which the classes are spread; the rows then have those of one shard."""
+    """The sharding of ``[..., classes]``, if its type has one."""
+    mesh_axes: MeshAxes = ()
+    """The mesh axes that the classes are spread over; arrays then have the classes of one shard."""
 
     @classmethod
     def of(
@@ -66,7 +67,7 @@ class Rows:
         axes = axes_of(name, x.ndim, axis)
         if x.ndim == 0:
             raise ValueError(f"{name} must have an axis of classes, got shape ()")
-        rows = cls(name, x.shape, axes, class_axes=bound_axes(class_axis_name))
+        rows = cls(name, x.shape, axes, mesh_axes=bound_axes(class_axis_name))
         if not rows.axes or math.prod(rows.classes) == 0:
             raise ValueError(f"{name} must have at least one class, got shape {x.shape}")
         if explicit_sharding(x):
@@ -76,10 +77,10 @@ class Rows:
         mask = boolean("where", where)
         if mask.shape == x.shape:
             present = rows.canonical(mask)
-            counted = in_any_shard(jnp.any(present, axis=-1), rows.class_axes)
+            counted = in_any_shard(jnp.any(present, axis=-1), rows.mesh_axes)
             return replace(rows, present=present, counted=counted)
         if mask.shape == rows.examples:
-            check_replicated("where", mask, rows.class_axes)
+            check_replicated("where", mask, rows.mesh_axes)
             return replace(rows, counted=mask)
         raise ValueError(
             f"where must have the shape of {name} {x.shape} or of its examples {rows.examples},"
@@ -95,37 +96,54 @@ class Rows:
         return tuple(self.shape[i] for i in self.axes)
 
     def number_present(self) -> jax.Array | int:
-        """How many classes count, ``[..., 1]`` where that differs."""
+        """How many classes count; ``[..., 1]`` where that differs between examples."""
         if self.present is None:
-            return math.prod(self.classes) * number_of_shards(self.class_axes)
-        return added_up(jnp.sum(self.present, axis=-1, keepdims=True), self.class_axes)
+            return math.prod(self.classes) * number_of_shards(self.mesh_axes)
+        return sum_classes(self.present, self.mesh_axes)
 
     def canonical(self, x: jax.Array) -> jax.Array:
         """``[..., classes]``, from the layout the user gave."""
         x = jnp.moveaxis(x, self.axes, range(-len(self.axes), 0))
         return x if len(self.axes) == 1 else x.reshape((*self.examples, math.prod(self.classes)))
 
-    def restored(self, x: jax.Array) -> jax.Array:
+    def to_user_layout(self, x: jax.Array) -> jax.Array:
         """The layout the user gave, from ``[..., classes]``."""
         x = x.reshape(self.examples + self.classes)
         return jnp.moveaxis(x, range(-len(self.axes), 0), self.axes)
 
-    def logits(self, name: str, x: ArrayLike) -> jax.Array:
-        """Logits ``[..., classes]``: -inf for a class that does not count."""
-        z = self._beside(name, floating(name, x))
-        if self.present is not None:
-            z = jnp.where(self.present, z, -jnp.inf)
-        return z if self.counted is None else jnp.where(self.counted[..., None], z, 0.0)
+    def beside(self, name: str, x: ArrayLike, absent: float = -math.inf) -> jax.Array:
+        """Floating-point numbers ``[..., classes]``; `absent` for a class that does not count.
 
-    def values(self, name: str, x: ArrayLike) -> jax.Array:
-        """Floating-point numbers ``[..., classes]``: 0 for what does not count."""
-        return self.left_out(self._beside(name, floating(name, x)), 0.0)
+        By default the numbers are logits. An example that does not count has zeros.
+        """
+        return self._placed(name, floating(name, x), absent)
+
+    def _placed(self, name: str, x: jax.Array, absent: float) -> jax.Array:
+        if x.shape not in ((), self.classes, self.shape):
+            raise ValueError(
+                f"{name} must have the shape of {self.name} {self.shape}, that of its classes"
+                f" {self.classes}, or be a scalar, got shape {x.shape}"
+            )
+        if x.shape == self.shape:
+            x = self.canonical(x)
+        else:
+            shape = (*self.examples, math.prod(self.classes))
+            x = broadcast(x.reshape(-1), x, shape, self.sharding)
+        return self.fill_masked(x, absent, 0.0)
+
+    def fill_masked(self, x: jax.Array, absent: float, uncounted: float) -> jax.Array:
+        """Canonical `x` with these values in the classes and in the examples that do not count."""
+        if self.present is not None:
+            x = jnp.where(self.present, x, absent)
+        if self.counted is not None:
+            x = jnp.where(self.counted[..., None], x, uncounted)
+        return x
 
     def distributions(self, name: str, x: ArrayLike, like: jax.Array, of_labels: str) -> jax.Array:
         """Real numbers ``[..., classes]``: 0 for what does not count.
 
-        Integers and truth values are one-hot rows. As one row for every example they are taken
-        for class numbers, which `of_labels` would accept, and refused.
+        Integers and truth values are one-hot rows. One such row for every example is refused: it
+        is probably class numbers by mistake, which `of_labels` accepts.
         """
         array = any_array(name, x)
         is_shared = array.shape in ((), self.classes) and array.shape != self.shape
@@ -135,30 +153,27 @@ class Rows:
                 f" shape of {self.name} {self.shape}, got {array.dtype} of shape {array.shape}:"
                 f" class numbers are for {of_labels}"
             )
-        return self.left_out(self._beside(name, real(name, x, like)), 0.0)
+        return self._placed(name, real(name, x, like), 0.0)
 
-    def labels(
-        self, name: str, x: ArrayLike, ignore_index: int | None = None
-    ) -> tuple[Self, jax.Array]:
-        """Class numbers ``[...]``, and the rows without those that are `ignore_index`."""
-        array = any_array(name, x)
+    def labels(self, x: ArrayLike, ignore_index: int | None) -> tuple[Self, jax.Array]:
+        """The rows without those whose label is `ignore_index`, and the labels ``[...]``."""
+        array = any_array("labels", x)
         if not jnp.issubdtype(array.dtype, jnp.integer):
-            raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+            raise TypeError(f"labels must be integers, got dtype {array.dtype}")
         if array.shape not in ((), self.examples):
             raise ValueError(
-                f"{name} must have the shape of the examples of {self.name} {self.examples}"
+                f"labels must have the shape of the examples of {self.name} {self.examples}"
                 f" or be a scalar, got shape {array.shape}"
             )
-        check_replicated(name, array, self.class_axes)
-        # At least 32 bits, so that every class number can be compared with the labels.
+        check_replicated("labels", array, self.mesh_axes)
+        # At least 32 bits, so that the labels can be compared with every class number.
         array = array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
         array = jnp.broadcast_to(array, self.examples)
         rows = self
         if ignore_index is not None:
-            counted = _differs(array, "ignore_index", ignore_index)
-            rows = replace(
-                self, counted=counted if self.counted is None else self.counted & counted
-            )
+            counted = _differs(array, ignore_index)
+            counted = counted if self.counted is None else self.counted & counted
+            rows = replace(self, counted=counted)
         return rows, array if rows.counted is None else jnp.where(rows.counted, array, 0)
 
     def class_weights(self, name: str, x: ArrayLike | None, like: jax.Array) -> jax.Array | None:
@@ -173,55 +188,59 @@ class Rows:
             )
         return array.reshape(-1).astype(computing_dtype(like))
 
-    def settle(self, losses: jax.Array) -> jax.Array:
+    def zero_masked(self, losses: jax.Array) -> jax.Array:
         """The loss 0, with the gradient 0, for the examples that do not count."""
         return losses if self.counted is None else jnp.where(self.counted, losses, 0.0)
 
-    def left_out(self, x: jax.Array, value: float) -> jax.Array:
-        """`value` in the entries of canonical `x` that do not count."""
-        if self.present is not None:
-            x = jnp.where(self.present, x, value)
-        if self.counted is not None:
-            x = jnp.where(self.counted[..., None], x, value)
-        return x
 
-    def _beside(self, name: str, x: jax.Array) -> jax.Array:
-        if x.shape not in ((), self.classes, self.shape):
-            raise ValueError(
-                f"{name} must have the shape of {self.name} {self.shape}, that of its classes"
-                f" {self.classes}, or be a scalar, got shape {x.shape}"
-            )
-        if x.shape == self.shape:
-            return self.canonical(x)
-        shape = (*self.examples, math.prod(self.classes))
-        return broadcast(x.reshape(-1), x, shape, self.sharding)
+def rows_of(
+    name: str,
+    x: ArrayLike,
+    axis: Axis,
+    where: ArrayLike | None,
+    class_axis_name: AxisName | None = None,
+    absent: float = -math.inf,
+) -> tuple[Rows, jax.Array]:
+    """The rows of `x`, and `x` as in `Rows.beside`."""
+    rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name)
+    return rows, rows._placed(name, array, absent)
+
+
+def labelled_rows(
+    name: str,
+    x: ArrayLike,
+    labels: ArrayLike,
+    axis: Axis,
+    where: ArrayLike | None,
+    ignore_index: int | None,
+    class_axis_name: AxisName | None = None,
+    absent: float = -math.inf,
+) -> tuple[Rows, jax.Array, jax.Array]:
+    """The rows of `x` without those that are ignored, `x`, and its labels."""
+    rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name)
+    rows, y = rows.labels(labels, ignore_index)
+    return rows, rows._placed(name, array, absent), y
 
 
 def two_distributions(
-    first: str,
-    x: ArrayLike,
-    second: str,
-    y: ArrayLike,
-    axis: Axis,
-    where: ArrayLike | None,
-    of_labels: str,
+    p: ArrayLike, q: ArrayLike, axis: Axis, where: ArrayLike | None, of_labels: str
 ) -> tuple[Rows, jax.Array, jax.Array]:
     """Probabilities ``[..., classes]``; one of both may be integers or truth values: one-hot."""
-    p, q = any_array(first, x), any_array(second, y)
-    one_hot = not jnp.issubdtype(p.dtype, jnp.floating)
-    like = q if one_hot and jnp.issubdtype(q.dtype, jnp.floating) else floating(first, p)
-    p = real(first, p, like)
-    rows = Rows.of(first, p, axis, where)
-    return rows, rows.values(first, p), rows.distributions(second, q, like, of_labels)
+    x, y = any_array("p", p), any_array("q", q)
+    one_hot = not jnp.issubdtype(x.dtype, jnp.floating)
+    like = y if one_hot and jnp.issubdtype(y.dtype, jnp.floating) else floating("p", x)
+    x = real("p", x, like)
+    rows = Rows.of("p", x, axis, where)
+    return rows, rows._placed("p", x, 0.0), rows.distributions("q", y, like, of_labels)
 
 
-def _differs(labels: jax.Array, name: str, number: int) -> jax.Array:
+def _differs(labels: jax.Array, ignore_index: int) -> jax.Array:
     try:
-        number = integer(number)
+        number = integer(ignore_index)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {number!r}") from None
+        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}") from None
     bounds = np.iinfo(labels.dtype)
     if not bounds.min <= number <= bounds.max:
         return jnp.ones(labels.shape, bool)
-    # In their dtype: as a Python number, JAX would make an int32 of it.
+    # The number must have the dtype of the labels: JAX makes int32 of a Python number.
     return labels != np.asarray(number, labels.dtype)

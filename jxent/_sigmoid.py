@@ -1,16 +1,21 @@
 r"""The sigmoid family: each logit is a binary question of its own."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, elementwise, floating
-from ._autodiff import with_gradient
-from ._elementary import expm1, log1p, sigmoid, softplus
+from ._autodiff import differentiated_by, loss_with_partials
+from ._dtypes import upcast
 from ._elements import Elements
-from ._numerics import chargeable, divergence_terms, times
-from ._statistics import upcast
+from ._numerics import (
+    divergence_terms,
+    expm1,
+    log1p,
+    sigmoid,
+    softplus,
+    weighted_cost,
+    zero_if_weightless,
+)
 
 
 def sigmoid_entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
@@ -43,7 +48,7 @@ def sigmoid_entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax
     """
     z = floating("logits", logits)
     elements = Elements.of("logits", z, where)
-    return elements.settle(_sigmoid_entropy(elements.fill_masked(z, 0.0)))
+    return elements.zero_masked(_sigmoid_entropy(elements.fill_masked(z, 0.0)))
 
 
 def sigmoid_binary_cross_entropy(
@@ -94,7 +99,7 @@ def sigmoid_binary_cross_entropy(
     z = floating("logits", logits)
     elements = Elements.of("logits", z, where)
     positive, negative = elements.binary_weights(labels, pos_weight, label_smoothing)
-    return elements.settle(binary_loss(elements.fill_masked(z, 0.0), positive, negative))
+    return elements.zero_masked(binary_loss(elements.fill_masked(z, 0.0), positive, negative))
 
 
 def sigmoid_kl_divergence(
@@ -136,54 +141,38 @@ def sigmoid_kl_divergence(
     z_p = elementwise("target_logits", target_logits, "logits", z_q)
     elements = Elements.of("logits", z_q, where)
     z_q, z_p = elements.fill_masked(z_q, 0.0), elements.fill_masked(z_p, 0.0)
-    return elements.settle(_sigmoid_kl(z_q, z_p))
-
-
-def _sigmoid_entropy_fwd(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    (z,) = upcast(logits)
-    z = jnp.abs(z)
-    # The entropy is even; for z >= 0 its two terms are s(z) softplus(-z) and s(-z) softplus(z).
-    tail = jnp.where(z < jnp.inf, z, 0.0) * sigmoid(-z)
-    return tail + softplus(-z), logits
+    return elements.zero_masked(_sigmoid_kl(z_q, z_p))
 
 
 # H = softplus(z) - z s(z), so dH/dz = -z s'(z) = -z s(z) s(-z).
-def _sigmoid_entropy_bwd(logits: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
-    (z,) = upcast(logits)
+def _sigmoid_entropy_slope(z: jax.Array) -> jax.Array:
     finite = jnp.where(jnp.isinf(z), 0.0, z)
-    gradient = -finite * sigmoid(finite) * sigmoid(-finite)
-    return ((cotangent * gradient).astype(logits.dtype),)
+    return -finite * sigmoid(finite) * sigmoid(-finite)
 
 
-_sigmoid_entropy = with_gradient(_sigmoid_entropy_fwd, _sigmoid_entropy_bwd)
-
-
-def _binary_loss_fwd(
-    logits: jax.Array, positive: jax.Array, negative: jax.Array
-) -> tuple[jax.Array, Any]:
-    z, a, b = upcast(logits, positive, negative)
-    # One selection outermost: XLA:CPU would write the factors of a sum of products to memory.
-    infinite = jnp.isinf(z)
-    limit = times(jnp.where(z > 0, b, a), jnp.where(infinite, jnp.inf, 0.0))
-    z = jnp.where(infinite, 0.0, z)
-    loss = jnp.where(infinite, limit, a * softplus(-z) + b * softplus(z))
-    return loss, (logits, positive, negative)
+@loss_with_partials(_sigmoid_entropy_slope)
+def _sigmoid_entropy(z: jax.Array) -> jax.Array:
+    z = jnp.abs(z)
+    # The entropy is even; for z >= 0 its two terms are s(z) softplus(-z) and s(-z) softplus(z).
+    tail = jnp.where(z < jnp.inf, z, 0.0) * sigmoid(-z)
+    return tail + softplus(-z)
 
 
 # softplus'(z) = s(z): the gradient is b s(z) - a s(-z) for the logit, and the two softplus for
 # the weights, 0 for a weight of 0 beside an infinite one.
-def _binary_loss_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
-    logits, positive, negative = residuals
-    z, a, b = upcast(logits, positive, negative)
-    to_logits = b * sigmoid(z) - a * sigmoid(-z)
-    return (
-        (cotangent * to_logits).astype(logits.dtype),
-        (cotangent * chargeable(a, softplus(-z))).astype(positive.dtype),
-        (cotangent * chargeable(b, softplus(z))).astype(negative.dtype),
-    )
-
-
-binary_loss = with_gradient(_binary_loss_fwd, _binary_loss_bwd)
+@loss_with_partials(
+    lambda z, a, b: b * sigmoid(z) - a * sigmoid(-z),
+    lambda z, a, b: zero_if_weightless(a, softplus(-z)),
+    lambda z, a, b: zero_if_weightless(b, softplus(z)),
+)
+def binary_loss(z: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a softplus(-z) + b softplus(z)``: a is the weight of the positive term, b of the other."""
+    # There is one selection, and it is outermost. With selections inside the sum of products,
+    # XLA:CPU would write its factors to memory.
+    infinite = jnp.isinf(z)
+    limit = weighted_cost(jnp.where(z > 0, b, a), jnp.where(infinite, jnp.inf, 0.0))
+    z = jnp.where(infinite, 0.0, z)
+    return jnp.where(infinite, limit, a * softplus(-z) + b * softplus(z))
 
 
 def _difference(z_p: jax.Array, z_q: jax.Array) -> jax.Array:
@@ -192,29 +181,11 @@ def _difference(z_p: jax.Array, z_q: jax.Array) -> jax.Array:
     return jnp.where(equal, 0.0, z_p) - jnp.where(equal, 0.0, z_q)
 
 
-# With d = z_p - z_q the sigmoids p = q e^d / (1 + q expm1(d)), so that the logarithms of p/q and
-# of (1-p)/(1-q) are -log1p((1-q) expm1(-d)) and -log1p(q expm1(d)), exact for a small d.
-def _sigmoid_kl_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:
-    z_q, z_p = upcast(logits, target_logits)
-    d = _difference(z_p, z_q)
-    near = jnp.abs(d) < 1
-
-    def terms(sign: int) -> jax.Array:
-        q, other = sigmoid(sign * z_q), sigmoid(-sign * z_q)
-        close = -log1p(other * expm1(jnp.where(near, -sign * d, 0.0)))
-        # Only where it is wanted: equal infinities would make it NaN.
-        far = softplus(-sign * jnp.where(near, 0.0, z_q)) - softplus(
-            -sign * jnp.where(near, 0.0, z_p)
-        )
-        return divergence_terms(jnp.where(near, close, far), sigmoid(sign * z_p), q)
-
-    return terms(1) + terms(-1), (logits, target_logits)
-
-
 # The gradient is q - p = -q (1-q) expm1(d) / (1 + q expm1(d)) for the logit of q, and p (1-p) d
 # for that of p. A difference of two sigmoids near 1 is taken from their complements.
-def _sigmoid_kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    logits, target_logits = residuals
+def _sigmoid_kl_bwd(
+    cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     z_q, z_p = upcast(logits, target_logits)
     d = _difference(z_p, z_q)
     p, q = sigmoid(z_p), sigmoid(z_q)
@@ -224,10 +195,24 @@ def _sigmoid_kl_bwd(residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, ja
     far = jnp.where(z_q + z_p > 0, not_p - not_q, q - p)
     to_q = jnp.where(near, -q * not_q * change / (1 + q * change), far)
     to_p = p * not_p * jnp.where(jnp.isinf(z_p), 0.0, d)
-    return (
-        (cotangent * to_q).astype(logits.dtype),
-        (cotangent * to_p).astype(target_logits.dtype),
-    )
+    return cotangent * to_q, cotangent * to_p
 
 
-_sigmoid_kl = with_gradient(_sigmoid_kl_fwd, _sigmoid_kl_bwd)
+# With d = z_p - z_q the sigmoids p = q e^d / (1 + q expm1(d)), so that the logarithms of p/q and
+# of (1-p)/(1-q) are -log1p((1-q) expm1(-d)) and -log1p(q expm1(d)), exact for a small d.
+@differentiated_by(_sigmoid_kl_bwd)
+def _sigmoid_kl(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
+    z_q, z_p = upcast(logits, target_logits)
+    d = _difference(z_p, z_q)
+    near = jnp.abs(d) < 1
+
+    def terms(sign: int) -> jax.Array:
+        q, other = sigmoid(sign * z_q), sigmoid(-sign * z_q)
+        close = -log1p(other * expm1(jnp.where(near, -sign * d, 0.0)))
+        # Elsewhere the logits are replaced by 0: the difference of equal infinities is NaN.
+        far = softplus(-sign * jnp.where(near, 0.0, z_q)) - softplus(
+            -sign * jnp.where(near, 0.0, z_p)
+        )
+        return divergence_terms(jnp.where(near, close, far), sigmoid(sign * z_p), q)
+
+    return terms(1) + terms(-1)

@@ -1,14 +1,15 @@
 r"""The soft cap of logits, :math:`c \tanh(z / c)`, exact in its derivatives of any order.
 
-With :math:`u = z / c` they are products of three functions, which have each other as derivatives:
+With :math:`u = z / c` they are products of three functions, whose derivatives are products of the
+same functions:
 
 .. math::
     \tanh' = \operatorname{sech}^2, \qquad
     (\operatorname{sech}^2)' = -2 \tanh \operatorname{sech}^2, \qquad
     (\tanh u - u \operatorname{sech}^2 u)' = 2 u \tanh u \operatorname{sech}^2 u
 
-The second, taken as :math:`1 - \tanh^2`, would lose its bits for a large u, and the third, as the
-difference that it is, for a small one.
+Computed as :math:`1 - \tanh^2` the second would lose its bits for a large u, and computed as a
+difference the third would lose them for a small u.
 """
 
 import math
@@ -17,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._elementary import sigmoid, with_partials
+from ._numerics import sigmoid, with_partials
 
 LARGEST = 1000.0
-"""The largest u: sech² is 0 long before, so that nothing depends on u from here on."""
+"""The largest u. Above it nothing depends on u: sech² is 0 already for much smaller u."""
 
 
 # d(c tanh u) = c sech² u du + tanh u dc with du = (dz - u dc) / c.
@@ -31,7 +32,8 @@ LARGEST = 1000.0
 def soft_cap(z: jax.Array, cap: jax.Array) -> jax.Array:
     """``cap tanh(z / cap)`` for a positive number `cap` of the dtype of `z`; z for +inf."""
     u = _quotient(z, cap)
-    # Here u² is lost beside 1. The quotient may have underflown, and an infinite cap is none.
+    # Where u² is lost beside 1 the result is z itself. This also serves an infinite cap, which is
+    # no cap, and a quotient that has underflowed.
     near = u * u < np.finfo(z.dtype).eps / 2
     return jnp.where(near, z, jnp.where(near, 1.0, cap) * jnp.tanh(u))
 
@@ -40,7 +42,7 @@ def _slope(z: jax.Array, cap: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(_quotient(z, cap)) < LARGEST, 1.0, 0.0).astype(z.dtype) / cap
 
 
-# du = (dz - u dc) / c, where JAX divides by a square of c, which may overflow.
+# du = (dz - u dc) / c. JAX would divide by the square of c, which may overflow.
 @with_partials(_slope, lambda z, cap: -_quotient(z, cap) * _slope(z, cap))
 def _quotient(z: jax.Array, cap: jax.Array) -> jax.Array:
     """``u = z / cap``, at most `LARGEST`, and 0 where the cap is infinite."""

@@ -3,21 +3,22 @@ r"""Softmax, its logarithm, its normaliser and its entropy, each exact to the la
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, floating
+from ._arguments import ArrayLike, Axis
 from ._autodiff import with_gradient
-from ._class_axes import Axes, AxisName
-from ._distribution import (
-    entropy,
+from ._dtypes import upcast
+from ._rows import rows_of
+from ._sharding import AxisName, MeshAxes
+from ._statistics import Statistics
+from ._statistics.dispatch import statistics
+from ._statistics.surprisals import (
     finite_surprisal,
     probability,
+    row_entropy,
     surprisal,
+    surprisals,
     to_logits_of_probabilities,
     to_logits_of_surprisals,
 )
-from ._one_pass import Statistics
-from ._rows import Rows
-from ._statistics import statistics, upcast
-from ._surprisals import surprisals
 
 
 def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -54,8 +55,8 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
       >>> print(jxent.logsumexp([1000.0, 1001.0]))
       1001.3133
     """
-    rows, z = _rows_of_logits(logits, axis, where)
-    normalizer = surprisals(z, None, None).normalizer
+    rows, z = rows_of("logits", logits, axis, where)
+    normalizer = surprisals((), z, None, None).normalizer
     return normalizer if rows.counted is None else jnp.where(rows.counted, normalizer, -jnp.inf)
 
 
@@ -93,8 +94,8 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
       >>> print(jxent.log_softmax([20.0, 0.0]))
       [-2.0612e-09 -2.0000e+01]
     """
-    rows, z = _rows_of_logits(logits, axis, where)
-    return rows.restored(rows.left_out(_log_softmax(z), -jnp.inf))
+    rows, z = rows_of("logits", logits, axis, where)
+    return rows.to_user_layout(rows.fill_masked(_log_softmax(z), -jnp.inf, -jnp.inf))
 
 
 def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -128,8 +129,8 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
       >>> print(jxent.softmax([1000.0, 1000.0]))
       [0.5 0.5]
     """
-    rows, z = _rows_of_logits(logits, axis, where)
-    return rows.restored(rows.left_out(_softmax(z), 0.0))
+    rows, z = rows_of("logits", logits, axis, where)
+    return rows.to_user_layout(rows.fill_masked(_softmax(z), 0.0, 0.0))
 
 
 def softmax_entropy(
@@ -171,70 +172,57 @@ def softmax_entropy(
       >>> print(jxent.softmax_entropy([[0.0, 0.0], [40.0, 0.0]]))
       [6.9315e-01 1.7418e-16]
     """
-    rows, z = _rows_of_logits(logits, axis, where, class_axis_name)
-    return rows.settle(_softmax_entropy(z, class_axes=rows.class_axes))
+    rows, z = rows_of("logits", logits, axis, where, class_axis_name)
+    return rows.zero_masked(_softmax_entropy(rows.mesh_axes, z))
 
 
-def _rows_of_logits(
-    logits: ArrayLike, axis: Axis, where: ArrayLike | None, class_axis_name: AxisName | None = None
-) -> tuple[Rows, jax.Array]:
-    array = floating("logits", logits)
-    rows = Rows.of("logits", array, axis, where, class_axis_name)
-    return rows, rows.logits("logits", array)
-
-
-Residuals = tuple[jax.Array, Statistics]
-
-
-def _log_softmax_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
+def _log_softmax_fwd(logits: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
     (z,) = upcast(logits)
-    stats = statistics(z, logits.dtype)
-    return -surprisal(z, stats), (logits, stats)
+    stats = statistics((), z, logits.dtype)
+    return -surprisal(z, stats), (stats,)
 
 
 # d log p_j = dz_j - sum_i p_i dz_i, so with the cotangent c the gradient is c_j - p_j sum_i c_i
 # = c_j (1 - p_j) - p_j sum_{i≠j} c_i.
-def _log_softmax_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array]:
-    logits, stats = residuals
+def _log_softmax_bwd(
+    cotangent: jax.Array, logits: jax.Array, stats: Statistics
+) -> tuple[jax.Array]:
     (z,) = upcast(logits)
-    return (-to_logits_of_surprisals((), z, stats, cotangent).astype(logits.dtype),)
+    return (-to_logits_of_surprisals((), cotangent, z, stats),)
 
 
 _log_softmax = with_gradient(_log_softmax_fwd, _log_softmax_bwd)
 
 
-def _softmax_fwd(logits: jax.Array) -> tuple[jax.Array, Residuals]:
+def _softmax_fwd(logits: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
     (z,) = upcast(logits)
-    stats = statistics(z, logits.dtype)
-    return probability(z, stats), (logits, stats)
+    stats = statistics((), z, logits.dtype)
+    return probability((), z, stats), (stats,)
 
 
 # dp_j = p_j (dz_j - sum_i p_i dz_i), and with the cotangent c the gradient is
 # p_j (c_j - sum_i p_i c_i) = p_j (c_j (1 - p_j) - sum_{i≠j} p_i c_i).
-def _softmax_bwd(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array]:
-    logits, stats = residuals
+def _softmax_bwd(cotangent: jax.Array, logits: jax.Array, stats: Statistics) -> tuple[jax.Array]:
     (z,) = upcast(logits)
-    return (to_logits_of_probabilities((), z, stats, cotangent).astype(logits.dtype),)
+    return (to_logits_of_probabilities((), cotangent, z, stats),)
 
 
 _softmax = with_gradient(_softmax_fwd, _softmax_bwd)
 
 
-def _softmax_entropy_fwd(axes: Axes, logits: jax.Array) -> tuple[jax.Array, Residuals]:
+def _softmax_entropy_fwd(axes: MeshAxes, logits: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
     (z,) = upcast(logits)
-    stats = statistics(z, logits.dtype, spread=True, class_axes=axes)
-    return entropy(z, stats, class_axes=axes)[..., 0], (logits, stats)
+    stats = statistics(axes, z, logits.dtype, exp_gap=True)
+    return row_entropy(axes, z, stats)[..., 0], (stats,)
 
 
 # dH = -sum_j (1 + log p_j) dp_j = sum_j p_j (-log p_j - H) dz_j.
 def _softmax_entropy_bwd(
-    axes: Axes, residuals: Residuals, cotangent: jax.Array
+    axes: MeshAxes, cotangent: jax.Array, logits: jax.Array, stats: Statistics
 ) -> tuple[jax.Array]:
-    logits, stats = residuals
     (z,) = upcast(logits)
-    p, n = (f(z, stats, class_axes=axes) for f in (probability, finite_surprisal))
-    h = entropy(z, stats, class_axes=axes)
-    return ((cotangent[..., None] * p * (n - h)).astype(logits.dtype),)
+    p, n, h = (f(axes, z, stats) for f in (probability, finite_surprisal, row_entropy))
+    return (cotangent[..., None] * p * (n - h),)
 
 
 _softmax_entropy = with_gradient(_softmax_entropy_fwd, _softmax_entropy_bwd, (True,))

@@ -11,8 +11,8 @@ from tiers import quick_rows
 from tolerances import DTYPES, UNITS, computing, eps
 
 import jxent
-from jxent import _statistics
-from jxent._one_pass import in_one_pass
+from jxent._statistics import dispatch
+from jxent._statistics.row_sums import in_one_pass
 
 SIZES = [(dtype, 5_000) for dtype in DTYPES] + [("float32", 200_000), ("float64", 200_000)]
 EVERY_SIZE = pytest.mark.parametrize(("dtype", "classes"), quick_rows(SIZES, 4))
@@ -57,7 +57,9 @@ def assert_near(got, exact, bound, dtype):
 @pytest.fixture
 def _one_pass_everywhere(monkeypatch):
     """The way of other platforms, on this one."""
-    monkeypatch.setattr(_statistics, "row_sums", lambda z, asked, stored: in_one_pass(z, asked))
+    monkeypatch.setattr(
+        dispatch, "sums_on_platform", lambda z, request, stored: in_one_pass(z, request)
+    )
     jax.clear_caches()
     yield
     jax.clear_caches()

@@ -11,8 +11,9 @@ from cases import fast_jit
 from tiers import quick
 from tolerances import eps
 
-from jxent._one_pass import Asked, in_one_pass
-from jxent._row_sums import by_blocks, by_logsumexp, on_cpu, on_gpu
+from jxent._statistics import Request
+from jxent._statistics.dispatch import on_cpu, on_gpu
+from jxent._statistics.row_sums import by_blocks, by_logsumexp, in_one_pass
 
 INF, NAN = np.inf, np.nan
 FLOAT32 = np.dtype(np.float32)
@@ -51,7 +52,7 @@ def _weights(z):
 
 
 def _exact(z, w):
-    """The sums of a row: of the others, of cost, of the other weights, of spread."""
+    """The sums of a row: sumexp_rest, weighted_gap, weight_rest and exp_gap."""
     down = z.max() - z.astype(np.longdouble)
     e = np.exp(-down)
     terms = np.delete(e, np.argmax(z)), w * down, np.delete(w, np.argmax(w)), e * down
@@ -65,15 +66,15 @@ def test_sums(way, classes):
     if way is in_one_pass and classes > 10_000:
         z = z[:-1]  # A sorted row rounds at every step, of which accelerators take fewer.
     w = _weights(z)
-    stats = jax.jit(lambda z, w: way(z, Asked(weights=w, spread=True)))(z, w)
+    stats = jax.jit(lambda z, w: way(z, Request(weights=w, exp_gap=True)))(z, w)
     np.testing.assert_array_equal(stats.maximum[:, 0], z.max(-1))
-    np.testing.assert_array_equal(stats.top[:, 0], w.max(-1))
+    np.testing.assert_array_equal(stats.max_weight[:, 0], w.max(-1))
     exact = np.array([_exact(*row) for row in zip(z, w, strict=True)]).T
     # A sum below 1 may be a logarithm's exponential, which has so many more units of error.
     logarithm = np.abs(np.log(np.maximum(exact[0], 1e-38)))
     allowed = [12 + logarithm, 12, 12, 12]
-    got = (stats.others, stats.cost, stats.rest, stats.spread)
-    names = ("others", "cost", "rest", "spread")
+    got = (stats.sumexp_rest, stats.weighted_gap, stats.weight_rest, stats.exp_gap)
+    names = ("sumexp_rest", "weighted_gap", "weight_rest", "exp_gap")
     for name, x, right, units in zip(names, got, exact, allowed, strict=True):
         assert x.shape == (len(z), 1)
         error = np.abs(np.asarray(x)[:, 0] - right)
@@ -104,7 +105,7 @@ def test_without_limit(way, classes):
     *_, nothing, one, infinite, unknown = z
     nothing[:] = one[:] = infinite[:] = unknown[:] = -INF
     one[classes // 3], infinite[-1], unknown[1] = 3, INF, NAN
-    m, s, *_ = jax.jit(lambda z: way(z, Asked()))(z)
+    m, s, *_ = jax.jit(lambda z: way(z, Request()))(z)
     last = [(-INF, NAN), (3, 0), (INF, 0), (NAN, NAN)]
     expected = [(m, s) for _, m, s in _SPECIAL] + last
     np.testing.assert_array_equal(np.concatenate([m, s], axis=-1), np.float32(expected))
@@ -112,7 +113,7 @@ def test_without_limit(way, classes):
 
 @EVERY_WAY
 @pytest.mark.parametrize("classes", quick([4, 8, 100], 8))
-def test_cost_without_limit(way, classes):
+def test_weighted_gap_without_limit(way, classes):
     """What has no weight costs nothing, and what is infinitely far costs as much."""
     z, w = np.zeros((2, 6, classes), np.float32)
     z[:, 1] = z[1:, 2] = -INF
@@ -120,16 +121,16 @@ def test_cost_without_limit(way, classes):
     z[4, 3] = z[5, 3] = NAN
     w[:, 0] = w[1, 1] = w[3, 3] = w[5, 3] = 1
     (w[2, 0], w[2, 3]), (w[3, 0], z[3, 2]) = (0, 1), (0, -INF)
-    stats = jax.jit(lambda z, w: way(z, Asked(weights=w)))(z, w)
-    np.testing.assert_array_equal(stats.cost[:4, 0], [0, INF, 0, 0])
+    stats = jax.jit(lambda z, w: way(z, Request(weights=w)))(z, w)
+    np.testing.assert_array_equal(stats.weighted_gap[:4, 0], [0, INF, 0, 0])
     assert np.all(np.isnan(stats.maximum[4:]))
 
 
 @EVERY_WAY
-def test_spread_without_limit(way):
+def test_exp_gap_without_limit(way):
     z = np.float32([[0, -INF, 0, -INF], [INF, 0, -INF, 1e30], [0, 1e30, 1e38, -1e38]])
-    stats = jax.jit(lambda z: way(z, Asked(spread=True)))(z)
-    np.testing.assert_array_equal(stats.spread[:, 0], 0)
+    stats = jax.jit(lambda z: way(z, Request(exp_gap=True)))(z)
+    np.testing.assert_array_equal(stats.exp_gap[:, 0], 0)
 
 
 @pytest.mark.parametrize("way", [by_logsumexp, in_one_pass, WAYS["cpu"]])
@@ -137,8 +138,8 @@ def test_logit_of_the_label(way):
     z = np.float32([[1, -2, 3], [-INF, 0, INF], [NAN, 1, 2]])
     for label in range(3):
         labels = np.full(3, label)
-        stats = jax.jit(lambda z, labels: way(z, Asked(labels=labels)))(z, labels)
-        np.testing.assert_array_equal(stats.of_label[:, 0], z[:, label])
+        stats = jax.jit(lambda z, labels: way(z, Request(labels=labels)))(z, labels)
+        np.testing.assert_array_equal(stats.label_logit[:, 0], z[:, label])
 
 
 @EVERY_WAY
@@ -147,7 +148,7 @@ def test_leading_dimensions(way):
     z, w = np.random.default_rng(0).uniform(size=(2, 2, 3, 48)).astype(np.float32)
 
     def mapped(z, w):
-        return way(z, Asked(weights=w, spread=True))
+        return way(z, Request(weights=w, exp_gap=True))
 
     sums = fast_jit(mapped)
     whole = sums(z, w)
@@ -168,7 +169,7 @@ def test_derivative_without_the_rule(way):
     z = jnp.asarray([[0.5, -1.0, 2.0, 0.0], [1.0, 1.0, 0.0, -3.0], [1.0, 0.0, 1.0, 0.5]])
 
     def normalizer(z):
-        m, s, *_ = way(z, Asked())
+        m, s, *_ = way(z, Request())
         return jnp.sum(m + jnp.log1p(s))
 
     p = jax.nn.softmax(z)

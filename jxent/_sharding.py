@@ -1,7 +1,8 @@
-"""Classes that are spread over mesh axes, inside `jax.shard_map`.
+"""Arrays that are spread over the axes of a mesh of devices.
 
-Each shard has a slice of the classes, in the order of the shards. What belongs to an example (its
-label, its weight, its loss) is the same on all of them, and typed so.
+Inside `jax.shard_map` the classes may be spread over mesh axes. Each shard then has a slice of the
+classes, in the order of the shards. What belongs to an example (its label, its weight, its loss) is
+the same on every shard of its classes, and its type says so.
 """
 
 from typing import Any, TypeAlias
@@ -10,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 AxisName: TypeAlias = str | tuple[str, ...]
-Axes: TypeAlias = tuple[str, ...]
+MeshAxes: TypeAlias = tuple[str, ...]
 
 
-def bound_axes(class_axis_name: AxisName | None) -> Axes:
-    """The mesh axes of that name, of which `jax.shard_map` must keep track."""
+def bound_axes(class_axis_name: AxisName | None) -> MeshAxes:
+    """The mesh axes of that name, after a check that `jax.shard_map` has them and tracks them."""
     axes = axes_named("class_axis_name", class_axis_name)
     if not axes:
         return ()
@@ -30,7 +31,7 @@ def bound_axes(class_axis_name: AxisName | None) -> Axes:
     return axes
 
 
-def axes_named(argument: str, name: AxisName | None) -> Axes:
+def axes_named(argument: str, name: AxisName | None) -> MeshAxes:
     """The names as a tuple."""
     axes = () if name is None else name if isinstance(name, tuple) else (name,)
     if not all(isinstance(axis, str) for axis in axes) or len(set(axes)) < len(axes):
@@ -40,30 +41,35 @@ def axes_named(argument: str, name: AxisName | None) -> Axes:
     return axes
 
 
-def number_of_shards(axes: Axes) -> int:
+def number_of_shards(axes: MeshAxes) -> int:
     """How many slices the classes have."""
     return int(jax.lax.axis_size(axes)) if axes else 1
 
 
-def of_this_shard(labels: jax.Array, classes: int, axes: Axes) -> jax.Array:
+def of_this_shard(labels: jax.Array, classes: int, axes: MeshAxes) -> jax.Array:
     """The labels counted from the first class of this shard."""
     if not axes:
         return labels
     return labels - (jax.lax.axis_index(axes) * classes).astype(labels.dtype)
 
 
-def added_up(x: jax.Array, axes: Axes) -> jax.Array:
-    """The sum over the shards."""
+def psum_classes(x: jax.Array, axes: MeshAxes) -> jax.Array:
+    """The sum over the shards of the classes."""
     return jax.lax.psum(x, axes) if axes else x
 
 
-def in_any_shard(x: jax.Array, axes: Axes) -> jax.Array:
-    """Whether it is true in one shard at least."""
+def sum_classes(x: jax.Array, axes: MeshAxes) -> jax.Array:
+    """The sum over all classes, as ``[..., 1]``."""
+    return psum_classes(jnp.sum(x, axis=-1, keepdims=True), axes)
+
+
+def in_any_shard(x: jax.Array, axes: MeshAxes) -> jax.Array:
+    """Whether it is true in at least one shard."""
     return jax.lax.psum(x.astype(jnp.int32), axes) > 0 if axes else x
 
 
-def check_replicated(name: str, x: jax.Array, axes: Axes) -> None:
-    """What belongs to examples must be the same on every shard of their classes."""
+def check_replicated(name: str, x: jax.Array, axes: MeshAxes) -> None:
+    """Refuses an array of the examples that differs between the shards of their classes."""
     if wrong := sorted(varying_axes(x) & set(axes)):
         raise ValueError(
             f"{name} must be the same for every shard of the classes,"
@@ -74,3 +80,12 @@ def check_replicated(name: str, x: jax.Array, axes: Axes) -> None:
 def varying_axes(x: jax.Array) -> frozenset[Any]:
     """The mesh axes over which an array inside `jax.shard_map` differs."""
     return frozenset(jax.typeof(x).mat.varying)
+
+
+def explicit_sharding(x: jax.Array) -> jax.sharding.NamedSharding | None:
+    """The sharding that the type of `x` has on a mesh with explicit axes; None if it has none.
+
+    For an array that has one, JAX refuses a gather and a reshape of the classes as ambiguous.
+    """
+    sharding = jax.typeof(x).sharding
+    return sharding if any(axis is not None for axis in sharding.spec) else None

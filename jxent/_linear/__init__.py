@@ -3,7 +3,7 @@ r"""Cross-entropy of a linear head, whose logits never exist whole."""
 import jax
 import jax.numpy as jnp
 
-from ._arguments import (
+from .._arguments import (
     ArrayLike,
     boolean,
     check_not_negative,
@@ -13,13 +13,13 @@ from ._arguments import (
     is_off,
     scalar,
 )
-from ._chunks import SAME_FOR_ALL_CLASSES, Head
-from ._class_axes import AxisName, axes_named, bound_axes, check_replicated
-from ._head import mean
-from ._labels import explicit_sharding
-from ._mesh import AnyMesh, losses_on, total_on
-from ._rows import Rows
-from ._statistics import computing_dtype
+from .._dtypes import computing_dtype
+from .._reduction import mean
+from .._rows import Rows
+from .._sharding import AxisName, axes_named, bound_axes, check_replicated, explicit_sharding
+from .chunks import Head, differs_between_shards
+from .head import head_losses, head_total
+from .mesh import AnyMesh, over_mesh
 
 
 def linear_softmax_cross_entropy(
@@ -117,21 +117,20 @@ def linear_softmax_cross_entropy(
     chunk_size = _checked_size(chunk_size)
     like = jnp.zeros((), computing_dtype(x, w))
     rows = Rows("inputs @ kernel", (*x.shape[:-1], w.shape[1]), (x.ndim - 1,))
-    rows, y = rows.labels("labels", labels, ignore_index)
+    rows, y = rows.labels(labels, ignore_index)
     options = {
         "counted": rows.counted,
         "weights": _example_weights(rows, weights, like),
         "bias": rows.class_weights("bias", bias, like),
         "class_weights": rows.class_weights("class_weights", class_weights, like),
         "class_mask": _class_mask(rows, class_mask),
-        "label_smoothing": None
-        if is_off(label_smoothing)
-        else scalar("label_smoothing", label_smoothing, like),
-        "z_loss": None if is_off(z_loss) else scalar("z_loss", z_loss, like),
-        "logit_softcap": None
-        if logit_softcap is None
-        else scalar("logit_softcap", logit_softcap, like),
     }
+    numbers = {
+        "label_smoothing": None if is_off(label_smoothing) else label_smoothing,
+        "z_loss": None if is_off(z_loss) else z_loss,
+        "logit_softcap": logit_softcap,
+    }
+    options |= {name: scalar(name, x, like) for name, x in numbers.items() if x is not None}
     if reduction == "mean":
         remedy = "Write reduction='sum' and divide by a number, or reduction='none'"
         check_not_negative("weights", weights, remedy)
@@ -148,14 +147,16 @@ def linear_softmax_cross_entropy(
                     f"{name} must not be sharded explicitly without mesh=, the mesh to compute on,"
                     f" got {sharding.spec}"
                 )
-            if name in SAME_FOR_ALL_CLASSES:
+            if not differs_between_shards(name):
                 check_replicated(name, array, axes)
     else:
         axes = axes_named("class_axis_name", class_axis_name)
     head = Head(precision, chunk_size, axes)
     if reduction == "none":
-        return losses_on(mesh, example_spec, head, arrays)
-    total, count = total_on(mesh, example_spec, head, arrays)
+        losses: jax.Array = over_mesh(head_losses, mesh, example_spec, head, arrays)
+        return losses
+    total: jax.Array
+    total, count = over_mesh(head_total, mesh, example_spec, head, arrays, totals=True)
     return total if reduction == "sum" else mean(total, count)
 
 

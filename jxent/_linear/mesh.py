@@ -1,60 +1,51 @@
-"""The loss of a linear head over a mesh: global arrays in, `jax.shard_map` inside."""
+"""A function of a linear head over a mesh: global arrays in, `jax.shard_map` inside."""
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from jax.export import is_symbolic_dim
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ._chunks import Arrays, Head
-from ._class_axes import Axes
-from ._head import head_losses, head_total
+from .._sharding import MeshAxes
+from .chunks import DIMENSIONS, Arrays, Head
 
-AnyMesh = Mesh | AbstractMesh
-_OF_EXAMPLES = ("labels", "counted", "weights")
-_OF_CLASSES = ("bias", "class_weights", "class_mask")
+AnyMesh: TypeAlias = Mesh | AbstractMesh
 
 
-def losses_on(
-    mesh: AnyMesh | None, example_spec: PartitionSpec | None, head: Head, arrays: Arrays
-) -> jax.Array:
-    """`head_losses`, of global arrays where there is a mesh."""
+def over_mesh(
+    function: Callable[[Head, Arrays], Any],
+    mesh: AnyMesh | None,
+    example_spec: PartitionSpec | None,
+    head: Head,
+    arrays: Arrays,
+    *,
+    totals: bool = False,
+) -> Any:
+    """``function(head, arrays)``, of global arrays where there is a mesh.
+
+    The function returns numbers ``[...]`` of the examples, or else `totals` over them.
+    """
     if mesh is None:
-        return head_losses(head, arrays)
+        return function(head, arrays)
     spec = _checked(mesh, example_spec, head, arrays)
     head = head._replace(names=tuple(arrays))
-    losses: jax.Array = _mapped(mesh, spec, head, head_losses)(*arrays.values())
-    return losses
-
-
-def total_on(
-    mesh: AnyMesh | None, example_spec: PartitionSpec | None, head: Head, arrays: Arrays
-) -> tuple[jax.Array, jax.Array]:
-    """`head_total`, of global arrays where there is a mesh."""
-    if mesh is None:
-        return head_total(head, arrays)
-    spec = _checked(mesh, example_spec, head, arrays)
-    head = head._replace(names=tuple(arrays))
-    total: tuple[jax.Array, jax.Array] = _mapped(mesh, spec, head, head_total)(*arrays.values())
-    return total
+    return _mapped(function, mesh, spec, head, totals)(*arrays.values())
 
 
 @lru_cache
-def _mapped(mesh: AnyMesh, spec: PartitionSpec, head: Head, function: Any) -> Any:
-    classes = head.class_axes or None
-    specs = {"inputs": PartitionSpec(*spec, None), "kernel": PartitionSpec(None, classes)}
-    specs |= dict.fromkeys(_OF_EXAMPLES, spec)
-    specs |= dict.fromkeys(_OF_CLASSES, PartitionSpec(classes))
-    in_specs = tuple(specs.get(name, PartitionSpec()) for name in head.names)
-    totalled = function is head_total
+def _mapped(
+    function: Any, mesh: AnyMesh, spec: PartitionSpec, head: Head, totals: bool
+) -> Callable[..., Any]:
+    in_specs = tuple(_spec_of(name, spec, head.mesh_axes) for name in head.names)
 
     def local(*values: jax.Array) -> Any:
         out = function(head, dict(zip(head.names, values, strict=True)))
-        return jax.lax.psum(out, _axes_in(spec)) if totalled else out
+        return jax.lax.psum(out, _axes_in(spec)) if totals else out
 
-    out_specs = PartitionSpec() if totalled else spec
+    out_specs = PartitionSpec() if totals else spec
     mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     if AxisType.Explicit not in mesh.axis_types:
         return jax.jit(mapped)
@@ -62,7 +53,13 @@ def _mapped(mesh: AnyMesh, spec: PartitionSpec, head: Head, function: Any) -> An
     return jax.jit(lambda *values: mapped(*map(jax.reshard, values, shardings)))
 
 
-def _axes_in(spec: PartitionSpec) -> Axes:
+def _spec_of(name: str, examples: PartitionSpec, classes: MeshAxes) -> PartitionSpec:
+    """How an array lies on the mesh."""
+    axes = {"e": tuple(examples), "f": (None,), "c": (classes or None,)}
+    return PartitionSpec(*(axis for dimension in DIMENSIONS[name] for axis in axes[dimension]))
+
+
+def _axes_in(spec: PartitionSpec) -> MeshAxes:
     dimensions = [a if isinstance(a, tuple) else (a,) for a in spec if a is not None]
     return sum(dimensions, ())
 
@@ -78,9 +75,9 @@ def _checked(
             f" when it is called with others; got inputs {arrays['inputs'].shape} and kernel"
             f" {arrays['kernel'].shape}"
         )
-    _check_names("class_axis_name", head.class_axes, mesh)
+    _check_names("class_axis_name", head.mesh_axes, mesh)
     if example_spec is None:
-        rest = tuple(axis for axis in mesh.axis_names if axis not in head.class_axes)
+        rest = tuple(axis for axis in mesh.axis_names if axis not in head.mesh_axes)
         example_spec = PartitionSpec(rest or None) if examples else PartitionSpec()
     _check_names("example_spec", _axes_in(example_spec), mesh)
     if len(example_spec) > len(examples):
@@ -88,11 +85,11 @@ def _checked(
             f"example_spec must have at most one entry per dimension of the examples"
             f" {tuple(examples)}, got {example_spec}"
         )
-    if both := set(_axes_in(example_spec)) & set(head.class_axes):
+    if both := set(_axes_in(example_spec)) & set(head.mesh_axes):
         raise ValueError(
             f"example_spec must not name the mesh axes of the classes, got {sorted(both)} in both"
         )
-    _check_classes(mesh, head.class_axes, arrays["kernel"].shape[1])
+    _check_classes(mesh, head.mesh_axes, arrays["kernel"].shape[1])
     for dimension, (size, names) in enumerate(zip(examples, example_spec, strict=False)):
         axes = _axes_in(PartitionSpec(names))
         if size % (shards := _size(mesh, axes)):
@@ -104,14 +101,14 @@ def _checked(
     return PartitionSpec(*example_spec, *[None] * (len(examples) - len(example_spec)))
 
 
-def _check_names(argument: str, axes: Axes, mesh: AnyMesh) -> None:
+def _check_names(argument: str, axes: MeshAxes, mesh: AnyMesh) -> None:
     if unknown := [axis for axis in axes if axis not in mesh.axis_names]:
         raise ValueError(
             f"{argument} must name axes of the mesh {mesh.axis_names}, got {', '.join(unknown)}"
         )
 
 
-def _check_classes(mesh: AnyMesh, axes: Axes, classes: int) -> None:
+def _check_classes(mesh: AnyMesh, axes: MeshAxes, classes: int) -> None:
     if classes % (shards := _size(mesh, axes)):
         padded = classes + -classes % shards
         raise ValueError(
@@ -121,5 +118,5 @@ def _check_classes(mesh: AnyMesh, axes: Axes, classes: int) -> None:
         )
 
 
-def _size(mesh: AnyMesh, axes: Axes) -> int:
+def _size(mesh: AnyMesh, axes: MeshAxes) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)

@@ -1,0 +1,83 @@
+r"""The statistics of a row of logits, from which every softmax loss is made.
+
+For logits :math:`z` with the classes on the last axis,
+
+.. math::
+    m = \max_j z_j, \qquad s = \sum_{j \ne k} e^{z_j - m}
+
+where :math:`k` is one maximum. The sum leaves it out because its term is exactly 1: next to 1 a
+small :math:`s` would lose its bits, and it is the loss of a confident prediction. From these
+
+.. math::
+    p_j = \frac{e^{z_j - m}}{1 + s}, \qquad
+    1 - p_j = \frac{s - \operatorname{expm1}(z_j - m)}{1 + s}, \qquad
+    -\log p_j = (m - z_j) + \operatorname{log1p}(s)
+
+are quotients and sums of terms of one sign, so that nothing cancels.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+IfRequested: TypeAlias = Any
+"""An array, or None if it is not requested."""
+
+
+class Statistics(NamedTuple):
+    """The statistics of each row of logits z, each as ``[..., 1]``; None for what is not requested.
+
+    Where softmax has no limit `sumexp_rest` is NaN: every logit -inf, more than one +inf, or a NaN
+    logit, which makes the maximum NaN as well.
+    """
+
+    maximum: jax.Array
+    """``m = max_j z_j``"""
+    sumexp_rest: jax.Array
+    """``s = sum_{j≠k} exp(z_j - m)``, k being one maximum"""
+    label_logit: IfRequested = None
+    """``z_y``, y being the label"""
+    weighted_gap: IfRequested = None
+    """``sum_j w_j (m - z_j)``, w being the weights; a term without weight is 0"""
+    max_weight: IfRequested = None
+    """``max_j w_j``"""
+    weight_rest: IfRequested = None
+    """``sum_{j≠k} w_j``, k being one class with the largest weight"""
+    exp_gap: IfRequested = None
+    """``sum_j exp(z_j - m) (m - z_j)``"""
+
+
+class Request(NamedTuple):
+    """Which statistics are wanted beside the first two."""
+
+    labels: jax.Array | None = None
+    """Integers ``[...]``: for `label_logit`."""
+    weights: jax.Array | None = None
+    """Numbers like the logits: for `weighted_gap`, `max_weight` and `weight_rest`."""
+    exp_gap: bool = False
+    """Whether `exp_gap` is wanted, which the entropy is made of."""
+
+
+def shift(logits: jax.Array, m: jax.Array) -> jax.Array:
+    """``logits - m``, at most zero; beside a single +inf the others are infinitely far."""
+    at_infinity = jnp.where(logits == m, 0.0, -jnp.inf)
+    return jnp.where(m < jnp.inf, logits - jnp.where(m < jnp.inf, m, 0.0), at_infinity)
+
+
+def finite_shift(logits: jax.Array, m: jax.Array) -> jax.Array:
+    """`shift` for exponentials, which need no -inf: 0, and at most a large number below."""
+    # Without the barrier XLA would compute the anchor again for each logit, not once for a row.
+    anchor: jax.Array = jax.lax.optimization_barrier(finite(m))
+    return jnp.minimum(logits, np.finfo(logits.dtype).max) - anchor
+
+
+def finite(x: jax.Array) -> jax.Array:
+    """`x` with the largest number in place of infinity: infinity minus itself would be NaN."""
+    return jnp.where(jnp.isinf(x), jnp.sign(x) * np.finfo(x.dtype).max, x)
+
+
+def unnormalized(logits: jax.Array, m: jax.Array) -> jax.Array:
+    """``exp(z_j - m)``."""
+    return jnp.exp(finite_shift(logits, m))
