@@ -1,10 +1,13 @@
 """One comparison with the truth, for every loss: value and gradients in one compiled call."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import mpmath
+import numpy as np
 import tolerances
-import truth
+
+import jxent
 
 
 def double_if(dtype):
@@ -12,32 +15,47 @@ def double_if(dtype):
     return jax.enable_x64(dtype == "float64")
 
 
-def check(function, definition, family, dtype, *args, cotangent=None):
-    """Compares the result of `function` and its gradients with those of `definition`.
+def check(row, dtype, args, options=None, cotangent=None, **fixed):
+    """Compares a function's value and gradients with those of its formula, its row in the table.
 
-    Every argument is differentiated. The gradient is that of the sum of the results, for losses of
-    whatever shape.
+    Every floating-point argument is differentiated. The gradient is that of the sum of the results,
+    each times its cotangent, for losses of whatever shape. `fixed` are keywords that the formula
+    does without.
     """
-    computing, units = tolerances.computing(dtype), tolerances.UNITS[family]
-    with double_if(dtype), mpmath.workdps(tolerances.DIGITS[computing]):
-        value, gradients = _evaluate(function, cotangent, *args)
-        exact = definition(*(truth.number(x) for x in args))
-        assert value.dtype == computing
-        quantities = {"value": (value, exact.value)}
-        for i, (got, x, right) in enumerate(zip(gradients, args, exact.gradients, strict=True)):
-            assert got.dtype == x.dtype
-            quantities[f"gradient {i}"] = (got, right)
-        errors = {
-            what: tolerances.worst_error(got, right, units, dtype)
-            for what, (got, right) in quantities.items()
-        }
-    failed = [f"{what}: {message}" for what, (worst, message) in errors.items() if not worst <= 1]
-    assert not failed, "\n".join(failed)
+    with double_if(dtype), tolerances.many_digits(dtype):
+        function = functools.partial(getattr(jxent, row.name), **(options or {}), **fixed)
+        got = value_and_gradients(function, args, cotangent)
+        exact = row.truth(args, options, cotangent)[: len(got)]
+        compare(got, exact, tolerances.UNITS[row.family], dtype, args)
 
 
-def _evaluate(function, cotangent, *args):
+def value_and_gradients(function, args, cotangent=None):
+    """The result, and the gradient for each floating-point argument, by one program."""
+    args = [jnp.asarray(x) for x in args]
+    floats = [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.floating)]
+
     def both(*args):
-        out, pullback = jax.vjp(function, *args)
-        return out, pullback(jnp.ones_like(out) if cotangent is None else jnp.asarray(cotangent))
+        def of_floats(*given):
+            full = list(args)
+            for i, x in zip(floats, given, strict=True):
+                full[i] = x
+            return function(*full)
 
-    return jax.jit(both)(*(jnp.asarray(x) for x in args))
+        out, pullback = jax.vjp(of_floats, *(args[i] for i in floats))
+        return out, *pullback(jnp.ones_like(out) if cotangent is None else jnp.asarray(cotangent))
+
+    return jax.jit(both)(*args)
+
+
+def compare(got, exact, units, dtype, args):
+    """Each result, the value first, with its exact quantity."""
+    value, *gradients = got
+    assert value.dtype == tolerances.computing(dtype)
+    floats = [x for x in args if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert [x.dtype for x in gradients] == [x.dtype for x in floats]
+    failed = []
+    for i, (result, right) in enumerate(zip(got, exact, strict=True)):
+        worst, message = tolerances.worst_error(np.asarray(result), right, units, dtype)
+        if not worst <= 1:
+            failed.append(f"{f'gradient {i - 1}' if i else 'value'}: {message}")
+    assert not failed, "\n".join(failed)

@@ -1,4 +1,4 @@
-"""The table of cases: one row per public function, at small example arguments.
+"""The cases: one per row of the package's table of losses, at small example arguments.
 
 Two examples of three classes everywhere, so that little is compiled.
 """
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jxent
+from jxent._selftest.table import TABLE
 
 EXAMPLES: dict[str, Any] = {
     "logits": [[1.5, -0.5, 0.25], [-2.0, 0.75, 3.0]],
@@ -99,56 +100,16 @@ class Case:
         return function, [args[i] for i in self.differentiable]
 
 
-_WEIGHTS = [0.5, 1.0, 2.0]
-_SOFTMAX_OPTIONS = {"label_smoothing": 0.125, "class_weights": _WEIGHTS, "z_loss": 0.0625}
-_BINARY_OPTIONS = {"pos_weight": _WEIGHTS, "label_smoothing": 0.125}
-_HEAD = ("inputs", "kernel", "labels")
-_HEAD_OPTIONS = _SOFTMAX_OPTIONS | {
-    "bias": [0.5, -0.25, 1.0],
-    "weights": [0.5, 1.5],
-    "logit_softcap": 4.0,
+_FIXED = {
+    "linear_softmax_cross_entropy": [
+        {"reduction": reduction, "chunk_size": 1} for reduction in ("none", "mean")
+    ]
 }
-_CHUNKS = {"chunk_size": 1}
-_TWO_DISTRIBUTIONS = ("distributions", "predictions")
 
 CASES = [
-    Case("logsumexp", ("logits",)),
-    Case("log_softmax", ("logits",)),
-    Case("softmax", ("logits",)),
-    Case("softmax_entropy", ("logits",)),
-    Case("softmax_cross_entropy", ("logits", "distributions"), _SOFTMAX_OPTIONS),
-    Case("softmax_cross_entropy_with_integer_labels", ("logits", "labels"), _SOFTMAX_OPTIONS),
-    Case("safe_softmax_cross_entropy", ("logits", "distributions")),
-    Case("poly_loss_cross_entropy", ("logits", "distributions"), {"epsilon": 1.5}),
-    Case(
-        "softmax_focal_loss_with_integer_labels",
-        ("logits", "labels"),
-        {"gamma": 1.5, "class_weights": _WEIGHTS},
-    ),
-    Case("softmax_kl_divergence", ("logits", "target_logits")),
-    Case("softmax_jensen_shannon_divergence", ("logits", "target_logits")),
-    Case("sigmoid_entropy", ("logits",)),
-    Case("sigmoid_binary_cross_entropy", ("logits", "distributions"), _BINARY_OPTIONS),
-    Case("sigmoid_kl_divergence", ("logits", "target_logits")),
-    Case("sigmoid_focal_loss", ("logits", "distributions"), {"alpha": 0.25, "gamma": 1.5}),
-    Case("kl_divergence", ("log_predictions", "distributions")),
-    Case("kl_divergence_with_log_targets", ("log_predictions", "log_distributions")),
-    Case("generalized_kl_divergence", ("log_predictions", "distributions")),
-    Case("entropy", ("distributions",)),
-    Case("cross_entropy", _TWO_DISTRIBUTIONS),
-    Case("relative_entropy", _TWO_DISTRIBUTIONS),
-    Case("jensen_shannon_divergence", _TWO_DISTRIBUTIONS),
-    Case(
-        "cross_entropy_with_integer_labels",
-        ("predictions", "labels"),
-        {"class_weights": _WEIGHTS},
-    ),
-    Case("negative_log_likelihood", ("log_predictions", "labels"), {"class_weights": _WEIGHTS}),
-    Case("binary_entropy", ("distributions",)),
-    Case("binary_cross_entropy", ("predictions", "distributions"), _BINARY_OPTIONS),
-    Case("weighted_mean", ("losses", "weights")),
-    Case("linear_softmax_cross_entropy", _HEAD, _HEAD_OPTIONS, {"reduction": "none"} | _CHUNKS),
-    Case("linear_softmax_cross_entropy", _HEAD, _HEAD_OPTIONS, {"reduction": "mean"} | _CHUNKS),
+    Case(row.name, row.kinds, dict(row.options), fixed)
+    for row in TABLE
+    for fixed in _FIXED.get(row.name, [{}])
 ]
 
 BARE = [

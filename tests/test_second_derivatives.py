@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import mpmath
 import numpy as np
 import pytest
 import tolerances
-import truth
 from accuracy import double_if
 from tiers import quick
-from tolerances import DIGITS, SECOND_DERIVATIVE, computing
+from tolerances import SECOND_DERIVATIVE, computing
 
 import jxent
+from jxent._selftest.exact import ONE, ZERO, decimals
+from jxent._selftest.sizes import Quantity, exp, ln, nats, times, total
 
 CLASSES = 4
 _WEIGHTS = np.array([0.5, -2.0, 1.0, 3.0])
@@ -81,10 +81,10 @@ class Distribution(NamedTuple):
 
     @classmethod
     def of(cls, z):
-        e = truth.exp(z)
-        p = e / truth.total(e)
-        n = np.where(p == 0, mpmath.mpf(0), -truth.log(np.where(p == 0, mpmath.mpf(1), p)))
-        others = truth.number(np.eye(p.shape[-1])) - p[..., None, :]
+        e = exp(z)
+        p = e / total(e)
+        n = np.where(p == 0, ZERO, -ln(np.where(p == 0, ONE, p)))
+        others = decimals(np.eye(p.shape[-1])) - p[..., None, :]
         return cls(p, n, p[..., None] * others)
 
 
@@ -98,8 +98,8 @@ def _lines(x):
 
 def _weighted(covariance, x):
     """``sum_i x_i cov_ik`` and the sum of the sizes, without the terms of class j, as [j, k]."""
-    terms = truth.number(x)[:, None] * covariance
-    others = 1 - truth.number(np.eye(CLASSES))
+    terms = decimals(x)[:, None] * covariance
+    others = 1 - decimals(np.eye(CLASSES))
     return [
         np.sum(others[:, :, None] * part[..., None, :, :], axis=-2) for part in (terms, abs(terms))
     ]
@@ -108,10 +108,10 @@ def _weighted(covariance, x):
 def softmax(z):
     """Of ``sum_j c_j p_j``: the derivative of ``p_j (c_j (1 - p_j) - sum_{i≠j} p_i c_i)``."""
     p, _, covariance = Distribution.of(z)
-    c = truth.number(_WEIGHTS)
-    mean = truth.total(p * c)
+    c = decimals(_WEIGHTS)
+    mean = total(p * c)
     exact = covariance * _lines(c - mean) - _lines(p) * _columns(p * (c - mean))
-    others = truth.total(p * abs(c)) - p * abs(c)
+    others = total(p * abs(c)) - p * abs(c)
     _, sizes = _weighted(covariance, _WEIGHTS)
     terms = abs(covariance) * _lines(abs(c) * (1 - p) + others)
     terms = terms + _lines(p) * (_lines(abs(c)) * abs(covariance) + sizes)
@@ -120,7 +120,7 @@ def softmax(z):
 
 def log_softmax(z):
     covariance = Distribution.of(z).covariance
-    c = truth.number(_WEIGHTS)
+    c = decimals(_WEIGHTS)
     return [[(-np.sum(c) * covariance, np.sum(abs(c)) * abs(covariance))]]
 
 
@@ -134,9 +134,9 @@ def logsumexp(z):
 
 def soft_cross_entropy(z, y):
     p, _, covariance = Distribution.of(z)
-    cross = _lines(p) - truth.number(np.eye(CLASSES))
-    cross = np.where(_columns(p) == 0, mpmath.mpf(0), cross)
-    mass = truth.total(y)[..., None]
+    cross = _lines(p) - decimals(np.eye(CLASSES))
+    cross = np.where(_columns(p) == 0, ZERO, cross)
+    mass = total(y)[..., None]
     return [
         [single(mass * covariance), single(cross)],
         [single(np.swapaxes(cross, -1, -2)), single(0 * cross)],
@@ -145,8 +145,8 @@ def soft_cross_entropy(z, y):
 
 def entropy(z):
     p, n, covariance = Distribution.of(z)
-    h = truth.total(p * n)
-    identity = np.where(p == 0, mpmath.mpf(0), mpmath.mpf(1))[..., None] * np.eye(CLASSES)
+    h = total(p * n)
+    identity = np.where(p == 0, ZERO, ONE)[..., None] * decimals(np.eye(CLASSES))
     slope = _columns(p * (n - h))
     exact = covariance * _lines(n - h) + _lines(p) * (_columns(p) - identity - slope)
     terms = abs(covariance) * _lines(n + h)
@@ -155,7 +155,7 @@ def entropy(z):
 
 
 def _both(z):
-    e = truth.exp(-abs(z))
+    e = exp(-abs(z))
     large, small = 1 / (1 + e), e / (1 + e)
     return np.where(z > 0, large, small), np.where(z > 0, small, large)
 
@@ -226,7 +226,7 @@ _TABLE = {
 
 @pytest.fixture(params=quick(["float32", "float64"]))
 def dtype(request):
-    with double_if(request.param), mpmath.workdps(DIGITS[request.param]):
+    with double_if(request.param), tolerances.many_digits(request.param):
         yield request.param
 
 
@@ -247,14 +247,14 @@ def hessians(function, *args):
 def test_hessian(name, dtype):
     row = _TABLE[name]
     args = row.arguments(dtype)
-    exact = row.exact(*map(truth.number, args))
+    exact = row.exact(*map(decimals, args))
     for composition, blocks in zip(
         ("forward over reverse", "reverse over reverse"), hessians(row.function, *args), strict=True
     ):
         for i, line in enumerate(blocks):
             for k, got in enumerate(line):
                 value, terms = exact[i][k]
-                quantity = truth.Quantity(value, terms, truth.times(truth.nats(terms), terms))
+                quantity = Quantity(value, terms, times(nats(terms), terms))
                 worst, message = tolerances.worst_error(got, quantity, SECOND_DERIVATIVE, dtype)
                 assert worst <= 1, f"{composition}, block {i, k}: {message}"
 
@@ -297,16 +297,16 @@ def test_kl_divergence(dtype):
     z, near = near_rows(dtype)
     z_q, z_p = np.concatenate([z, z]), np.concatenate([near, z[::-1]])
     blocks = hessians(jxent.softmax_kl_divergence, z_q, z_p)
-    of_p, of_q = Distribution.of(truth.number(z_p)), Distribution.of(truth.number(z_q))
+    of_p, of_q = Distribution.of(decimals(z_p)), Distribution.of(decimals(z_q))
     p, t = of_p.p, of_q.n - of_p.n
-    above = t - truth.total(p * t)
+    above = t - total(p * t)
     slope = p * above
-    size = np.maximum(mpmath.mpf(1), np.max(abs(slope), axis=-1))[:, None, None]
+    size = np.maximum(ONE, np.max(abs(slope), axis=-1))[:, None, None]
     to_p = of_p.covariance * (_lines(above) + 1) - _lines(p) * _columns(slope)
     exact = [[of_q.covariance, -of_p.covariance], [-of_p.covariance, to_p]]
     eps = tolerances.eps(computing(dtype))
     for composition in blocks:
         for line, exact_line in zip(composition, exact, strict=True):
             for got, right in zip(line, exact_line, strict=True):
-                worst = np.max(abs(truth.number(got) - right) / size) / eps
-                assert worst <= 32, mpmath.nstr(worst)
+                worst = float(np.max(abs(decimals(got) - right) / size)) / eps
+                assert worst <= 32

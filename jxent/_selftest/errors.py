@@ -11,12 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import exact, exact_probabilities
-from .cases import Array, cases
+from .exact import context
+from .inputs import Array, inputs
+from .sizes import Quantity
+from .table import ROWS
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Smaller numbers are compared absolutely: XLA:CPU has no subnormal ones.
 TINY = 1e-33
+# One minus a probability that small leaves half of them.
+DIGITS = 60
 
 Functions = Mapping[str, Callable[..., Any]]
 Loss = tuple[str, str]
@@ -70,12 +74,14 @@ def measure(
 ) -> Iterator[Line]:
     """The errors of every loss in every dtype, one by one."""
     losses = [(family, loss) for family in families for loss in family.losses]
-    inputs = {dtype: {kind: _rounded(x, dtype) for kind, x in cases().items()} for dtype in dtypes}
+    rounded = {
+        dtype: {kind: _rounded(x, dtype) for kind, x in inputs().items()} for dtype in dtypes
+    }
     # Compiling takes most of the time, and leaves Python free.
     with ThreadPoolExecutor(2) as pool:
         pending = {
             (dtype, who): pool.submit(
-                _evaluate, functions, [loss for _, loss in losses], inputs[dtype], dtype
+                _evaluate, functions, [loss for _, loss in losses], rounded[dtype], dtype
             )
             for dtype in dtypes
             for who, functions in implementations.items()
@@ -84,13 +90,14 @@ def measure(
             results = {who: pending[dtype, who].result() for who in implementations}
             for family, loss in losses:
                 name, kind = loss
-                truth = _truth(name, inputs[dtype][kind])
-                errors = {
-                    who: _compare(result[loss], truth, family, dtype)
-                    for who, result in results.items()
-                    if loss in result
-                }
-                yield Line(family, loss, dtype, errors, inputs[dtype][kind])
+                with localcontext(context(DIGITS)):
+                    truth = _truth(name, rounded[dtype][kind])
+                    errors = {
+                        who: _compare(result[loss], truth, family, dtype)
+                        for who, result in results.items()
+                        if loss in result
+                    }
+                yield Line(family, loss, dtype, errors, rounded[dtype][kind])
 
 
 def _rounded(arguments: tuple[Array, ...], dtype: str) -> tuple[Array, ...]:
@@ -133,7 +140,7 @@ def _value_and_gradients(name: str, function: Any, arguments: tuple[jax.Array, .
     labels = arguments[len(floats) :]
 
     def losses(*floats: jax.Array) -> Any:
-        if name == "log_softmax":  # the one function of many values: that of the label is taken
+        if ROWS[name].per_class:  # of many values that of the label is taken
             return jnp.take_along_axis(function(*floats), labels[0][:, None], axis=-1)[:, 0]
         return function(*floats, *labels)
 
@@ -145,53 +152,56 @@ def _as_float64(x: jax.Array) -> Array:
     return np.asarray(np.asarray(x).astype(np.float64))
 
 
-def _truth(name: str, arguments: tuple[Array, ...]) -> list[exact.Result]:
-    """The exact results, row by row."""
-    function = {**vars(exact), **vars(exact_probabilities)}[name]
-    with localcontext(exact.CONTEXT):
-        return [
-            function(*(_exactly(x[row]) for x in arguments)) for row in range(len(arguments[0]))
-        ]
+def _truth(name: str, arguments: tuple[Array, ...]) -> list[Quantity]:
+    """The exact values, and the exact gradient for each floating-point argument."""
+    row = ROWS[name]
+    if not row.per_class:
+        return row.truth(arguments)
+    z, labels = arguments
+    value, gradient = row.truth((z,), cotangent=np.eye(z.shape[-1])[labels])
+    at_label = [np.take_along_axis(x, labels[:, None], axis=-1)[:, 0] for x in value]
+    return [Quantity(*at_label), gradient]
 
 
-def _exactly(x: Any) -> Any:
-    if np.issubdtype(x.dtype, np.integer):
-        return int(x)
-    return tuple(Decimal(float(v)) for v in x) if x.ndim else Decimal(float(x))
-
-
-def _compare(
-    result: Any, truth: list[exact.Result], family: Family, dtype: str
-) -> tuple[Error, Error]:
-    values, gradients = result
+def _compare(result: Any, truth: list[Quantity], family: Family, dtype: str) -> tuple[Error, Error]:
     of_value, of_gradient = Error(), Error()
-    narrow = _finfo(dtype).bits < 32
     eps = float(np.finfo("float64" if dtype == "float64" else "float32").eps)
-    largest = float(_finfo(dtype).max)
-    with localcontext(exact.CONTEXT):
-        for row, true in enumerate(truth):
-            size = float(true.value.size)
-            error = _distance(values[row], true.value) / (eps * max(size, TINY))
-            of_value.meet(error, _bound(family.value, size), row)
-            if not true.value.total.is_finite():
+    narrow, largest = _finfo(dtype).bits < 32, float(_finfo(dtype).max)
+    values, gradients = result
+    value, *exact_gradients = truth
+    for i, (x, true, size, _) in enumerate(_entries(values, value)):
+        unit = eps * max(size, TINY)
+        of_value.meet(_distance(x, true, size) / unit, _bound(family.value, size), i)
+    for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
+        entries = gradient.size // len(gradient)
+        for i, (x, true, size, steep) in enumerate(_entries(gradient, exact_gradient)):
+            row = i // entries
+            if steep or not size <= largest or not value.exact[row].is_finite():
                 continue
-            for gradient, sums in zip(gradients, true.gradients, strict=True):
-                for x, entry in zip(np.ravel(gradient[row]), sums, strict=True):
-                    size = float(entry.size)
-                    if not size <= largest:
-                        continue
-                    unit = _last_place(size, dtype) if narrow else eps * max(size, TINY)
-                    bound = 1.0 if narrow else _bound(family.gradient, size)
-                    of_gradient.meet(_distance(x, entry) / unit, bound, row)
+            unit = _last_place(size, dtype) if narrow else eps * max(size, TINY)
+            bound = 1.0 if narrow else _bound(family.gradient, size)
+            of_gradient.meet(_distance(x, true, size) / unit, bound, row)
     return of_value, of_gradient
 
 
-def _distance(x: float, true: exact.Sum) -> float:
+def _entries(got: Array, truth: Quantity) -> Iterator[tuple[float, Decimal, float, bool]]:
+    """One by one: what was got, what is exact, what the error is relative to, whether to look."""
+    for x, true, size, steep in zip(
+        np.ravel(got),
+        np.ravel(truth.exact),
+        np.ravel(truth.terms),
+        np.ravel(truth.steep),
+        strict=True,
+    ):
+        yield float(x), true, float(size), bool(steep)
+
+
+def _distance(x: float, true: Decimal, size: float) -> float:
     """Absolute error; none where both are tiny."""
-    if not true.total.is_finite():
-        return 0.0 if x == float(true.total) else math.inf
-    distance = abs(float(Decimal(float(x)) - true.total))
-    return 0.0 if true.size < TINY and distance <= TINY else distance
+    if not true.is_finite():
+        return 0.0 if x == float(true) else math.inf
+    distance = abs(float(Decimal(x) - true))
+    return 0.0 if size < TINY and distance <= TINY else distance
 
 
 def _bound(bound: tuple[float, float], size: float) -> float:

@@ -1,206 +1,245 @@
-"""Values and gradients in decimal arithmetic, from the exact floating-point inputs.
+"""Formulas and their gradients in decimal arithmetic, from the exact floating-point inputs.
 
-Each function has the name of the public one and takes one example, in exact decimals: a sequence
-of numbers, one number for the binary functions, an integer for a label. With 60 digits the
-textbook formula is enough: what cancels in it leaves more digits than any dtype has.
-
-A result comes with its size, the sum of the absolute values of the terms it is made of: an error
-relative to the size is what rounding the terms makes unavoidable.
+`ARITHMETIC` is what the formulas of `table.py` take to be evaluated with many digits. The textbook
+formula is right then: what cancels in it leaves more digits than any dtype has. Each number
+remembers what it was made of, and its derivative for each of that, so that the chain rule gives
+the gradient of a formula, in the same digits.
 """
 
-from collections.abc import Iterable
-from decimal import Context, Decimal
+import math
+import operator
+from collections.abc import Callable, Mapping
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, getcontext
 from functools import cache
-from typing import NamedTuple
+from itertools import count
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypeAlias
 
-CONTEXT = Context(prec=60, traps=[])
-ZERO, ONE, INFINITY = Decimal(0), Decimal(1), Decimal("Infinity")
-Numbers = tuple[Decimal, ...]
+import numpy as np
+
+Array: TypeAlias = Any
+"""A NumPy array of objects, of whose arithmetic type checkers know nothing."""
+ZERO, ONE = Decimal(0), Decimal(1)
 
 
-class Sum(NamedTuple):
-    """A sum, and the sum of the absolute values of its terms."""
+def context(digits: int) -> Context:
+    """Arithmetic of so many digits, with any exponent; infinity and NaN raise nothing."""
+    return Context(prec=digits, traps=[], Emax=MAX_EMAX, Emin=MIN_EMIN)
 
-    total: Decimal
-    size: Decimal
+
+def _operation(value: Callable[..., Any], for_a: Callable[..., Any], for_b: Callable[..., Any]):  # type: ignore[no-untyped-def]
+    """An operator of two numbers, given its value and its derivatives, all of ``(a, b)``."""
+
+    def operate(a: "Number", b: Any) -> Any:
+        if isinstance(b, np.ndarray):
+            return NotImplemented  # NumPy goes through the entries
+        b = b if isinstance(b, Number) else Number(Decimal(b))
+        x, y = a.value, b.value
+        return Number(value(x, y), (a, for_a(x, y)), (b, for_b(x, y)))
+
+    return operate
+
+
+def times(a: Decimal, b: Decimal) -> Decimal:
+    """``a b``, where 0 times infinity is 0."""
+    return a * b if a and b else ZERO
+
+
+def _power(a: Decimal, b: Decimal) -> Decimal:
+    return a**b if b else ONE
+
+
+class Number:
+    """A number, and the numbers that it was made of, each with the derivative for it."""
+
+    __slots__ = ("born", "made_of", "slope", "steep", "value")
+    _clock = count()
+
+    def __init__(self, value: Decimal, *made_of: tuple["Number", Decimal]) -> None:
+        self.value, self.made_of = value, made_of
+        self.born = next(self._clock)
+        self.slope, self.steep = ZERO, False
+
+    __add__ = _operation(operator.add, lambda a, b: ONE, lambda a, b: ONE)
+    __mul__ = _operation(times, lambda a, b: b, lambda a, b: a)
+    __truediv__ = _operation(operator.truediv, lambda a, b: 1 / b, lambda a, b: -a / (b * b))
+    __pow__ = _operation(
+        _power,
+        lambda a, b: b * _power(a, b - 1),
+        lambda a, b: times(_power(a, b), ln(a)),
+    )
+
+    def __neg__(self) -> "Number":
+        return Number(-self.value, (self, -ONE))
+
+    def __sub__(self, other: Any) -> Any:
+        return self + -other
+
+    def __radd__(self, other: Any) -> Any:
+        return self + other
+
+    def __rmul__(self, other: Any) -> Any:
+        return self * other
+
+    def __rsub__(self, other: Any) -> Any:
+        return -self + other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return Number(Decimal(other)) / self
+
+
+# Exponentials and logarithms of the same inputs come again, in other losses.
+
+
+@cache
+def _exp(x: Decimal, digits: int) -> Decimal:
+    return x.exp()
+
+
+@cache
+def _ln(x: Decimal, digits: int) -> Decimal:
+    return x.ln()
+
+
+def exp(x: Decimal) -> Decimal:
+    return _exp(x, getcontext().prec)
+
+
+def ln(x: Decimal) -> Decimal:
+    return _ln(x, getcontext().prec)
+
+
+def _exp_of(x: Number) -> Number:
+    value = exp(x.value)
+    return Number(value, (x, value))
+
+
+def _log_of(x: Number) -> Number:
+    return Number(ln(x.value), (x, 1 / x.value))
+
+
+def _sum(x: Array) -> Any:
+    return np.sum(x, axis=-1)
+
+
+def _softmax(z: Array) -> Any:
+    top = np.array([max(x.value for x in row) for row in z.reshape(-1, z.shape[-1])], object)
+    e = ARITHMETIC.exp(z - top.reshape(*z.shape[:-1], 1))
+    return e / np.sum(e, axis=-1, keepdims=True)
+
+
+def _sigmoid(z: Array) -> Any:
+    return 1 / (1 + ARITHMETIC.exp(-z)), 1 / (1 + ARITHMETIC.exp(z))
+
+
+def _one_hot(labels: Array, classes: int) -> Array:
+    return np.eye(classes, dtype=np.int64)[labels].astype(object)
+
+
+def _pick(x: Array, labels: Array) -> Any:
+    return np.take_along_axis(x, labels[..., None], axis=-1)[..., 0]
+
+
+ARITHMETIC = SimpleNamespace(
+    sum=_sum,
+    exp=np.frompyfunc(_exp_of, 1, 1),
+    log=np.frompyfunc(_log_of, 1, 1),
+    softmax=_softmax,
+    sigmoid=_sigmoid,
+    one_hot=_one_hot,
+    pick=_pick,
+)
+
+
+def decimals(x: Any) -> Array:
+    """The floating-point numbers of `x`, exactly, as an array of objects; labels as they are."""
+    x = np.asarray(x)
+    if np.issubdtype(x.dtype, np.integer) or x.dtype == object:
+        return x
+    x = x.astype(np.float64)
+    return np.array([Decimal(v) for v in x.ravel().tolist()], object).reshape(x.shape)
 
 
 class Result(NamedTuple):
-    """The value, and the gradient for each floating-point argument."""
+    """Values, and for each floating-point argument, then for each option, the gradient."""
 
-    value: Sum
-    gradients: tuple[list[Sum], ...]
-
-
-def add_up(terms: Iterable[Decimal]) -> Sum:
-    terms = tuple(terms)
-    return Sum(sum(terms, ZERO), sum(map(abs, terms), ZERO))
+    value: Array
+    gradients: tuple[Array, ...]
+    steep: tuple[Array, ...]
+    """Where the derivative is infinite; the gradient is there without the infinite terms."""
 
 
-def of(*terms: Decimal) -> Sum:
-    return add_up(terms)
+def evaluate(
+    formula: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    options: Mapping[str, Any] | None = None,
+    cotangent: Any = None,
+) -> Result:
+    """The formula of these arguments, and the gradients of the sum of its (weighted) values.
 
-
-@cache
-def exp(x: Decimal) -> Decimal:
-    return x.exp(CONTEXT)
-
-
-@cache
-def ln(x: Decimal) -> Decimal:
-    return x.ln(CONTEXT)
-
-
-def times(weight: Decimal, cost: Decimal) -> Decimal:
-    return weight * cost if weight else ZERO
-
-
-@cache
-def _softmax(z: Numbers) -> tuple[Numbers, Numbers, Decimal]:
-    """Probabilities, their surprisals ``-log p``, and the normaliser."""
-    top = max(z)
-    exponentials = tuple(exp(x - top) for x in z)
-    total = sum(exponentials, ZERO)
-    p = tuple(x / total for x in exponentials)
-    return p, tuple((top - x) + ln(total) for x in z), top + ln(total)
-
-
-def _sigmoid(z: Decimal) -> tuple[Numbers, Numbers]:
-    """The probabilities of no and yes, and their surprisals."""
-    p, n, _ = _softmax((ZERO, z))
-    return p, n
-
-
-def logsumexp(z: Numbers) -> Result:
-    p, _, normalizer = _softmax(z)
-    return Result(Sum(normalizer, abs(max(z)) + ln(Decimal(len(z)))), ([of(x) for x in p],))
-
-
-def softmax_cross_entropy_with_integer_labels(z: Numbers, label: int) -> Result:
-    p, n, _ = _softmax(z)
-    gradient = [of(-(1 - x) if j == label else x) for j, x in enumerate(p)]
-    return Result(of(n[label]), (gradient,))
-
-
-def log_softmax(z: Numbers, label: int) -> Result:
-    """Of the label's class."""
-    loss, (gradient,) = softmax_cross_entropy_with_integer_labels(z, label)
-    return Result(Sum(-loss.total, loss.size), ([Sum(-g.total, g.size) for g in gradient],))
-
-
-def softmax_focal_loss_with_integer_labels(z: Numbers, label: int) -> Result:
-    """With gamma = 2."""
-    _, (gradient,) = softmax_cross_entropy_with_integer_labels(z, label)
-    p, n, _ = _softmax(z)
-    missed = 1 - p[label]
-    slope = 2 * missed * p[label] * n[label] + missed**2
-    return Result(of(missed**2 * n[label]), ([of(slope * g.total) for g in gradient],))
-
-
-def softmax_cross_entropy(z: Numbers, y: Numbers) -> Result:
-    p, n, _ = _softmax(z)
-    mass = sum(y, ZERO)
-    to_z = [of(b * (mass - a), -a * (1 - b)) for a, b in zip(y, p, strict=True)]
-    return Result(add_up(map(times, y, n)), (to_z, [of(x) for x in n]))
-
-
-def poly_loss_cross_entropy(z: Numbers, y: Numbers) -> Result:
-    """With epsilon = 2."""
-    loss, (to_z, to_y) = softmax_cross_entropy(z, y)
-    p, _, _ = _softmax(z)
-    missed = add_up(2 * a * (1 - b) for a, b in zip(y, p, strict=True))
-    hit = sum((a * b for a, b in zip(y, p, strict=True)), ZERO)
-    extra = [of(2 * b * (hit - a * b), -2 * b * a * (1 - b)) for a, b in zip(y, p, strict=True)]
+    Args:
+      formula: a row's of `table.py`.
+      arguments: floating-point arrays, and labels.
+      options: floating-point numbers or arrays.
+      cotangent: of the shape of the values, what each counts; None for 1.
+    """
+    made = [_numbers(x) for x in arguments]
+    chosen = {name: _numbers(x) for name, x in (options or {}).items()}
+    values = np.asarray(
+        formula(ARITHMETIC, *made, **{name: x[()] for name, x in chosen.items()}), object
+    )
+    weights = np.full(values.shape, ONE, object) if cotangent is None else decimals(cotangent)
+    _differentiate(list(zip(values.ravel(), weights.ravel(), strict=True)))
+    leaves = [x for x in (*made, *chosen.values()) if x.dtype == object]
     return Result(
-        add(loss, missed),
-        (
-            [add(g, e) for g, e in zip(to_z, extra, strict=True)],
-            [add(g, of(2 * (1 - b))) for g, b in zip(to_y, p, strict=True)],
-        ),
+        _each(lambda x: x.value, values),
+        tuple(_each(lambda x: x.slope, x) for x in leaves),
+        tuple(_each(lambda x: x.steep, x).astype(bool) for x in leaves),
     )
 
 
-def add(a: Sum, b: Sum) -> Sum:
-    return Sum(a.total + b.total, a.size + b.size)
+def _numbers(x: Any) -> Array:
+    x = decimals(x)
+    return _each(Number, x) if x.dtype == object else x
 
 
-def softmax_entropy(z: Numbers) -> Result:
-    p, n, _ = _softmax(z)
-    value = add_up(map(times, p, n))
-    return Result(value, ([of(times(a, b), -a * value.total) for a, b in zip(p, n, strict=True)],))
+def _each(function: Callable[[Any], Any], x: Array) -> Array:
+    return np.array([function(v) for v in x.ravel()], object).reshape(x.shape)
 
 
-def softmax_kl_divergence(z_q: Numbers, z_p: Numbers) -> Result:
-    (q, n_q, _), (p, n_p, _) = _softmax(z_q), _softmax(z_p)
-    t = log_ratio(n_q, n_p)
-    value = sum(map(times, p, t), ZERO)
-    # q_j - p_j = sum_i (q_j p_i - p_j q_i), terms that vanish where the distributions agree.
-    to_q = [
-        add_up(b * c - a * d for c, d in zip(p, q, strict=True)) for a, b in zip(p, q, strict=True)
-    ]
-    return Result(Sum(value, value), (to_q, _centred(p, t)))
+def _differentiate(results: list[tuple[Number, Decimal]]) -> None:
+    """Gives every number its slope: how the weighted sum of the results grows with it.
+
+    What has the weight 0 costs nothing, were it infinite, and where a derivative is infinite, as
+    that of ``p log p`` at 0, it is noted beside the slope.
+    """
+    for x, weight in results:
+        x.slope += weight
+    for x in sorted(_ancestors([x for x, _ in results]), key=lambda x: -x.born):
+        if not (x.slope or x.steep):
+            continue
+        for source, derivative in x.made_of:
+            if derivative.is_finite():
+                source.slope += times(x.slope, derivative)
+                source.steep |= x.steep and bool(derivative)
+            else:
+                source.steep |= True
 
 
-def softmax_jensen_shannon_divergence(z_q: Numbers, z_p: Numbers) -> Result:
-    q, p = _softmax(z_q)[0], _softmax(z_p)[0]
-    to_p, to_q = ratios_to_mixture(p, q)
-    value = sum(map(times, p + q, to_p + to_q), ZERO) / 2
-    return Result(
-        Sum(value, value),
-        tuple(
-            [Sum(g.total / 2, g.size / 2) for g in _centred(share, ratio)]
-            for share, ratio in ((q, to_q), (p, to_p))
-        ),
-    )
+def _ancestors(results: list[Number]) -> set[Number]:
+    found, waiting = set(results), list(results)
+    while waiting:
+        for source, _ in waiting.pop().made_of:
+            if source not in found:
+                found.add(source)
+                waiting.append(source)
+    return found
 
 
-def log_ratio(n_q: Numbers, n_p: Numbers) -> Numbers:
-    """``log p - log q``, 0 for a class that neither has."""
-    return tuple(ZERO if a == b else a - b for a, b in zip(n_q, n_p, strict=True))
-
-
-def _centred(p: Numbers, t: Numbers) -> list[Sum]:
-    """``p_j (t_j - sum_i p_i t_i)``."""
-    mean = sum(map(times, p, t), ZERO)
-    return [of(times(a, b), -a * mean) for a, b in zip(p, t, strict=True)]
-
-
-def ratios_to_mixture(p: Numbers, q: Numbers) -> tuple[Numbers, Numbers]:
-    """``log(p/m)`` and ``log(q/m)`` for ``m = (p + q)/2``."""
-    m = tuple((a + b) / 2 for a, b in zip(p, q, strict=True))
-    return tuple(
-        tuple(ln(a) - ln(b) if b else ZERO for a, b in zip(x, m, strict=True)) for x in (p, q)
-    )  # type: ignore[return-value]
-
-
-def sigmoid_entropy(z: Decimal) -> Result:
-    p, n = _sigmoid(z)
-    return Result(add_up(map(times, p, n)), ([of(-z * p[0] * p[1])],))
-
-
-def sigmoid_binary_cross_entropy(z: Decimal, y: Decimal) -> Result:
-    p, n = _sigmoid(z)
-    value = of(y * n[1], (1 - y) * n[0])
-    return Result(value, ([of((1 - y) * p[1], -y * p[0])], [of(n[1], -n[0])]))
-
-
-def sigmoid_kl_divergence(z_q: Decimal, z_p: Decimal) -> Result:
-    value, (to_q, to_p) = softmax_kl_divergence((ZERO, z_q), (ZERO, z_p))
-    return Result(value, (to_q[1:], to_p[1:]))
-
-
-def sigmoid_focal_loss(z: Decimal, y: Decimal) -> Result:
-    """With gamma = 2 and no alpha."""
-    p, _ = _sigmoid(z)
-    loss, (to_z, to_y) = sigmoid_binary_cross_entropy(z, y)
-    missed = y * p[0] + (1 - y) * p[1]
-    slope = of((1 - y) * p[0] * p[1], -y * p[0] * p[1])
-
-    def gradient(of_missed: Sum, of_loss: Sum) -> Sum:
-        a, b = 2 * missed * loss.total, missed**2
-        return Sum(a * of_missed.total + b * of_loss.total, a * of_missed.size + b * of_loss.size)
-
-    return Result(
-        of(missed**2 * loss.total),
-        ([gradient(slope, to_z[0])], [gradient(of(p[0], -p[1]), to_y[0])]),
-    )
+def nats(x: Decimal) -> Decimal:
+    """``|ln x|``, to the precision of a float; 0 for 0 and infinity."""
+    if not x or not x.is_finite():
+        return ZERO
+    exponent = x.adjusted()
+    mantissa = float(abs(x).scaleb(-exponent))
+    return Decimal(abs(math.log(mantissa) + exponent * math.log(10)))

@@ -2,86 +2,45 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import jxent
 
-from . import textbook
 from .errors import DTYPES, Error, Family, Functions, Line
+from .inputs import names_of
+from .table import ARITHMETIC, TABLE
 
-FAMILIES = (
+BOUNDS = {
+    "softmax": ("softmax", (16, 1), (16, 2)),
+    "logsumexp": ("normaliser", (4, 0), (16, 2)),
+    "divergence": ("divergences of softmax and sigmoid", (64, 0), (64, 2)),
+    "sigmoid": ("sigmoid", (8, 0), (8, 0)),
+    "power of sigmoid": ("sigmoid, to a power", (16, 1), (16, 2)),
+    "probability": ("probabilities", (8, 0), (8, 0)),
+    "log-probability": ("log-probabilities", (8, 0), (8, 1)),
+}
+"""Of each family of the table: its title, and the bounds of values and of gradients."""
+
+FAMILIES = tuple(
     Family(
-        "softmax",
-        (16, 1),
-        (16, 2),
-        (
-            ("softmax_cross_entropy_with_integer_labels", "logits, labels"),
-            ("softmax_cross_entropy_with_integer_labels", "many logits, labels"),
-            ("softmax_cross_entropy", "logits, soft labels"),
-            ("softmax_entropy", "logits"),
-            ("log_softmax", "logits, labels"),
-            ("poly_loss_cross_entropy", "logits, soft labels"),
-            ("softmax_focal_loss_with_integer_labels", "logits, labels"),
+        *described,
+        tuple(
+            (row.name, inputs)
+            for row in TABLE
+            if row.family == family and row.reported
+            for inputs in names_of(row)
         ),
-    ),
-    Family("normaliser", (4, 0), (16, 2), (("logsumexp", "logits"),)),
-    Family(
-        "divergences of softmax and sigmoid",
-        (64, 0),
-        (64, 2),
-        (
-            ("softmax_kl_divergence", "two logits"),
-            ("softmax_jensen_shannon_divergence", "two logits"),
-            ("sigmoid_kl_divergence", "two binary logits"),
-        ),
-    ),
-    Family(
-        "sigmoid",
-        (8, 0),
-        (8, 0),
-        (
-            ("sigmoid_binary_cross_entropy", "binary logits, soft labels"),
-            ("sigmoid_entropy", "binary logits"),
-        ),
-    ),
-    Family(
-        "sigmoid, to a power",
-        (16, 1),
-        (16, 2),
-        (("sigmoid_focal_loss", "binary logits, soft labels"),),
-    ),
-    Family(
-        "probabilities",
-        (8, 0),
-        (8, 0),
-        (
-            ("entropy", "probabilities"),
-            ("cross_entropy", "two probabilities"),
-            ("relative_entropy", "two probabilities"),
-            ("jensen_shannon_divergence", "two probabilities"),
-            ("cross_entropy_with_integer_labels", "probabilities, labels"),
-            ("binary_entropy", "binary probabilities"),
-            ("binary_cross_entropy", "binary probabilities, soft labels"),
-        ),
-    ),
-    Family(
-        "log-probabilities",
-        (8, 0),
-        (8, 1),
-        (
-            ("negative_log_likelihood", "log-probabilities, labels"),
-            ("kl_divergence", "log-probabilities, probabilities"),
-            ("kl_divergence_with_log_targets", "two log-probabilities"),
-            ("generalized_kl_divergence", "log-probabilities, probabilities"),
-        ),
-    ),
+    )
+    for family, described in BOUNDS.items()
 )
 
 
 def implementations() -> dict[str, Functions]:
     """The library, the textbook and, where it is installed, optax."""
-    found: dict[str, Functions] = {"jxent": vars(jxent), "plain": vars(textbook)}
+    plain = {row.name: partial(row.formula, ARITHMETIC) for row in TABLE if row.formula}
+    found: dict[str, Functions] = {"jxent": vars(jxent), "plain": plain}
     try:
         return {**found, "optax": vars(import_module("optax.losses"))}
     except ImportError:

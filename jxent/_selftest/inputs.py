@@ -4,11 +4,38 @@ from typing import Any
 
 import numpy as np
 
+from .table import Row
+
 Array = np.ndarray[Any, Any]
 CLASSES = 8
+MANY = "softmax_cross_entropy_with_integer_labels"
+"""The loss that also meets a row of thousands of classes."""
+
+NAMES = {
+    ("logits",): "logits",
+    ("logits", "labels"): "logits, labels",
+    ("logits", "distributions"): "logits, soft labels",
+    ("logits", "target_logits"): "two logits",
+    ("distributions",): "probabilities",
+    ("distributions", "predictions"): "two probabilities",
+    ("predictions", "labels"): "probabilities, labels",
+    ("predictions", "distributions"): "probabilities, soft labels",
+    ("log_predictions", "labels"): "log-probabilities, labels",
+    ("log_predictions", "distributions"): "log-probabilities, probabilities",
+    ("log_predictions", "log_distributions"): "two log-probabilities",
+}
+"""What a function's kinds of arguments are called here."""
 
 
-def cases() -> dict[str, tuple[Array, ...]]:
+def names_of(row: Row) -> list[str]:
+    """The inputs that a row of the table meets."""
+    name = NAMES[(*row.kinds, "labels") if row.per_class else row.kinds]
+    if row.binary:
+        return ["two binary logits" if name == "two logits" else f"binary {name}"]
+    return [name, "many logits, labels"] if row.name == MANY else [name]
+
+
+def inputs() -> dict[str, tuple[Array, ...]]:
     """Arguments by kind: integers are labels, all else is differentiated."""
     rng = np.random.default_rng(0)
     z = _logits(rng)

@@ -1,0 +1,362 @@
+"""What an error is relative to, where that is not simply the result.
+
+Rounding the terms of a sum costs so many eps of the sum of their absolute values, however much of
+it cancels. That sum is the size of a value or of a gradient entry. It is the number itself where
+the terms have one sign; where they have both, it stands here, under the loss's name. Beside each
+term stands what its own error may have on top, in eps: mostly the term times a logarithm, as of a
+probability, which is lost where a logit is subtracted from the largest one.
+
+Each function takes the exact result, the arguments of the loss as arrays of decimals, and its
+options. It gives the size of the value, then those of the gradients for the floating-point
+arguments; None, or nothing, where the number itself is the size.
+"""
+
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import exact
+from .exact import Array, Result
+
+ZERO: Array = exact.ZERO
+ONE: Array = exact.ONE
+exp: Any = np.frompyfunc(exact.exp, 1, 1)
+ln: Any = np.frompyfunc(exact.ln, 1, 1)
+times: Any = np.frompyfunc(exact.times, 2, 1)
+nats: Any = np.frompyfunc(exact.nats, 1, 1)
+
+
+class Size(NamedTuple):
+    """The sum of the absolute values of the terms, and what is allowed beside its units of eps."""
+
+    terms: Array
+    extra: Array
+
+
+Sizes = tuple[Size | None, ...]
+
+
+class Quantity(NamedTuple):
+    """Exact numbers, and their size; of gradients also where the derivative is infinite."""
+
+    exact: Array
+    terms: Array
+    extra: Array
+    steep: Array = False
+
+
+def of_terms(*terms: tuple[Any, Any]) -> Size:
+    """Of a sum of terms, each given as (term, its own additional error in eps)."""
+    shape = np.broadcast_shapes(*(np.shape(term) for term, _ in terms))
+    zero = np.full(shape, ZERO, object)
+    return Size(
+        sum((abs(term) for term, _ in terms), zero), sum((extra for _, extra in terms), zero)
+    )
+
+
+def of_itself(x: Array, extra: Any = ZERO) -> Size:
+    """Of a number whose relative error counts, and beside it so many eps of the number."""
+    return Size(abs(x), times(extra, abs(x)))
+
+
+def total(x: Array) -> Any:
+    """Over classes."""
+    return np.sum(x, axis=-1, keepdims=True)
+
+
+def _distribution(z: Array) -> tuple[Any, Any]:
+    """Of logits: the probabilities, and their surprisals."""
+    e = exp(z - np.max(z, axis=-1, keepdims=True))
+    p = e / total(e)
+    return p, -ln(p)
+
+
+def _finite(x: Array) -> Array:
+    return np.where(np.frompyfunc(lambda v: v.is_finite(), 1, 1)(x).astype(bool), x, ZERO)
+
+
+def _others(y: Array) -> Any:
+    return total(y) - y
+
+
+def _one_hot(labels: Array, classes: int) -> Array:
+    return exact.decimals(np.eye(classes)[labels])
+
+
+# Softmax
+
+
+def _reach(z: Array) -> Any:
+    """The size of a normaliser: that of the largest logit, and of the logarithm beside it."""
+    return abs(np.max(z, axis=-1)) + ln(Decimal(z.shape[-1]))
+
+
+def logsumexp(result: Result, z: Array) -> Sizes:
+    _, n = _distribution(z)
+    return of_terms((_reach(z), ZERO)), of_itself(result.gradients[0], 2 * n)
+
+
+def softmax(result: Result, z: Array, cotangent: Any) -> Sizes:
+    p, n = _distribution(z)
+    own = p * abs(cotangent)
+    size = own + p * total(own)
+    return of_itself(p, 2 * n), of_terms((size, times(size, 2 * n)))
+
+
+def log_softmax(result: Result, z: Array, cotangent: Any) -> Sizes:
+    p, n = _distribution(z)
+    c = np.where(p == 0, ZERO, abs(cotangent))
+    ahead, behind = p * _others(c), c * (1 - p)
+    return None, of_terms((ahead, times(2 * n, ahead)), (behind, times(nats(1 - p), behind)))
+
+
+def softmax_entropy(result: Result, z: Array) -> Sizes:
+    p, n = _distribution(z)
+    own, mean = times(p, n), p * result.value[..., None]
+    return None, of_terms(
+        (own, times(2 * n + nats(n), own)),
+        (mean, times(2 * n + nats(result.value)[..., None], mean)),
+    )
+
+
+def softmax_cross_entropy(
+    result: Result,
+    z: Array,
+    y: Array,
+    label_smoothing: Any = ZERO,
+    class_weights: Any = ONE,
+    z_loss: Any = ZERO,
+) -> Sizes:
+    p, n = _distribution(z)
+    smoothed = class_weights * ((1 - label_smoothing) * y + label_smoothing / z.shape[-1])
+    loss = np.sum(times(smoothed, n), axis=-1)
+    top = np.max(z, axis=-1)
+    normalizer = abs(top + ln(np.sum(exp(z - top[..., None]), axis=-1)))
+    reach = 4 * _reach(z)
+    value = of_terms(
+        (loss, nats(loss) * loss), (z_loss * normalizer**2, 2 * z_loss * normalizer * reach)
+    )
+    ahead, behind = p * _others(smoothed), smoothed * (1 - p)
+    squared = 2 * z_loss * normalizer[..., None] * p
+    gradient = of_terms(
+        (ahead, times(2 * n, ahead)),
+        (behind, times(nats(1 - p), behind)),
+        (squared, times(2 * n, squared) + 2 * z_loss * reach[..., None] * p),
+    )
+    return value, gradient
+
+
+def softmax_cross_entropy_with_integer_labels(
+    result: Result, z: Array, label: Array, **options: Any
+) -> Sizes:
+    y = _one_hot(label, z.shape[-1])
+    value, gradient = softmax_cross_entropy(result, z, y, **options)
+    assert gradient is not None
+    # The label's entry may be as far off as the loss, whose logarithm it shares.
+    as_loss = np.where(y == 1, nats(result.value)[..., None] * gradient.terms, ZERO)
+    return value, gradient._replace(extra=np.maximum(gradient.extra, as_loss))
+
+
+def poly_loss_cross_entropy(result: Result, z: Array, y: Array, epsilon: Any = 2 * ONE) -> Sizes:
+    p, n = _distribution(z)
+    ahead, behind = p * _others(y), y * (1 - p)
+    more, less = abs(epsilon) * p * _others(y * p), abs(epsilon) * p * behind
+    to_z = of_terms(
+        (ahead, times(2 * n, ahead)),
+        (behind, times(nats(1 - p), behind)),
+        (more, times(2 * n, more)),
+        (less, times(2 * n, less)),
+    )
+    n, missed = _finite(n), np.where(p == 0, ZERO, 1 - p)
+    to_y = of_terms(
+        (n, times(nats(n), n)), (abs(epsilon) * missed, nats(missed) * abs(epsilon) * missed)
+    )
+    return None, to_z, to_y
+
+
+def softmax_focal_loss_with_integer_labels(
+    result: Result, z: Array, label: Array, gamma: Any = 2 * ONE, class_weights: Any = None
+) -> Sizes:
+    """With the error of a power, which grows with the exponent."""
+    p, n = _distribution(z)
+    y = _one_hot(label, z.shape[-1])
+    missed, cost = total((1 - y) * p), total(times(y, n))
+    reach = (1 + gamma) * nats(missed) + nats(cost)
+    return (
+        of_itself(result.value, reach[..., 0]),
+        of_itself(result.gradients[0], reach + np.where(y == 1, ZERO, 2 * n)),
+    )
+
+
+# Divergences of softmax distributions. Since probabilities sum to one, q_j - p_j is the sum over i
+# of p_i q_j - q_i p_j: terms that vanish where the distributions agree.
+
+
+def _less_its_mean(p: Array, t: Array) -> Size:
+    """Of ``p_j (t_j - sum_i p_i t_i)``."""
+    t = _finite(t)
+    size = p * (abs(t) + abs(total(p * t)))
+    return Size(size, times(2 * nats(p), size))
+
+
+def softmax_kl_divergence(result: Result, z_q: Array, z_p: Array) -> Sizes:
+    (p, n_p), (q, n_q) = _distribution(z_p), _distribution(z_q)
+    crossed = p[..., None, :] * q[..., :, None] - q[..., None, :] * p[..., :, None]
+    size = np.sum(abs(crossed), axis=-1)
+    to_q = Size(size, times(2 * nats(np.maximum(p, q)), size))
+    return None, to_q, _less_its_mean(p, _finite(n_q) - _finite(n_p))
+
+
+def softmax_jensen_shannon_divergence(result: Result, z_q: Array, z_p: Array) -> Sizes:
+    p, q = _distribution(z_p)[0], _distribution(z_q)[0]
+    mean = np.where(p + q == 0, ONE, (p + q) / 2)
+    return None, *(_half(_less_its_mean(x, ln(x / mean))) for x in (q, p))
+
+
+def _half(size: Size) -> Size:
+    return Size(size.terms / 2, size.extra / 2)
+
+
+def sigmoid_kl_divergence(result: Result, z_q: Array, z_p: Array) -> Sizes:
+    """Of the second class of two."""
+    pairs = (np.stack([0 * z, z], axis=-1) for z in (z_q, z_p))
+    _, *gradients = softmax_kl_divergence(result, *pairs)
+    return None, *(Size(*(x[..., 1] for x in size)) for size in gradients if size)
+
+
+# Sigmoid
+
+
+def _sigmoid(z: Array) -> tuple[Any, Any]:
+    return 1 / (1 + exp(-z)), 1 / (1 + exp(z))
+
+
+def sigmoid_binary_cross_entropy(
+    result: Result, z: Array, y: Array, pos_weight: Any = ONE, label_smoothing: Any = ZERO
+) -> Sizes:
+    p, q = _sigmoid(z)
+    yes, no = _weights(y, pos_weight, label_smoothing)
+    return (
+        None,
+        of_terms((no * p, ZERO), (yes * q, ZERO)),
+        _to_binary_labels(p, q, pos_weight, label_smoothing),
+    )
+
+
+def _weights(y: Array, pos_weight: Any, label_smoothing: Any) -> tuple[Any, Any]:
+    """Of the two surprisals."""
+    smoothed = (1 - label_smoothing) * y + label_smoothing / 2
+    return pos_weight * smoothed, 1 - smoothed
+
+
+def _to_binary_labels(p: Array, q: Array, pos_weight: Any, label_smoothing: Any) -> Size:
+    kept = 1 - label_smoothing
+    return of_terms((kept * pos_weight * ln(p), ZERO), (kept * ln(q), ZERO))
+
+
+def sigmoid_focal_loss(
+    result: Result, z: Array, y: Array, alpha: Any = None, gamma: Any = 2 * ONE
+) -> Sizes:
+    """With the error of a power, which grows with the exponent."""
+    p, q = _sigmoid(z)
+    yes, no = -ln(p), -ln(q)
+    of_yes, of_no = (ONE, ONE) if alpha is None else (alpha, 1 - alpha)
+    share = of_yes * y + of_no * (1 - y)
+    missed, cost = y * q + (1 - y) * p, y * yes + (1 - y) * no
+    power, slope = share * missed**gamma, share * gamma * missed ** (gamma - 1) * cost
+    reach = (1 + gamma) * nats(missed)
+    to_z = [slope * (1 - y) * p * q, slope * y * p * q, power * (1 - y) * p, power * y * q]
+    to_y = [slope * q, slope * p, power * yes, power * no]
+    if alpha is not None:
+        to_y += [of_yes * missed**gamma * cost, of_no * missed**gamma * cost]
+    return (
+        of_itself(result.value, reach),
+        *(of_terms(*((x, reach * x) for x in terms)) for terms in (to_z, to_y)),
+    )
+
+
+# Probabilities
+
+
+def entropy(result: Result, p: Array) -> Sizes:
+    n = ln(p)
+    return (
+        _sum_of_sizes(times(p, n)),
+        of_terms((np.where(p == 0, ZERO, abs(n) + 1), ZERO)),
+    )
+
+
+def _sum_of_sizes(*terms: Array) -> Size:
+    return of_terms((np.sum(sum(map(abs, terms)), axis=-1), ZERO))
+
+
+def cross_entropy(result: Result, p: Array, q: Array) -> Sizes:
+    return (_sum_of_sizes(times(p, ln(q))),)
+
+
+def relative_entropy(result: Result, p: Array, q: Array) -> Sizes:
+    """The terms as written, or the excess over ``p - q``, never negative, and that difference."""
+    t = _log_ratio(p, q)
+    surplus = np.sum(p, axis=-1) - np.sum(q, axis=-1)
+    size = np.minimum(abs(result.value - surplus) + abs(surplus), np.sum(abs(times(p, t)), axis=-1))
+    to_p = np.where(p == 0, ZERO, abs(t) + 1)
+    return of_terms((size, ZERO)), of_terms((to_p, ZERO))
+
+
+def _log_ratio(p: Array, q: Array) -> Array:
+    """``log p - log q``, 0 where p is 0."""
+    return np.where(p == 0, ZERO, ln(np.where(p == 0, ONE, p)) - ln(q))
+
+
+def binary_entropy(result: Result, p: Array) -> Sizes:
+    return None, of_terms((ln(p), ZERO), (ln(1 - p), ZERO))
+
+
+def binary_cross_entropy(
+    result: Result, p: Array, y: Array, pos_weight: Any = ONE, label_smoothing: Any = ZERO
+) -> Sizes:
+    yes, no = _weights(y, pos_weight, label_smoothing)
+    return (
+        None,
+        of_terms((times(yes, 1 / p), ZERO), (times(no, 1 / (1 - p)), ZERO)),
+        _to_binary_labels(p, 1 - p, pos_weight, label_smoothing),
+    )
+
+
+# Log-probabilities. The rounding of log p, where it is taken, cannot be seen past.
+
+
+def kl_divergence(result: Result, log_q: Array, p: Array) -> Sizes:
+    n = ln(p)
+    to_p = np.where(p == 0, ZERO, abs(n) + abs(log_q) + 1)
+    return _sum_of_sizes(times(p, n), times(p, log_q)), None, of_terms((to_p, ZERO))
+
+
+def kl_divergence_with_log_targets(result: Result, log_q: Array, log_p: Array) -> Sizes:
+    p = exp(log_p)
+    terms = times(p, np.where(p == 0, ZERO, log_p - log_q))
+    return _sum_of_sizes(terms), None, of_terms((terms, ZERO), (p, ZERO))
+
+
+def generalized_kl_divergence(result: Result, log_q: Array, p: Array) -> Sizes:
+    """The terms as written, or the result, never negative, and the rounding of log p."""
+    n, q = ln(p), exp(log_q)
+    ratio = np.where(p == 0, ZERO, n - log_q)
+    written = np.sum(abs(times(p, n)) + abs(times(p, log_q)) + p + q, axis=-1)
+    seen = result.value + np.sum(times(abs(ratio), times(p, abs(n))), axis=-1)
+    to_p = np.where(p == 0, ZERO, abs(n) + abs(log_q))
+    return (
+        of_terms((np.minimum(written, seen), ZERO)),
+        of_terms((p, ZERO), (q, ZERO)),
+        of_terms((to_p, ZERO)),
+    )
+
+
+# Reduction
+
+
+def weighted_mean(result: Result, losses: Array, weights: Array) -> Sizes:
+    weight = total(weights)
+    mean = result.value[..., None]
+    return None, None, of_terms((losses / weight, ZERO), (mean / weight, ZERO))

@@ -1,0 +1,260 @@
+"""Every function against its formula in many digits, value and gradients, on hard inputs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sweeps
+from accuracy import check, double_if
+from tiers import quick
+from tolerances import DTYPES, computing
+
+import jxent
+from jxent._selftest.table import TABLE
+
+OPTIONS = {
+    "label_smoothing": (0.1, 1e-6),
+    "class_weights": (np.linspace(0.25, 3, sweeps.CLASSES),),
+    "z_loss": (1e-4,),
+    "epsilon": (-0.5,),
+    "pos_weight": (2.7,),
+    "alpha": (0.25,),
+    "gamma": (0.5, 2.0),
+}
+"""The values that each option takes in turn, all options at once."""
+
+
+def logits(dtype, classes=sweeps.CLASSES):
+    return sweeps.rounded(dtype, sweeps.logits(classes))
+
+
+def logits_and_label(dtype, classes=sweeps.CLASSES):
+    """Label 1, which the margins belong to."""
+    (z,) = logits(dtype, classes)
+    return z, np.ones(len(z), np.int32)
+
+
+def logits_and_distributions(dtype):
+    return sweeps.rounded(dtype, sweeps.logits(), sweeps.soft_labels())
+
+
+def logit_pairs(dtype, classes=sweeps.CLASSES):
+    return sweeps.rounded(dtype, *sweeps.logit_pairs(classes))
+
+
+def distributions(dtype):
+    return sweeps.rounded(dtype, sweeps.probabilities())
+
+
+def two_distributions(dtype):
+    p, q = sweeps.rounded(dtype, *sweeps.probability_pairs())
+    finite = np.all((q > 0) | (p == 0), axis=-1)
+    return p[finite], q[finite]
+
+
+def likely(p):
+    return p, np.argmax(p, axis=-1).astype(np.int32)
+
+
+def log(p):
+    with np.errstate(divide="ignore"):
+        return np.log(p)
+
+
+def log_predictions_and_label(dtype):
+    (log_p,) = sweeps.rounded(dtype, np.maximum(log(sweeps.probabilities()), -200))
+    return likely(log_p)
+
+
+def log_predictions_and_distributions(dtype):
+    p, q = sweeps.probability_pairs()
+    return sweeps.rounded(dtype, np.maximum(log(q), -200), p)
+
+
+def log_predictions_and_log_distributions(dtype):
+    p, q = sweeps.probability_pairs()
+    return sweeps.rounded(dtype, np.maximum(log(q), -200), log(p))
+
+
+def losses_and_weights(dtype):
+    rng = np.random.default_rng(8)
+    arrays = rng.exponential(size=(2, 30, 7)) * 10.0 ** rng.integers(-6, 4, (2, 30, 7))
+    return sweeps.rounded(dtype, *arrays)
+
+
+SWEEPS = {
+    ("logits",): logits,
+    ("logits", "labels"): logits_and_label,
+    ("logits", "distributions"): logits_and_distributions,
+    ("logits", "target_logits"): logit_pairs,
+    ("distributions",): distributions,
+    ("distributions", "predictions"): two_distributions,
+    ("predictions", "labels"): lambda dtype: likely(*distributions(dtype)),
+    ("log_predictions", "labels"): log_predictions_and_label,
+    ("log_predictions", "distributions"): log_predictions_and_distributions,
+    ("log_predictions", "log_distributions"): log_predictions_and_log_distributions,
+    ("losses", "weights"): losses_and_weights,
+}
+"""By the kinds of a function's arguments."""
+
+
+def one_by_one(dtype, *arrays):
+    return [x[:, 0] for x in sweeps.rounded(dtype, *(x[:, None] for x in arrays))]
+
+
+def binary_logits_and_labels(dtype):
+    z, y = sweeps.binary_logits(), np.array([0.0, 1.0, 0.5, 1e-3, 1 - 2**-9, 0.3])
+    return one_by_one(dtype, np.repeat(z, len(y)), np.tile(y, len(z)))
+
+
+def inside(*arrays):
+    """Those between 0 and 1, which no rounding has taken to an end."""
+    kept = (arrays[0] > 0) & (arrays[0] < 1)
+    return [x[kept] for x in arrays]
+
+
+def binary_probabilities(dtype):
+    (p,) = inside(sweeps.probabilities().reshape(-1))
+    return inside(*one_by_one(dtype, p))
+
+
+def binary_probabilities_and_labels(dtype):
+    (p,) = inside(sweeps.probabilities().reshape(-1))
+    y = np.resize([0.0, 1.0, 0.5, 1e-3, 0.3], p.shape)
+    return inside(*one_by_one(dtype, p, y))
+
+
+BINARY_SWEEPS = {
+    ("logits",): lambda dtype: one_by_one(dtype, sweeps.binary_logits()),
+    ("logits", "distributions"): binary_logits_and_labels,
+    ("logits", "target_logits"): lambda dtype: one_by_one(dtype, *sweeps.binary_pairs()),
+    ("distributions",): binary_probabilities,
+    ("predictions", "distributions"): binary_probabilities_and_labels,
+}
+"""Where each number is an example."""
+
+
+@functools.cache
+def pairs(dtype):
+    return sweeps.unnormalized_pairs(dtype)
+
+
+def any_log_predictions(dtype):
+    """In 16 bits the logarithms of targets would overflow."""
+    p, q = pairs(dtype)
+    return log(q.astype(np.float64)).astype(q.dtype), p
+
+
+def any_logarithms(dtype):
+    log_q, p = any_log_predictions(dtype)
+    return log_q, log(p.astype(np.float64)).astype(p.dtype)
+
+
+def any_predictions_and_label(dtype):
+    _, q = pairs(dtype)
+    q = q[q[:, 1] > 0]
+    return q, np.ones(len(q), np.int32)
+
+
+ANY_SIZE = {
+    ("distributions",): lambda dtype: pairs(dtype)[:1],
+    ("distributions", "predictions"): pairs,
+    ("predictions", "labels"): any_predictions_and_label,
+    ("log_predictions", "distributions"): any_log_predictions,
+    ("log_predictions", "log_distributions"): any_logarithms,
+}
+"""Huge, tiny, far from a sum of one."""
+
+TWO_CLASSES = {
+    kinds: functools.partial(SWEEPS[kinds], classes=2)
+    for kinds in (("logits", "labels"), ("logits", "target_logits"))
+}
+
+
+def regimes(row):
+    """What a function is tried on: ``(what, arguments, number of the options' values or None)``."""
+    if row.binary:
+        found = [("plain", BINARY_SWEEPS[row.kinds], None)]
+    else:
+        found = [("plain", SWEEPS[row.kinds], None)]
+        found += [
+            (what, table[row.kinds], None)
+            for what, table in (("any size", ANY_SIZE), ("two classes", TWO_CLASSES))
+            if row.kinds in table
+        ]
+    times = max((len(OPTIONS[name]) for name in row.options), default=0)
+    return found + [(f"options {i}", found[0][1], i) for i in range(times)]
+
+
+def parameters():
+    """float32 is quick, with the first values of the options, and of any number of classes."""
+    for row in TABLE:
+        for what, arguments, i in regimes(row) if row.formula else ():
+            for dtype in DTYPES:
+                is_quick = dtype == "float32" and not i and what != "two classes"
+                marks = () if is_quick else pytest.mark.full
+                values = row, arguments, i, dtype
+                yield pytest.param(*values, marks=marks, id=f"{row.name}-{what}-{dtype}")
+
+
+@pytest.mark.parametrize(("row", "arguments", "i", "dtype"), list(parameters()))
+def test_accuracy(row, arguments, i, dtype):
+    args, options, fixed, cotangent = arguments(dtype), {}, {}, None
+    if i is not None:
+        options = {
+            name: np.asarray(OPTIONS[name][min(i, len(OPTIONS[name]) - 1)], computing(dtype))
+            for name in row.options
+        }
+        args = [x[possible(row, args[0], options)] for x in args]
+    if row.per_class:
+        cotangent = np.random.default_rng(7).normal(size=args[0].shape).astype(computing(dtype))
+    if row.name == "weighted_mean":
+        fixed = {"axis": -1}
+    check(row, dtype, args, options, cotangent, **fixed)
+
+
+def possible(row, x, options):
+    """Where the options leave the loss finite, and no root of what has flushed to zero."""
+    z = x.astype(np.float64)
+    if row.binary:
+        return np.abs(z) < 80 if options.get("gamma", 1) < 1 else np.isfinite(z)
+    if "label_smoothing" in options:
+        return np.all(np.isfinite(z), axis=-1)
+    return np.ones(len(z), bool)
+
+
+@pytest.fixture(params=quick(DTYPES))
+def dtype(request):
+    return request.param
+
+
+def test_every_option_has_hard_values():
+    assert {name for row in TABLE if row.formula for name in row.options} == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["softmax_kl_divergence", "softmax_jensen_shannon_divergence"])
+def test_softmax_divergence_is_never_negative(dtype, name):
+    """20 000 random pairs, most of them nearly equal."""
+    rng = np.random.default_rng(9)
+    shape = (20_000, sweeps.CLASSES)
+    scale, change = (10.0 ** rng.uniform(low, 2, (shape[0], 1)) for low in (-3, -9))
+    a = scale * rng.normal(size=shape)
+    a, b = sweeps.rounded(dtype, a, a + change * rng.normal(size=shape))
+    with double_if(dtype):
+        divergence = jax.jit(getattr(jxent, name))(jnp.asarray(a), jnp.asarray(b))
+        assert np.all(np.asarray(divergence) >= 0)
+
+
+@pytest.mark.parametrize("name", ["jensen_shannon_divergence", "generalized_kl_divergence"])
+def test_divergence_of_probabilities_is_never_negative(dtype, name):
+    rng = np.random.default_rng(10)
+    p = rng.dirichlet(np.full(sweeps.CLASSES, 0.3), size=20_000)
+    change = 10.0 ** rng.uniform(-9, 0, (len(p), 1))
+    q = np.maximum(p * np.exp(change * rng.normal(size=p.shape)), 1e-30)
+    first = np.log(q) if name == "generalized_kl_divergence" else q
+    first, p = sweeps.rounded(dtype, first, p)
+    with double_if(dtype):
+        divergence = jax.jit(getattr(jxent, name))(jnp.asarray(first), jnp.asarray(p))
+        assert np.all(np.asarray(divergence) >= 0)
