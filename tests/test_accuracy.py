@@ -181,22 +181,20 @@ def regimes(row):
         found = [("plain", SWEEPS[row.kinds], None)]
         found += [
             (what, table[row.kinds], None)
-            for what, table in (("any size", ANY_SIZE), ("two classes", TWO_CLASSES))
+            for what, table in (("any-size", ANY_SIZE), ("two-classes", TWO_CLASSES))
             if row.kinds in table
         ]
     times = max((len(OPTIONS[name]) for name in row.options), default=0)
-    return found + [(f"options {i}", found[0][1], i) for i in range(times)]
+    return found + [(f"options-{i}", found[0][1], i) for i in range(times)]
 
 
 def parameters():
-    """float32 is quick, with the first values of the options, and of any number of classes."""
     for row in TABLE:
         for what, arguments, i in regimes(row) if row.formula else ():
             for dtype in DTYPES:
-                is_quick = dtype == "float32" and not i and what != "two classes"
-                marks = () if is_quick else pytest.mark.full
-                values = row, arguments, i, dtype
-                yield pytest.param(*values, marks=marks, id=f"{row.name}-{what}-{dtype}")
+                marks = () if dtype == "float32" else pytest.mark.full
+                name = f"{row.name}-{what}-{dtype}"
+                yield pytest.param(row, arguments, i, dtype, marks=marks, id=name)
 
 
 @pytest.mark.parametrize(("row", "arguments", "i", "dtype"), list(parameters()))

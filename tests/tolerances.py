@@ -31,8 +31,9 @@ SECOND_DERIVATIVE = 64
 # Results this small may flush to zero: XLA on CPU has no subnormal numbers.
 FLUSHED = {"float32": 1e-33, "float64": 1e-100}
 
-# Enough digits for a root of one minus a probability that small, with room.
-DIGITS = {"float32": 100, "float64": 250}
+# Enough digits for a root of one minus a probability that small, and for the sum of the largest
+# numbers.
+DIGITS = {"float32": 100, "float64": 330}
 
 
 def computing(dtype):

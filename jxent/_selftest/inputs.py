@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .table import Row
+from .rows import Row
 
 Array = np.ndarray[Any, Any]
 CLASSES = 8

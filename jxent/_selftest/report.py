@@ -4,13 +4,17 @@ import math
 from collections.abc import Iterable
 from functools import partial
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 import jxent
 
 from .errors import DTYPES, Error, Family, Functions, Line
 from .inputs import names_of
-from .table import ARITHMETIC, TABLE
+from .table import TABLE
 
 BOUNDS = {
     "softmax": ("softmax", (16, 1), (16, 2)),
@@ -37,9 +41,30 @@ FAMILIES = tuple(
 )
 
 
+def _sigmoid(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    p = jax.nn.sigmoid(z)
+    return p, 1 - p
+
+
+def _pick(x: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, labels[..., None], axis=-1)[..., 0]
+
+
+TEXTBOOK = SimpleNamespace(
+    sum=lambda x: jnp.sum(x, axis=-1),
+    exp=jnp.exp,
+    log=jnp.log,
+    softmax=jax.nn.softmax,
+    sigmoid=_sigmoid,
+    one_hot=jax.nn.one_hot,
+    pick=_pick,
+)
+"""The arithmetic with which the table's formulas are what textbooks print."""
+
+
 def implementations() -> dict[str, Functions]:
     """The library, the textbook and, where it is installed, optax."""
-    plain = {row.name: partial(row.formula, ARITHMETIC) for row in TABLE if row.formula}
+    plain = {row.name: partial(row.formula, TEXTBOOK) for row in TABLE if row.formula}
     found: dict[str, Functions] = {"jxent": vars(jxent), "plain": plain}
     try:
         return {**found, "optax": vars(import_module("optax.losses"))}

@@ -194,10 +194,16 @@ def softmax_focal_loss_with_integer_labels(
 
 
 def _less_its_mean(p: Array, t: Array) -> Size:
-    """Of ``p_j (t_j - sum_i p_i t_i)``."""
+    """Of ``p_j (t_j - sum_i p_i t_i)``.
+
+    A shift of all t_j vanishes in it, so where these are near their mean they may be as far off,
+    in units of the family, as the differences from the others are large.
+    """
     t = _finite(t)
     size = p * (abs(t) + abs(total(p * t)))
-    return Size(size, times(2 * nats(p), size))
+    apart = total(p[..., None, :] * abs(t[..., :, None] - t[..., None, :]))[..., 0]
+    largest = np.maximum(size, p * apart)
+    return Size(size, 64 * (largest - size) + times(2 * nats(p), largest))
 
 
 def softmax_kl_divergence(result: Result, z_q: Array, z_p: Array) -> Sizes:

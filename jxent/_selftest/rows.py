@@ -1,0 +1,56 @@
+"""A row of the table of losses, and the truth about it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import exact, sizes
+
+
+@dataclass(frozen=True)
+class Row:
+    """A public function."""
+
+    name: str
+    kinds: tuple[str, ...]
+    """of its positional arguments"""
+    family: str = ""
+    """whose bounds it keeps"""
+    formula: Callable[..., Any] | None = None
+    """``(m, *arguments, **options)``; None for what is tested against another function"""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """those that may be traced, with examples for three classes"""
+    binary: bool = False
+    """whether each number is an example, and there is no axis of classes"""
+    per_class: bool = False
+    """whether the result has an axis of classes"""
+    reported: bool = True
+    """whether it stands in the report"""
+
+    def truth(
+        self,
+        arguments: tuple[Any, ...],
+        options: Mapping[str, Any] | None = None,
+        cotangent: Any = None,
+    ) -> list[sizes.Quantity]:
+        """The exact values, and the gradients for the arguments and options, with their sizes."""
+        assert self.formula
+        options = options or {}
+        result = exact.evaluate(self.formula, arguments, options, cotangent)
+        written: sizes.Sizes = ()
+        if sizes_of := getattr(sizes, self.name, None):
+            given = {name: exact.decimals(x)[()] for name, x in options.items()}
+            if self.per_class:
+                given["cotangent"] = exact.decimals(1.0 if cotangent is None else cotangent)
+            written = sizes_of(result, *map(exact.decimals, arguments), **given)
+        numbers = (result.value, *result.gradients)
+        quantities = []
+        for i, x in enumerate(numbers):
+            size = written[i] if i < len(written) else None
+            # The logarithm of a probability is as exact as the difference of two logits.
+            size = size or sizes.of_itself(x, sizes.nats(x) if self.family == "softmax" else 0)
+            steep = result.steep[i - 1] if i else np.zeros(x.shape, bool)
+            quantities.append(sizes.Quantity(x, size.terms, size.extra + 0 * size.terms, steep))
+        return quantities
