@@ -119,13 +119,15 @@ def _log_of(x: Number) -> Number:
 
 
 def _sum(x: Array) -> Any:
-    return np.sum(x, axis=-1)
+    rows = x.reshape(-1, x.shape[-1])
+    sums = [Number(sum((v.value for v in row), ZERO), *((v, ONE) for v in row)) for row in rows]
+    return np.array(sums, object).reshape(x.shape[:-1])
 
 
 def _softmax(z: Array) -> Any:
     top = np.array([max(x.value for x in row) for row in z.reshape(-1, z.shape[-1])], object)
     e = ARITHMETIC.exp(z - top.reshape(*z.shape[:-1], 1))
-    return e / np.sum(e, axis=-1, keepdims=True)
+    return e / _sum(e)[..., None]
 
 
 def _sigmoid(z: Array) -> Any:
@@ -133,7 +135,7 @@ def _sigmoid(z: Array) -> Any:
 
 
 def _one_hot(labels: Array, classes: int) -> Array:
-    return np.eye(classes, dtype=np.int64)[labels].astype(object)
+    return _each(Number, decimals(labels[..., None] == np.arange(classes)))
 
 
 def _pick(x: Array, labels: Array) -> Any:

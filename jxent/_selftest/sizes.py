@@ -67,9 +67,9 @@ def total(x: Array) -> Any:
 
 def _distribution(z: Array) -> tuple[Any, Any]:
     """Of logits: the probabilities, and their surprisals."""
-    e = exp(z - np.max(z, axis=-1, keepdims=True))
-    p = e / total(e)
-    return p, -ln(p)
+    below = np.max(z, axis=-1, keepdims=True) - z
+    e = exp(-below)
+    return e / total(e), below + ln(total(e))
 
 
 def _finite(x: Array) -> Array:
@@ -81,7 +81,7 @@ def _others(y: Array) -> Any:
 
 
 def _one_hot(labels: Array, classes: int) -> Array:
-    return exact.decimals(np.eye(classes)[labels])
+    return exact.decimals(labels[..., None] == np.arange(classes))
 
 
 # Softmax
