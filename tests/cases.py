@@ -108,7 +108,7 @@ _FIXED = {
 
 CASES = [
     Case(row.name, row.kinds, dict(row.options), fixed)
-    for row in TABLE
+    for row in TABLE.values()
     for fixed in _FIXED.get(row.name, [{}])
 ]
 

@@ -189,7 +189,7 @@ def regimes(row):
 
 
 def parameters():
-    for row in TABLE:
+    for row in TABLE.values():
         for what, arguments, i in regimes(row) if row.formula else ():
             for dtype in DTYPES:
                 marks = () if dtype == "float32" else pytest.mark.full
@@ -229,7 +229,7 @@ def dtype(request):
 
 
 def test_every_option_has_hard_values():
-    assert {name for row in TABLE if row.formula for name in row.options} == set(OPTIONS)
+    assert {name for row in TABLE.values() if row.formula for name in row.options} == set(OPTIONS)
 
 
 @pytest.mark.parametrize("name", ["softmax_kl_divergence", "softmax_jensen_shannon_divergence"])

@@ -81,7 +81,7 @@ def test_the_classifier_learns(document):
 @pytest.mark.full
 def test_every_loss_meets_every_dtype(document):
     found = {(line["loss"], line["dtype"]) for line in document["numerics"]}
-    names = {row.name for row in TABLE if row.reported}
+    names = {row.name for row in TABLE.values() if row.reported}
     assert found == {(name, dtype) for name in names for dtype in errors.DTYPES}
 
 
@@ -181,7 +181,9 @@ def test_the_data_are_fishers():
         np.testing.assert_allclose(measurements[species == i].mean(0), mean, rtol=1e-5)
 
 
-@pytest.mark.parametrize("row", [row for row in TABLE if row.formula], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in TABLE.values() if row.formula], ids=lambda row: row.name
+)
 def test_exact_gradients_are_those_of_the_exact_values(row):
     """By differences of the values, at ordinary points; with every option."""
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from tiers import quick
 import jxent
 from jxent._selftest.exact import Decimal, decimals
 from jxent._selftest.sizes import Quantity, exp, ln, nats, of_itself, times, total
-from jxent._selftest.table import ROWS
+from jxent._selftest.table import TABLE
 
 _WEIGHTS = np.linspace(0.25, 3, sweeps.CLASSES)
 
@@ -144,11 +144,11 @@ def test_derivative_for_an_option(name, dtype):
         results = jax.jit(jax.vmap(derivatives))(*map(jnp.asarray, args))
         exact_options = {o: decimals(v)[()] for o, v in options.items()}
         sizes = row.sizes(*map(decimals, args), **exact_options)
-        for option, exact in _exact_derivatives(ROWS[name], args, options).items():
+        for option, exact in _exact_derivatives(TABLE[name], args, options).items():
             worst, message = tolerances.worst_error(
                 results[option],
                 Quantity(exact, *sizes[option]),
-                tolerances.UNITS[ROWS[name].family],
+                tolerances.UNITS[TABLE[name].family],
                 dtype,
             )
             assert worst <= 1, f"{option}: {message}"

@@ -12,7 +12,7 @@ from tiers import quick
 from tolerances import DTYPES, UNITS
 
 import jxent
-from jxent._selftest.table import ROWS
+from jxent._selftest.table import TABLE
 
 
 @pytest.mark.parametrize("dtype", quick(DTYPES))
@@ -25,7 +25,7 @@ def test_what_is_left_does_not_sum_to_one(dtype, name):
     with double_if(dtype), tolerances.many_digits(dtype):
         got = value_and_gradients(lambda p, q: getattr(jxent, name)(p, q, where=mask), (p, q))
         kept = [np.where(mask, x, x.dtype.type(0)) for x in (p, q)]
-        value, *gradients = ROWS[name].truth(kept)
+        value, *gradients = TABLE[name].truth(kept)
         of_kept = [g._replace(exact=np.where(mask, g.exact, Decimal(0))) for g in gradients]
         compare(got, [value, *of_kept], UNITS["probability"], dtype, (p, q))
 

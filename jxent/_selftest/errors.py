@@ -14,7 +14,7 @@ import numpy as np
 from .exact import context
 from .inputs import Array, inputs
 from .sizes import Quantity
-from .table import ROWS
+from .table import TABLE
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Smaller numbers are compared absolutely: XLA:CPU has no subnormal ones.
@@ -140,7 +140,7 @@ def _value_and_gradients(name: str, function: Any, arguments: tuple[jax.Array, .
     labels = arguments[len(floats) :]
 
     def losses(*floats: jax.Array) -> Any:
-        if ROWS[name].per_class:  # of many values that of the label is taken
+        if TABLE[name].per_class:  # of many values that of the label is taken
             return jnp.take_along_axis(function(*floats), labels[0][:, None], axis=-1)[:, 0]
         return function(*floats, *labels)
 
@@ -154,7 +154,7 @@ def _as_float64(x: jax.Array) -> Array:
 
 def _truth(name: str, arguments: tuple[Array, ...]) -> list[Quantity]:
     """The exact values, and the exact gradient for each floating-point argument."""
-    row = ROWS[name]
+    row = TABLE[name]
     if not row.per_class:
         return row.truth(arguments)
     z, labels = arguments

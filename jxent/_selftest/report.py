@@ -32,7 +32,7 @@ FAMILIES = tuple(
         *described,
         tuple(
             (row.name, inputs)
-            for row in TABLE
+            for row in TABLE.values()
             if row.family == family and row.reported
             for inputs in names_of(row)
         ),
@@ -64,7 +64,7 @@ TEXTBOOK = SimpleNamespace(
 
 def implementations() -> dict[str, Functions]:
     """The library, the textbook and, where it is installed, optax."""
-    plain = {row.name: partial(row.formula, TEXTBOOK) for row in TABLE if row.formula}
+    plain = {row.name: partial(row.formula, TEXTBOOK) for row in TABLE.values() if row.formula}
     found: dict[str, Functions] = {"jxent": vars(jxent), "plain": plain}
     try:
         return {**found, "optax": vars(import_module("optax.losses"))}

@@ -15,7 +15,7 @@ from typing import Any
 
 from .rows import Row
 
-TABLE: list[Row] = []
+TABLE: dict[str, Row] = {}
 Formula = Callable[..., Any]
 
 
@@ -31,7 +31,7 @@ def row(
 
     def add(formula: Formula) -> Formula:
         name = formula.__name__
-        TABLE.append(Row(name, kinds, family, formula, options or {}, binary, per_class, reported))
+        TABLE[name] = Row(name, kinds, family, formula, options or {}, binary, per_class, reported)
         return formula
 
     return add
@@ -81,7 +81,9 @@ def softmax_cross_entropy_with_integer_labels(m: Any, z: Any, label: Any, **opti
     return -m.log(m.pick(m.softmax(z), label))
 
 
-TABLE.append(Row("safe_softmax_cross_entropy", ("logits", "distributions"), reported=False))
+TABLE["safe_softmax_cross_entropy"] = Row(
+    "safe_softmax_cross_entropy", ("logits", "distributions"), reported=False
+)
 
 
 @row("logits", "distributions", family="softmax", options={"epsilon": 1.5})
@@ -224,18 +226,14 @@ def weighted_mean(m: Any, losses: Any, weights: Any) -> Any:
     return m.sum(weights * losses) / m.sum(weights)
 
 
-TABLE.append(
-    Row(
-        "linear_softmax_cross_entropy",
-        ("inputs", "kernel", "labels"),
-        options={
-            **_SOFTMAX_OPTIONS,
-            "bias": [0.5, -0.25, 1.0],
-            "weights": [0.5, 1.5],
-            "logit_softcap": 4.0,
-        },
-        reported=False,
-    )
+TABLE["linear_softmax_cross_entropy"] = Row(
+    "linear_softmax_cross_entropy",
+    ("inputs", "kernel", "labels"),
+    options={
+        **_SOFTMAX_OPTIONS,
+        "bias": [0.5, -0.25, 1.0],
+        "weights": [0.5, 1.5],
+        "logit_softcap": 4.0,
+    },
+    reported=False,
 )
-
-ROWS = {row.name: row for row in TABLE}
