@@ -238,7 +238,7 @@ def test_every_size_has_a_loss():
     """By name, so that a misspelt one would go unseen."""
     functions = [x for x in vars(sizes).values() if inspect.isfunction(x)]
     of_losses = {f.__name__ for f in functions if "result" in inspect.signature(f).parameters}
-    assert of_losses <= {row.name for row in TABLE if row.formula}
+    assert of_losses <= {row.name for row in TABLE.values() if row.formula}
 
 
 @pytest.mark.parametrize("name", ["softmax_kl_divergence", "softmax_jensen_shannon_divergence"])
