@@ -575,7 +575,15 @@ MUTANTS = [
         "self.beyond += part > 1",
         "the numerics report does not count NaN as beyond its bound",
         ("main",),
-        "nan_is_beyond",
+        "broken_loss and float32",
+    ),
+    Mutant(
+        "_selftest/exact.py",
+        "lambda a, b: -a / (b * b)",
+        "lambda a, b: -a / b",
+        "the exact gradient of a quotient is another one",
+        ("main",),
+        "exact_gradients",
     ),
     Mutant(
         "_selftest/report.py",
@@ -583,7 +591,7 @@ MUTANTS = [
         'zip(("value",), line.errors["jxent"], strict=False)',
         "the numerics report does not look at gradients",
         ("main",),
-        "gradient_alone",
+        "broken_loss and float32",
     ),
     Mutant(
         "_statistics/__init__.py",

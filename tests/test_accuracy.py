@@ -1,6 +1,7 @@
 """Every function against its formula in many digits, value and gradients, on hard inputs."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from tiers import quick
 from tolerances import DTYPES, computing
 
 import jxent
+from jxent._selftest import sizes
 from jxent._selftest.table import TABLE
 
 OPTIONS = {
@@ -230,6 +232,13 @@ def dtype(request):
 
 def test_every_option_has_hard_values():
     assert {name for row in TABLE.values() if row.formula for name in row.options} == set(OPTIONS)
+
+
+def test_every_size_has_a_loss():
+    """By name, so that a misspelt one would go unseen."""
+    functions = [x for x in vars(sizes).values() if inspect.isfunction(x)]
+    of_losses = {f.__name__ for f in functions if "result" in inspect.signature(f).parameters}
+    assert of_losses <= {row.name for row in TABLE.values() if row.formula}
 
 
 @pytest.mark.parametrize("name", ["softmax_kl_divergence", "softmax_jensen_shannon_divergence"])

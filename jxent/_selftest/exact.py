@@ -27,13 +27,17 @@ def context(digits: int) -> Context:
     return Context(prec=digits, traps=[], Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 
-def _operation(value: Callable[..., Any], for_a: Callable[..., Any], for_b: Callable[..., Any]):  # type: ignore[no-untyped-def]
+def _operation(
+    value: Callable[..., Any], for_a: Callable[..., Any], for_b: Callable[..., Any]
+) -> Callable[["Number", Any], Any]:
     """An operator of two numbers, given its value and its derivatives, all of ``(a, b)``."""
 
     def operate(a: "Number", b: Any) -> Any:
         if isinstance(b, np.ndarray):
             return NotImplemented  # NumPy goes through the entries
-        b = b if isinstance(b, Number) else Number(Decimal(b))
+        if not isinstance(b, Number):
+            y = Decimal(b)
+            return Number(value(a.value, y), (a, for_a(a.value, y)))
         x, y = a.value, b.value
         return Number(value(x, y), (a, for_a(x, y)), (b, for_b(x, y)))
 
