@@ -272,7 +272,7 @@ MUTANTS = [
         "lambda ell, t: jnp.where(t == 0, 0.0, _log_excess(ell, t))",
         "the second derivative for a target of 0 and its prediction is lost",
         ("no_nans_probability",),
-        "differentiated and generalized",
+        "zeros and generalized",
     ),
     Mutant(
         "_numerics.py",
@@ -343,8 +343,8 @@ MUTANTS = [
         "jnp.where((p == 0) & (q == 0), 1.0, q)",
         "jnp.where(p == 0, 1.0, q)",
         "a probability has no gradient where it is 0, and a negative prediction passes there",
-        ("no_nans_probability",),
-        "differentiated and entropy",
+        ("policies",),
+        "[cross_entropy_with_integer_labels-options-plain",
     ),
     Mutant(
         "_probabilities.py",
@@ -399,8 +399,8 @@ MUTANTS = [
         "            x = jnp.where(self.counted[..., None], x, uncounted)\n",
         "            pass\n",
         "NaN in a masked example reaches the gradient",
-        ("policies",),
-        "[softmax_entropy-classes",
+        ("labels",),
+        "every_integer_loss_ignores",
     ),
     Mutant(
         "_rows.py",
@@ -483,10 +483,10 @@ MUTANTS = [
     Mutant(
         "_linear/chunks.py",
         "number = (examples + size - 1) // size",
-        "number = examples // size",
+        "number = jax.core.max_dim(examples // size, 1)",
         "an exported head loses the examples of the last chunk",
         ("symbolic_shapes",),
-        "linear_head",
+        "never_exist",
     ),
     Mutant(
         "_linear/chunks.py",
