@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, bare, compiled, fast_jit
+from tiers import quick
 
 _STEP = 1e-5
 
@@ -142,7 +143,12 @@ def _tangent_and_differences(case):
         return np.asarray(push(x)[1]), np.asarray((ahead - behind) / (2 * _STEP))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+# The programs of the head are large: its options are for --full.
+_TOGETHER = [*CASES, bare("linear_softmax_cross_entropy")]
+_SMALL = [case for case in _TOGETHER if "kernel" not in case.kinds or not case.options]
+
+
+@pytest.mark.parametrize("case", quick(_TOGETHER, *_SMALL), ids=str)
 def test_value_and_pullback_together(case):
     """Differentiated again, with all second derivatives in it."""
     tangent, expected = _tangent_and_differences(case)
