@@ -113,7 +113,7 @@ CASES = [
 ]
 
 BARE = [
-    dataclasses.replace(case, options={})
+    dataclasses.replace(case, options={}) if case.options else case
     for case in CASES
     if case.fixed.get("reduction", "none") == "none"
 ]

@@ -261,11 +261,17 @@ def test_the_logits_never_exist_whole(reduction):
     )
     program = export.export(jax.jit(jax.grad(loss, (0, 1))), platforms=PLATFORMS)(*specs)
     args = jnp.ones((examples, 4)), jnp.ones((4, classes)), jnp.zeros(examples, int)
-    text = jax.jit(program.call).lower(*args).compile().as_text()
+    compiled = jax.jit(program.call).lower(*args).compile()
     sizes = [
-        np.prod([int(n) for n in s.split(",")]) for s in re.findall(r"f32\[(\d+(?:,\d+)*)\]", text)
+        np.prod([int(n) for n in s.split(",")])
+        for s in re.findall(r"f32\[(\d+(?:,\d+)*)\]", compiled.as_text())
     ]
     assert 64 * classes <= max(sizes) < examples * classes / 2
+    # Every example has its part in the gradient, those of the last chunk included.
+    _, to_kernel = compiled(*args)
+    total = 1 if reduction == "mean" else examples
+    exact = total * (1 / classes - np.eye(classes)[0])
+    np.testing.assert_allclose(to_kernel, np.tile(exact, (4, 1)), rtol=1e-5)
 
 
 def test_a_mesh_needs_numbers():
