@@ -150,7 +150,7 @@ def value_and_gradients(call: Callable[..., jax.Array], differentiable: tuple[in
 @functools.cache
 def compiled(case: Case) -> Callable[..., Any]:
     """Value and gradients of a case, compiled once for all tests that need them."""
-    return jax.jit(value_and_gradients(case.call, case.differentiable))
+    return fast_jit(value_and_gradients(case.call, case.differentiable))
 
 
 @functools.cache

@@ -1,7 +1,12 @@
 """Configuration of the whole suite."""
 
+import gc
+
 import jax
 import pytest
+
+# Traces are many objects that live long: by default their collection takes 7 % of the time.
+gc.set_threshold(100_000, 20, 20)
 
 # Sharding is tested over eight devices where the platform can pretend to have them.
 jax.config.update("jax_num_cpu_devices", 8)

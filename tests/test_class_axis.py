@@ -153,9 +153,7 @@ def test_values_and_gradients(function, shape, classes):
         assert_same(program(*arguments.values()), on_one_device(function))
 
 
-@pytest.mark.parametrize(
-    "function", quick(FUNCTIONS, integer_loss, divergence), ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("function", quick(FUNCTIONS, entropy), ids=lambda f: f.__name__)
 def test_modes_of_differentiation(function):
     """Forward, second derivatives both ways, and vmap of gradients."""
     mesh = mesh_of(*BOTH)
@@ -355,8 +353,9 @@ def test_a_shard_of_which_no_class_counts():
 
     arguments = {"z": z, "labels": labels, "mask": mask}
     mapped = sharded(loss, mesh, "model", arguments)
-    got, to_z = jax.value_and_grad(lambda z: jnp.sum(mapped(z, labels, mask)))(poisoned)
-    exact, exact_to_z = jax.value_and_grad(lambda z: jnp.sum(loss(z, labels, None)))(z[:, :real])
+    got, to_z = fast_jit(jax.value_and_grad(lambda z: jnp.sum(mapped(z, labels, mask))))(poisoned)
+    whole = fast_jit(jax.value_and_grad(lambda z: jnp.sum(loss(z, labels, None))))
+    exact, exact_to_z = whole(z[:, :real])
     np.testing.assert_allclose(got, exact, rtol=1e-6)
     np.testing.assert_allclose(to_z[:, :real], exact_to_z, rtol=1e-5, atol=1e-7)
     assert np.all(to_z[:, real:] == 0)

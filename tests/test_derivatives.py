@@ -1,17 +1,18 @@
 """Every way of differentiating, for every function and every argument, against differences."""
 
 import functools
+import math
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, bare, fast_jit
+from cases import CASES, bare, compiled, fast_jit
+from tiers import quick
 
 _STEP = 1e-5
 
-_FIRST = ["grad", "linearize", "jacfwd", "jacrev"]
 _SECOND = ["forward over forward", "reverse over forward", "reverse over reverse"]
 # The compositions are one mechanism's: a rule with one argument, two, three, or with integers.
 _COMPOSED = [
@@ -23,17 +24,31 @@ _COMPOSED = [
 ]
 
 
+def _with(args, positions, values):
+    full = list(args)
+    for i, x in zip(positions, values, strict=True):
+        full[i] = x
+    return full
+
+
 class _Along:
     """A case in float64 as a function of one vector, and the vector's direction `dot`."""
 
     def __init__(self, case):
-        function, floats = case.of_floats(case.args(np.float64))
+        args = case.args(np.float64)
+        function, floats = case.of_floats(args)
         self.point, unravel = jax.flatten_util.ravel_pytree(floats)
         self.dot = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, self.point.size))
         self.outputs = lambda x: jnp.ravel(function(*unravel(x)))
-        size = jax.eval_shape(self.outputs, self.point).size
-        self.weights = jnp.linspace(0.5, 1.0, size)
-        self.value_and_gradient = fast_jit(lambda x: (self.outputs(x), jax.grad(self.total)(x)))
+        shape = jax.eval_shape(case.call, *args).shape
+        self.weights = jnp.linspace(0.5, 1.0, math.prod(shape))
+
+        def value_and_gradient(x):
+            full = _with(args, case.differentiable, unravel(x))
+            out, *gradients = compiled(case)(self.weights.reshape(shape), *full)
+            return jnp.ravel(out), jax.flatten_util.ravel_pytree(gradients)[0]
+
+        self.value_and_gradient = value_and_gradient
 
     def total(self, x):
         return jnp.vdot(self.weights, self.outputs(x))
@@ -56,32 +71,33 @@ def _differences(case):
         return _along(case).differences()
 
 
-@functools.cache
-def _first(case):
+_ROUTES = {
+    "linearize": lambda f, x, dot: jax.linearize(f, x)[1](dot),
+    "jacfwd": lambda f, x, dot: jax.jacfwd(f)(x) @ dot,
+    "jacrev": lambda f, x, dot: jax.jacrev(f)(x) @ dot,
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradient(case):
     with jax.enable_x64(True):
         along = _along(case)
-
-        @fast_jit
-        def by_every_route(x, dot):
-            f = along.outputs
-            return {
-                "linearize": jax.linearize(f, x)[1](dot),
-                "jacfwd": jax.jacfwd(f)(x) @ dot,
-                "jacrev": jax.jacrev(f)(x) @ dot,
-            }
-
         gradient = along.value_and_gradient(along.point)[1]
-        results = by_every_route(along.point, along.dot)
-        return jax.tree.map(np.asarray, results | {"grad": jnp.vdot(gradient, along.dot)})
+        product = np.vdot(gradient, along.dot)
+    expected = _differences(case)[0] @ np.asarray(along.weights)
+    np.testing.assert_allclose(product, expected, rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("route", _FIRST)
+# Their parts, `jax.jvp` and the pullback, are in the tests of the quick tier.
+@pytest.mark.full
+@pytest.mark.parametrize("route", _ROUTES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_first_derivative(case, route):
-    expected = _differences(case)[0]
-    if route == "grad":
-        expected = expected @ np.linspace(0.5, 1.0, expected.size)
-    np.testing.assert_allclose(_first(case)[route], expected, rtol=1e-7, atol=1e-8)
+    with jax.enable_x64(True):
+        along = _along(case)
+        derivative = fast_jit(functools.partial(_ROUTES[route], along.outputs))
+        found = np.asarray(derivative(along.point, along.dot))
+    np.testing.assert_allclose(found, _differences(case)[0], rtol=1e-7, atol=1e-8)
 
 
 # The derivatives of a pullback, below, are the same in another form.
@@ -97,38 +113,58 @@ def test_hessian(case):
     np.testing.assert_allclose(product, expected, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_value_and_pullback_together(case):
-    """What `jax.vjp` returns is differentiated again, the one multiplied into the other.
+def _together(case):
+    """What `jax.vjp` returns, the value multiplied into the pullback, as a function of a vector.
 
-    In a loop, in which JAX 0.10 forgets the rules of second derivatives, and takes those of the
-    operations.
+    It is in a loop, in which JAX 0.10 forgets the rules of second derivatives, and takes those of
+    the operations.
     """
+    along = _along(case)
+
+    def outputs(x):
+        def step(_, scale):
+            return None, along.outputs(scale * x)
+
+        return jax.lax.scan(step, None, jnp.ones(1))[1][0]
+
+    def together(x):
+        out, pullback = jax.vjp(outputs, x)
+        return jnp.concatenate([out, *pullback(along.weights + out)])
+
+    return together
+
+
+@functools.cache
+def _tangent_and_differences(case):
     with jax.enable_x64(True):
-        along = _along(case)
+        together, x, dot = _together(case), _along(case).point, _along(case).dot
+        push = fast_jit(lambda x: jax.jvp(together, (x,), (dot,)))
+        ahead, behind = push(x + _STEP * dot)[0], push(x - _STEP * dot)[0]
+        return np.asarray(push(x)[1]), np.asarray((ahead - behind) / (2 * _STEP))
 
-        def outputs(x):
-            def step(_, scale):
-                return None, along.outputs(scale * x)
 
-            return jax.lax.scan(step, None, jnp.ones(1))[1][0]
+# The programs of the head are large: its options are for --full.
+_TOGETHER = [*CASES, bare("linear_softmax_cross_entropy")]
+_SMALL = [case for case in _TOGETHER if "kernel" not in case.kinds or not case.options]
 
-        def together(x):
-            out, pullback = jax.vjp(outputs, x)
-            return jnp.concatenate([out, *pullback(along.weights + out)])
 
-        @fast_jit
-        def by_every_route(x, dot):
-            out, tangent = jax.jvp(together, (x,), (dot,))
-            weights = jnp.linspace(0.5, 1.0, out.size)
-            gradient = jax.grad(lambda x: jnp.vdot(weights, together(x)))(x)
-            ahead, behind = together(x + _STEP * dot), together(x - _STEP * dot)
-            return (ahead - behind) / (2 * _STEP), tangent, jnp.vdot(gradient, dot), weights
-
-        results = map(np.asarray, by_every_route(along.point, along.dot))
-        expected, tangent, along_gradient, weights = results
+@pytest.mark.parametrize("case", quick(_TOGETHER, *_SMALL), ids=str)
+def test_value_and_pullback_together(case):
+    """Differentiated again, with all second derivatives in it."""
+    tangent, expected = _tangent_and_differences(case)
     np.testing.assert_allclose(tangent, expected, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(along_gradient, weights @ expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_value_and_pullback_together_backwards(case):
+    expected = _tangent_and_differences(case)[1]
+    with jax.enable_x64(True):
+        together, along = _together(case), _along(case)
+        weights = jnp.linspace(0.5, 1.0, expected.size)
+        gradient = fast_jit(jax.grad(lambda x: jnp.vdot(weights, together(x))))(along.point)
+        product = np.vdot(gradient, along.dot)
+    np.testing.assert_allclose(product, np.asarray(weights) @ expected, rtol=1e-6, atol=1e-6)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ALL, CASES, bare, cotangent_of, fast_jit, value_and_gradients
+from cases import ALL, CASES, bare, compiled, cotangent_of, fast_jit
 from tiers import quick
 
 _SMALL = pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
@@ -22,15 +22,10 @@ EVERY, COMPILED = _every(ALL), _every(CASES)
 
 
 @functools.cache
-def _program(case):
-    return fast_jit(value_and_gradients(case.call, case.differentiable))
-
-
-@functools.cache
 def _in_dtype(case, dtype):
     """The result and the gradients; the example numbers are exact in every dtype."""
     cotangent = jnp.asarray(cotangent_of(case), np.float64 if dtype == np.float64 else np.float32)
-    out, *gradients = jax.tree.map(np.asarray, _program(case)(cotangent, *case.args(dtype)))
+    out, *gradients = jax.tree.map(np.asarray, compiled(case)(cotangent, *case.args(dtype)))
     return out, gradients
 
 
@@ -73,7 +68,7 @@ def test_float64_stays(case):
 def test_float32_stays_beside_float64(case):
     with jax.enable_x64(True):
         args, cotangent = case.args(np.float32), jnp.asarray(cotangent_of(case))
-        out, *gradients = jax.eval_shape(_program(case), cotangent, *args)
+        out, *gradients = jax.eval_shape(compiled(case), cotangent, *args)
     assert out.dtype == np.float32
     assert all(g.dtype == np.float32 for g in gradients)
 
@@ -85,7 +80,7 @@ def test_mixed_dtypes(case):
     for start in range(min(2, len(case.differentiable))):
         small = case.differentiable[start::2]
         mixed = [x.astype(jnp.bfloat16) if i in small else x for i, x in enumerate(args)]
-        out, *gradients = jax.eval_shape(_program(case), cotangent, *mixed)
+        out, *gradients = jax.eval_shape(compiled(case), cotangent, *mixed)
         assert out.dtype == np.float32
         for i, g in zip(case.differentiable, gradients, strict=True):
             assert g.dtype == mixed[i].dtype
