@@ -168,7 +168,7 @@ MUTANTS = [
         "p * jnp.where(t == -jnp.inf, 0.0, t)",
         "the derivative for the target lacks that of its normaliser",
         ("derivatives",),
-        "first_derivative and softmax_kl",
+        "test_gradient[softmax_kl",
     ),
     Mutant(
         "_divergence.py",
