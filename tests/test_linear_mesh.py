@@ -96,6 +96,7 @@ def test_every_option(shape, class_axis_name, reduction):
             assert_close(results, on_one_device(reduction)(arrays), 1e-12)
 
 
+@pytest.mark.full
 def test_modes_of_differentiation():
     """Forward mode, vmap, and second derivatives both ways."""
     mesh = mesh_of(*BOTH)

@@ -146,6 +146,7 @@ def test_debug_nans(inputs):
             assert not has_nan(both(*map(jnp.asarray, args)))
 
 
+@pytest.mark.full
 @every
 def test_checkify(inputs):
     both = jax.jit(checkify.checkify(value_and_gradients(inputs.call), checkify.nan_checks))
@@ -205,6 +206,7 @@ def test_hessian_with_zeros(inputs):
     np.testing.assert_allclose(hessian, hessian.T, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["relative_entropy", "weighted_mean"])
 def test_every_composition(name):
     with jax.enable_x64(True):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BARE
+from cases import BARE, fast_jit
 from hypothesis import HealthCheck, given, settings
 
 _SHAPE = (2, 3)
@@ -79,7 +79,7 @@ def _compiled(case, masked=False):
         gradients, out = jax.grad(total, case.differentiable, has_aux=True)(*args)
         return out, gradients
 
-    return jax.jit(function)
+    return fast_jit(function)
 
 
 def _run(case, args, where=None):

@@ -22,10 +22,10 @@ PLAIN = pytest.mark.parametrize("case", BARE, ids=str)
 WITH_OPTIONS = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-def _assert_close(actual, right, rtol=4e-6):
+def _assert_close(actual, right, rtol=4e-6, atol=1e-7):
     for x, y in zip(actual, right, strict=True):
         assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-7)
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
 
 
 def _cotangent(case):
@@ -135,7 +135,8 @@ def test_shard_map(case):
     for result, exact in zip(
         fast_jit(lambda: [mapped(r) for r in choices])(), map(right, choices), strict=True
     ):
-        _assert_close(jax.tree.leaves(result[:2]), jax.tree.leaves(exact[:2]))
+        # Gradients for options are sums of terms of both signs, with cotangents of up to 3.
+        _assert_close(jax.tree.leaves(result[:2]), jax.tree.leaves(exact[:2]), atol=1e-6)
         np.testing.assert_allclose(result[2], exact[2], rtol=1e-5, atol=1e-5)
 
 
