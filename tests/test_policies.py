@@ -48,8 +48,8 @@ LAYOUTS = {
     "ignoring": {"ignore_index": -100},
 }
 """What is given beside the arguments; each is one program, in which `where` is traced."""
-_FULL = {"examples", "ignoring"}
-"""What the other layouts have as well, in another form."""
+_FULL = {"ignoring"}
+"""What another layout has as well."""
 
 _NOT_LOSSES = {"logsumexp": -INF, "log_softmax": -INF, "softmax": 0.0}
 """And the result of a masked example."""

@@ -12,7 +12,7 @@ from cases import fast_jit
 from heads import BASE, OPTIONS
 from jax import export
 from meshes import BOTH, mesh_of
-from tiers import quick, quick_rows
+from tiers import quick
 
 import jxent
 
@@ -202,16 +202,15 @@ def every_reduction(arrays, **fixed):
     return mean, losses, head(arrays, reduction="sum", **fixed)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("symbols", "chunk_size", "sizes"),
-    quick_rows(
-        [
-            (("b",), 4, [((3,),), ((4,),), ((9,),)]),
-            (("b, s",), 4, [((1, 1),), ((3, 5),)]),
-            (("3*b",), 6, [((12,),)]),
-            (("b", "f", "c"), None, [((2,), 1, 2), ((300,), 3, 30)]),
-        ]
-    ),
+    [
+        (("b",), 4, [((3,),), ((4,),), ((9,),)]),
+        (("b, s",), 4, [((1, 1),), ((3, 5),)]),
+        (("3*b",), 6, [((12,),)]),
+        (("b", "f", "c"), None, [((2,), 1, 2), ((300,), 3, 30)]),
+    ],
 )
 def test_linear_head(symbols, chunk_size, sizes):
     """Fewer examples than a chunk has, as many, and more, in one dimension and in two."""

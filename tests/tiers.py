@@ -13,6 +13,7 @@ def quick(values, *chosen, number=1):
 
 def quick_rows(rows, *chosen):
     """The same for rows of several parameters; those chosen go by their place."""
+    assert chosen
     return [
         pytest.param(*row, marks=() if i in chosen else pytest.mark.full)
         for i, row in enumerate(rows)
