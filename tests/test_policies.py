@@ -38,6 +38,8 @@ class Row(NamedTuple):
     layout: str = "plain"
     where: Any = True
     """Whether the example counts, or each of its classes."""
+    rtol: float = 1e-6
+    """Of the gradient."""
 
 
 LAYOUTS = {
@@ -389,29 +391,29 @@ def _as_of_two(case, row, i, losses, gradients):
     parts = {
         kind: [0.0, *gradient[i]] for kind, gradient in zip(case.kinds, gradients, strict=False)
     }
-    return row._replace(loss=loss, gradient=parts)
+    return row._replace(loss=loss, gradient=parts, rtol=2e-6)
 
 
 def _check_row(row, loss, gradients):
-    _check(loss, row.loss, "loss")
+    _check(loss, row.loss, "loss", 1e-6)
     for kind, gradient in gradients.items():
         expected = row.gradient.get(kind) if isinstance(row.gradient, dict) else row.gradient
         if expected is not None and expected is not SOME_NAN:
-            _check(gradient, expected, f"gradient for {kind}")
+            _check(gradient, expected, f"gradient for {kind}", row.rtol)
     if row.gradient is SOME_NAN:
         assert any(np.any(np.isnan(g)) for g in gradients.values())
     elif np.all(np.isfinite(loss)):
         assert all(np.all(np.isfinite(g)) for g in gradients.values())
 
 
-def _check(got, expected, what):
+def _check(got, expected, what, rtol):
     """A zero is exact."""
     expected = np.broadcast_to(np.asarray(expected, object), got.shape)
     for x, right in zip(np.ravel(got), np.ravel(expected), strict=True):
         if right is None:
             assert not np.isnan(x), what
         else:
-            np.testing.assert_allclose(x, right, rtol=2e-6, atol=0, err_msg=what)
+            np.testing.assert_allclose(x, right, rtol=rtol, atol=0, err_msg=what)
 
 
 _WEIGHED = [
