@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tolerances
+from cases import of_some
 
 import jxent
 
@@ -35,13 +36,8 @@ def value_and_gradients(function, args, cotangent=None):
     floats = [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.floating)]
 
     def both(*args):
-        def of_floats(*given):
-            full = list(args)
-            for i, x in zip(floats, given, strict=True):
-                full[i] = x
-            return function(*full)
-
-        out, pullback = jax.vjp(of_floats, *(args[i] for i in floats))
+        of_floats, given = of_some(function, floats, args)
+        out, pullback = jax.vjp(of_floats, *given)
         return out, *pullback(jnp.ones_like(out) if cotangent is None else jnp.asarray(cotangent))
 
     return jax.jit(both)(*args)

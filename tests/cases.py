@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jxent
+from jxent._selftest.errors import compiler_options
 from jxent._selftest.table import TABLE
 
 EXAMPLES: dict[str, Any] = {
@@ -31,6 +32,19 @@ EXAMPLES: dict[str, Any] = {
     "weights": [[1.0, 0.5, 2.0], [0.25, 1.5, 0.75]],
 }
 """An example of each kind of argument."""
+
+
+def of_some(call: Callable[..., Any], places: Iterable[int], args: Sequence[Any]) -> Any:
+    """The function of the arguments at these places alone, and these."""
+    places = tuple(places)
+
+    def function(*some: Any) -> Any:
+        full = list(args)
+        for i, x in zip(places, some, strict=True):
+            full[i] = x
+        return call(*full)
+
+    return function, [args[i] for i in places]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,14 +104,7 @@ class Case:
 
     def of_floats(self, args: list[jax.Array]) -> tuple[Callable[..., jax.Array], list[jax.Array]]:
         """The function of the differentiable arguments alone, and these."""
-
-        def function(*floats: jax.Array) -> jax.Array:
-            full = list(args)
-            for i, x in zip(self.differentiable, floats, strict=True):
-                full[i] = x
-            return self.call(*full)
-
-        return function, [args[i] for i in self.differentiable]
+        return of_some(self.call, self.differentiable, args)
 
 
 _FIXED = {
@@ -123,25 +130,17 @@ ALL = BARE + [case for case in CASES if case.options]
 """Each function without its options, and where it has some, with them."""
 
 
-_FAST = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-
-
 def fast_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit` without LLVM's polish on a CPU, for programs that run once: a third less to do."""
-    return jax.jit(function, compiler_options=_FAST, **options)
+    """`jax.jit` without LLVM's polish on a CPU, for programs that run once."""
+    return jax.jit(function, compiler_options=compiler_options(), **options)
 
 
 def value_and_gradients(call: Callable[..., jax.Array], differentiable: tuple[int, ...]) -> Any:
     """The function ``(cotangent, *args) -> (out, *gradients)``."""
 
     def function(cotangent: jax.Array, *args: jax.Array) -> tuple[jax.Array, ...]:
-        def of_floats(*floats: jax.Array) -> jax.Array:
-            full = list(args)
-            for i, x in zip(differentiable, floats, strict=True):
-                full[i] = x
-            return call(*full)
-
-        out, pullback = jax.vjp(of_floats, *(args[i] for i in differentiable))
+        of_floats, floats = of_some(call, differentiable, args)
+        out, pullback = jax.vjp(of_floats, *floats)
         return out, *pullback(cotangent)
 
     return function

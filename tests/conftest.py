@@ -34,9 +34,8 @@ def pytest_collection_modifyitems(config, items):
         if case is not None:
             item.add_marker(pytest.mark.xdist_group(case.name))
     if not config.getoption("--full"):
-        quick = [item for item in items if not item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=[item for item in items if item not in quick])
-        items[:] = quick
+        config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("full")])
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
 @pytest.fixture(autouse=True)

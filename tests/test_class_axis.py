@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import fast_jit
+from cases import fast_jit, of_some
 from jax.sharding import PartitionSpec as P
 from meshes import BOTH, CLASSES_ONLY, EXAMPLES_ONLY, THREE, mesh_of
 from tiers import quick, quick_rows
@@ -163,13 +163,7 @@ def test_modes_of_differentiation(function):
         given = list(arguments.values())
 
         def modes(call):
-            def f(*values):
-                full = list(given)
-                for i, x in zip(at, values, strict=True):
-                    full[i] = x
-                return weighted(call(*full))
-
-            values = [given[i] for i in at]
+            f, values = of_some(lambda *values: weighted(call(*values)), at, given)
             dots = [jnp.sin(5 * x) for x in values]
             gradient = jax.grad(f, range(len(at)))
 
@@ -206,14 +200,7 @@ def test_differentiated_inside(function):
             # Over the data axis each shard has a loss of its own, so the sum is taken outside.
             gradients = jax.grad(total, at)(*values)
             dots = [jnp.cos(7 * values[i]) for i in at]
-
-            def of_floats(*floats):
-                full = list(values)
-                for i, x in zip(at, floats, strict=True):
-                    full[i] = x
-                return total(*full)
-
-            _, dot = jax.jvp(of_floats, [values[i] for i in at], dots)
+            _, dot = jax.jvp(*of_some(total, at, values), dots)
             return gradients, jax.lax.psum(dot, "data")
 
         names = list(arguments)

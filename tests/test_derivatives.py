@@ -8,7 +8,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, bare, compiled, fast_jit
+from cases import CASES, bare, compiled, fast_jit, of_some
 from tiers import quick
 
 _STEP = 1e-5
@@ -24,13 +24,6 @@ _COMPOSED = [
 ]
 
 
-def _with(args, positions, values):
-    full = list(args)
-    for i, x in zip(positions, values, strict=True):
-        full[i] = x
-    return full
-
-
 class _Along:
     """A case in float64 as a function of one vector, and the vector's direction `dot`."""
 
@@ -44,8 +37,8 @@ class _Along:
         self.weights = jnp.linspace(0.5, 1.0, math.prod(shape))
 
         def value_and_gradient(x):
-            full = _with(args, case.differentiable, unravel(x))
-            out, *gradients = compiled(case)(self.weights.reshape(shape), *full)
+            call = functools.partial(compiled(case), self.weights.reshape(shape))
+            out, *gradients = of_some(call, case.differentiable, args)[0](*unravel(x))
             return jnp.ravel(out), jax.flatten_util.ravel_pytree(gradients)[0]
 
         self.value_and_gradient = value_and_gradient

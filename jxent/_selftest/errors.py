@@ -124,13 +124,13 @@ def _evaluate(
 
     with jax.enable_x64(dtype == "float64"):
         used = {kind: arguments[kind] for _, kind in found}
-        compiled = jax.jit(run).lower(used).compile(_compiler_options())
+        compiled = jax.jit(run).lower(used).compile(compiler_options())
         results = compiled(used)
         return dict(zip(found, jax.tree.map(_as_float64, results), strict=True))
 
 
-def _compiler_options() -> dict[str, str | bool]:
-    """For CPU the same operations without LLVM's polish: half of the time to compile."""
+def compiler_options() -> dict[str, str | bool]:
+    """For CPU the same operations without LLVM's polish: a third less time to compile."""
     return {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}
 
 
