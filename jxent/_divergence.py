@@ -174,8 +174,8 @@ def _known(
 ) -> tuple[Statistics, Statistics, jax.Array]:
     """The statistics of p, those of q, and S."""
     z_p, z_q = upcast(target_logits, logits)
-    of_p = statistics(axes, z_p, target_logits.dtype)
-    of_q = statistics(axes, z_q, logits.dtype)
+    of_p = statistics(axes, z_p.dtype, target_logits)
+    of_q = statistics(axes, z_q.dtype, logits)
     return of_p, of_q, _change(axes, Pair(z_p, z_q, of_p, of_q))
 
 

@@ -185,7 +185,7 @@ def _focused(losses: jax.Array, missed: jax.Array, right: jax.Array, gamma: Arra
 
 def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
     z, y = upcast(logits, labels)
-    stats = statistics((), z, logits.dtype)
+    stats = statistics((), z.dtype, logits)
     return jnp.sum(y * complement((), z, stats), axis=-1), (stats,)
 
 

@@ -89,3 +89,15 @@ def explicit_sharding(x: jax.Array) -> jax.sharding.NamedSharding | None:
     """
     sharding = jax.typeof(x).sharding
     return sharding if any(axis is not None for axis in sharding.spec) else None
+
+
+def automatic_axes(x: jax.Array) -> tuple[Any, ...]:
+    """The mesh axes over which XLA may have spread `x` without its type saying so."""
+    meshes = jax.typeof(x).sharding.mesh, jax.sharding.get_abstract_mesh()
+    automatic = jax.sharding.AxisType.Auto
+    return tuple(
+        name
+        for mesh in meshes
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == automatic and mesh.shape[name] > 1
+    )

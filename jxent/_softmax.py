@@ -178,7 +178,7 @@ def softmax_entropy(
 
 def _log_softmax_fwd(logits: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
     (z,) = upcast(logits)
-    stats = statistics((), z, logits.dtype)
+    stats = statistics((), z.dtype, logits)
     return -surprisal(z, stats), (stats,)
 
 
@@ -196,7 +196,7 @@ _log_softmax = with_gradient(_log_softmax_fwd, _log_softmax_bwd)
 
 def _softmax_fwd(logits: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
     (z,) = upcast(logits)
-    stats = statistics((), z, logits.dtype)
+    stats = statistics((), z.dtype, logits)
     return probability((), z, stats), (stats,)
 
 
@@ -212,7 +212,7 @@ _softmax = with_gradient(_softmax_fwd, _softmax_bwd)
 
 def _softmax_entropy_fwd(axes: MeshAxes, logits: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
     (z,) = upcast(logits)
-    stats = statistics(axes, z, logits.dtype, exp_gap=True)
+    stats = statistics(axes, z.dtype, logits, exp_gap=True)
     return row_entropy(axes, z, stats)[..., 0], (stats,)
 
 

@@ -1,6 +1,5 @@
 """The ways to a row's maximum and sums, beside each other, against exact sums."""
 
-import functools
 import math
 
 import jax
@@ -12,19 +11,30 @@ from tiers import quick
 from tolerances import eps
 
 from jxent._statistics import Request
-from jxent._statistics.dispatch import on_cpu, on_gpu
-from jxent._statistics.row_sums import by_blocks, by_logsumexp, in_one_pass
+from jxent._statistics.dispatch import on_any, on_cpu, on_gpu, on_tpu
+from jxent._statistics.merging import without_limit_nan
+from jxent._statistics.row_sums import by_reduction, by_sums
 
 INF, NAN = np.inf, np.nan
 FLOAT32 = np.dtype(np.float32)
 WAYS = {
-    "by_logsumexp": by_logsumexp,
-    "in_one_pass": in_one_pass,
+    "any": on_any,
+    "cpu": on_cpu,
     "gpu": on_gpu,
-    "one_block": functools.partial(by_blocks, stored=FLOAT32, number=1),
-    "by_blocks": functools.partial(by_blocks, stored=FLOAT32, number=4),
-    "cpu": functools.partial(on_cpu, stored=FLOAT32),
+    "tpu": on_tpu,
+    # Slices that do not divide the classes.
+    "reduction_of_3": lambda z, *args, **kwargs: by_reduction(
+        z, *args, **kwargs, width=-(-z.shape[-1] // 3)
+    ),
+    "sums_of_7": lambda z, *args, **kwargs: by_sums(
+        z, *args, **kwargs, width=-(-z.shape[-1] // 7)
+    ),
 }
+WAYS = {
+    name: lambda z, request, way=way: without_limit_nan(way(z, request, dtype=FLOAT32))
+    for name, way in WAYS.items()
+}
+SERIAL = [WAYS["tpu"], WAYS["reduction_of_3"]]
 EVERY_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
@@ -63,7 +73,7 @@ def _exact(z, w):
 @pytest.mark.parametrize("classes", quick([4, 8, 12, 100, 1024, 1028, 50_000], 4, 100, 1028))
 def test_sums(way, classes):
     z = _rows(classes)
-    if way is in_one_pass and classes > 10_000:
+    if way in SERIAL and classes > 10_000:
         z = z[:-1]  # A sorted row rounds at every step, of which accelerators take fewer.
     w = _weights(z)
     stats = jax.jit(lambda z, w: way(z, Request(weights=w, exp_gap=True)))(z, w)
@@ -133,7 +143,7 @@ def test_exp_gap_without_limit(way):
     np.testing.assert_array_equal(stats.exp_gap[:, 0], 0)
 
 
-@pytest.mark.parametrize("way", [by_logsumexp, in_one_pass, WAYS["cpu"]])
+@EVERY_WAY
 def test_logit_of_the_label(way):
     z = np.float32([[1, -2, 3], [-INF, 0, INF], [NAN, 1, 2]])
     for label in range(3):

@@ -9,32 +9,33 @@ import numpy as np
 from jax.export import is_symbolic_dim
 
 from .._labels import at_label, in_range
-from .._sharding import MeshAxes, explicit_sharding, of_this_shard, sum_classes
+from .._sharding import MeshAxes, automatic_axes, of_this_shard, sum_classes
 from . import Request, Statistics, finite_shift, unnormalized
-from .row_sums import by_blocks, by_logsumexp, in_one_pass, with_plain_sums
-from .shards import merged
+from .merging import without_limit_nan
+from .row_sums import by_logsumexp, by_reduction, by_sums
+from .shards import of_all_shards
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 2, 5))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 5))
 def statistics(
     axes: MeshAxes,
-    z: jax.Array,
-    stored: np.dtype[Any],
+    dtype: np.dtype[Any],
+    logits: jax.Array,
     labels: jax.Array | None = None,
     weights: jax.Array | None = None,
     exp_gap: bool = False,
 ) -> Statistics:
-    """The statistics of each row of logits, upcast from the dtype that they are stored in.
+    """The statistics of each row of logits, in this computing dtype.
 
     `labels`, `weights` and `exp_gap` say which, as in `Request`. Where the classes are spread over
     the mesh axes `axes` the statistics are those of the whole row, and labels number all classes.
     """
     if not axes:
-        return sums_on_platform(z, Request(labels, weights, exp_gap), stored)
-    here = None if labels is None else of_this_shard(labels, z.shape[-1], axes)
-    has_label = None if here is None else in_range(here, z.shape[-1])
-    of_shard = sums_on_platform(z, Request(here, weights, exp_gap), stored)
-    return merged(of_shard, has_label, axes)
+        return without_limit_nan(sums_on_platform(logits, Request(labels, weights, exp_gap), dtype))
+    here = None if labels is None else of_this_shard(labels, logits.shape[-1], axes)
+    has_label = None if here is None else in_range(here, logits.shape[-1])
+    of_shard = sums_on_platform(logits, Request(here, weights, exp_gap), dtype)
+    return without_limit_nan(of_all_shards(of_shard, has_label, axes))
 
 
 # m is only where the sums are anchored: what is made of them does not depend on it, so its
@@ -43,13 +44,14 @@ def statistics(
 @statistics.defjvp
 def _statistics_jvp(
     axes: MeshAxes,
-    stored: np.dtype[Any],
+    dtype: np.dtype[Any],
     exp_gap: bool,
     primals: tuple[Any, ...],
     tangents: tuple[Any, ...],
 ) -> tuple[Statistics, Statistics]:
-    (z, labels, weights), (z_dot, _, weights_dot) = primals, tangents
-    stats = statistics(axes, z, stored, labels, weights, exp_gap)
+    (logits, labels, weights), (logits_dot, _, weights_dot) = primals, tangents
+    stats = statistics(axes, dtype, logits, labels, weights, exp_gap)
+    z, z_dot = logits.astype(dtype), logits_dot.astype(dtype)
     e, down = unnormalized(z, stats.maximum), finite_shift(z, stats.maximum)
     total = partial(sum_classes, axes=axes)
 
@@ -57,6 +59,7 @@ def _statistics_jvp(
     if labels is not None:
         stats_dot = stats_dot._replace(label_logit=at_label(z_dot, labels, axes))
     if weights is not None:
+        weights, weights_dot = weights.astype(dtype), weights_dot.astype(dtype)
         gap_dot = weights_dot * jnp.where(z > -jnp.inf, down, 0.0) + weights * z_dot
         stats_dot = stats_dot._replace(
             weighted_gap=-total(gap_dot),
@@ -69,56 +72,58 @@ def _statistics_jvp(
     return stats, stats_dot
 
 
-def sums_on_platform(z: jax.Array, request: Request, stored: np.dtype[Any]) -> Statistics:
-    """The statistics by the way that suits the platform and the dtype that z is stored in."""
+def sums_on_platform(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
+    """The statistics by the way that suits the platform."""
     labels, weights, exp_gap = request
 
     def by(way: Any) -> Any:
-        return lambda z, labels, weights: way(z, Request(labels, weights, exp_gap))
+        return lambda *arrays: way(arrays[0], Request(*arrays[1:], exp_gap), dtype)
 
     sums: Statistics = jax.lax.platform_dependent(
-        z,
-        labels,
-        weights,
-        cpu=by(partial(on_cpu, stored=stored)),
-        cuda=by(on_gpu),
-        tpu=by(in_one_pass),
-        default=by(by_logsumexp),
+        logits, labels, weights, cpu=by(on_cpu), tpu=by(on_tpu), cuda=by(on_gpu), default=by(on_any)
     )
     return sums
 
 
-def on_cpu(z: jax.Array, request: Request, stored: np.dtype[Any]) -> Statistics:
-    """The way that XLA:CPU compiles best for so many classes."""
-    classes = z.shape[-1]
-    if is_symbolic_dim(classes):
-        return by_blocks(z, request, stored, 1)
-    if classes < 12:  # XLA:CPU unrolls so short a reduction, and then compiles it well.
-        maximum = in_one_pass(z, Request())[:2]
-        return with_plain_sums(z, maximum, request, stored)
-    # A number of blocks that divides the classes: few blocks, each a small part of the classes.
-    numbers = [n for n in range(4, 65) if classes % n == 0 and classes >= 24 * n]
-    if not numbers or explicit_sharding(z):
-        return by_blocks(z, request, stored, 1)
-    # A block costs as much as some 24 classes, and the classes of one block are read twice.
-    cost = {n: 24 * n + classes // n for n in numbers}
-    return by_blocks(z, request, stored, max(numbers, key=lambda n: (_cuts(n), -cost[n])))
+def on_any(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
+    """The plain way, which asks least of a compiler."""
+    return by_logsumexp(logits, request, dtype)
 
 
-def on_gpu(z: jax.Array, request: Request) -> Statistics:
-    """In one pass by blocks that fit a thread block, if some size of them divides the classes.
+def on_tpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
+    """In one reduction of up to 16 slices of whole registers, which are 128 classes wide."""
+    return by_reduction(logits, request, dtype, width_of_slices(logits, 16, 128))
+
+
+def on_cpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
+    """With the sums of some slices, for which XLA:CPU makes vectorised loops."""
+    return by_sums(logits, request, dtype, width_of_slices(logits, 16, 8))
+
+
+def on_gpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
+    """In one reduction by blocks that fit a thread block, if some size of them divides the classes.
 
     XLA:GPU cuts longer rows itself, into more blocks, whose sums then move much more memory.
     """
-    classes = z.shape[-1]
-    if is_symbolic_dim(classes):
-        return in_one_pass(z, request)
-    sizes = [n for n in range(256, 2049) if classes % n == 0 and classes > n]
-    if not sizes or explicit_sharding(z):
-        return in_one_pass(z, request)
-    return in_one_pass(z, request, max(sizes, key=lambda n: (_cuts(classes // n), n)))
+    classes, block = logits.shape[-1], 0
+    if has_whole_rows(logits):
+        block = max((n for n in range(256, 2049) if classes % n == 0 and classes > n), default=0)
+    return by_reduction(logits, request, dtype, classes, block)
 
 
-def _cuts(number: int) -> int:
-    """The power of two in a number of blocks: sharded classes can be cut along it."""
-    return min(number & -number, 64)
+def width_of_slices(logits: jax.Array, most: int, unit: int) -> int:
+    """The width of the slices: a multiple of the unit, and so that there are at most so many."""
+    classes = logits.shape[-1]
+    if not has_whole_rows(logits):
+        return classes
+    return min(classes, -(-classes // (most * unit)) * unit)
+
+
+def has_whole_rows(logits: jax.Array) -> bool:
+    """Whether each device certainly has all classes of its rows, so that they can be cut.
+
+    Where XLA has spread them over devices, to cut them would be to move them. The type of an array
+    says what is certain: of a mesh with automatic axes it says that the mesh is there.
+    """
+    of_classes = jax.typeof(logits).sharding.spec[-1]
+    return not is_symbolic_dim(logits.shape[-1]) and of_classes is None and not automatic_axes(logits)

@@ -175,7 +175,7 @@ def _surprisals_fwd(
     axes: MeshAxes, logits: jax.Array, labels: jax.Array | None, weights: jax.Array | None
 ) -> tuple[Surprisals, Any]:
     z, w = upcast(logits, weights)
-    stats = statistics(axes, z, logits.dtype, labels, w)
+    stats = statistics(axes, z.dtype, logits, labels, weights)
     m, normalizer = stats.maximum, jnp.log1p(stats.sumexp_rest)
     of_label = of_weights = None
     if labels is not None:

@@ -1,0 +1,116 @@
+"""The rule by which rows of logits are merged: the statistics of a row from those of its parts.
+
+A part is a row of its own, with a maximum of its own. Seen from the maximum of the whole row, which
+is not lower, each of its exponentials is smaller by one factor, its own maximum counts like every
+other class, and each of its weights costs more by the difference of the two maxima. So the sums of
+all parts can be added.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._numerics import nan_where
+from . import IfRequested, Statistics
+
+Named: TypeAlias = dict[str, jax.Array]
+"""Some of the statistics, by their names."""
+
+
+def of_single_classes(logits: jax.Array, weights: IfRequested, exp_gap: bool) -> Statistics:
+    """Each class as a row of its own. It has no other classes, so that every sum is zero."""
+    no_sum = None if weights is None else jnp.zeros_like(weights)
+    no_gap = jnp.zeros_like(logits) if exp_gap else None
+    return Statistics(logits, None, None, no_sum, weights, no_sum, no_gap)
+
+
+def merged(
+    parts: Sequence[Statistics],
+    largest: Callable[[Named], Named] = lambda tops: tops,
+    total: Callable[[Named], Named] = lambda sums: sums,
+) -> Statistics:
+    """The statistics of rows from those of their parts.
+
+    The parts are merged entry by entry. With `largest` and `total`, which take the maximum and the
+    sum of each array over an axis or over mesh axes, so are the entries.
+    """
+    tops = largest(tops_of(parts))
+    # The maximum is only where the sums are anchored, so the derivatives need not go through it.
+    tops |= {n: jax.lax.stop_gradient(tops[n]) for n in ("maximum", "max_weight") if n in tops}
+    terms = [_terms(part, tops) for part in parts]
+    sums = total(jax.tree.map(lambda *x: reduce(jax.lax.add, x), *terms))
+    # Each part leaves out its own maximum. All but one of those that are the row's maximum belong
+    # to the sum; likewise the largest weights. A row at -inf has no class, but perhaps NaN.
+    others = sums["sumexp_rest"] + (sums.pop("maxima") - 1)
+    has_class = tops["maximum"] > -jnp.inf
+    sums["sumexp_rest"] = jnp.where(has_class, others, jnp.maximum(others, 0))
+    if "heaviest" in sums:
+        sums["weight_rest"] += (sums.pop("heaviest") - 1) * tops["max_weight"]
+    return Statistics(**tops, **sums)
+
+
+def tops_of(parts: Sequence[Statistics]) -> Named:
+    """Those statistics that are the largest of the parts' statistics."""
+    names = ("maximum", "label_logit", "max_weight")
+    given = [{n: x for n in names if (x := getattr(part, n)) is not None} for part in parts]
+    return jax.tree.map(lambda *x: reduce(jax.lax.max, x), *given)
+
+
+def _terms(part: Statistics, tops: Named) -> Named:
+    m = jnp.broadcast_to(tops["maximum"], part.maximum.shape)
+    is_top = part.maximum == m
+    terms = seen_from(m, part)
+    # A single class that is the maximum counts 0, with the derivative of its exponential.
+    own = _below(part, m) if part.sumexp_rest is None else part.sumexp_rest
+    terms["sumexp_rest"] = jax.lax.select(is_top, own, terms["sumexp_rest"])
+    terms["maxima"] = is_top.astype(m.dtype)
+    if part.max_weight is not None:
+        is_heaviest = part.max_weight == tops["max_weight"]
+        rest = jax.lax.select(is_heaviest, part.weight_rest, terms["weight_rest"])
+        terms |= {"weight_rest": rest, "heaviest": is_heaviest.astype(m.dtype)}
+    return terms
+
+
+def seen_from(m: jax.Array, part: Statistics, one: float = 1.0) -> Named:
+    """The sums of a part, as they count in a row whose maximum m is that of another part.
+
+    `one` is the exponential of 0, in the unit of the sums. If it is 0 the part may have rounding
+    errors in place of its sums: they shrink and grow likewise.
+    """
+    down, zero = _below(part, m), jnp.zeros_like(m)
+    scale = jax.lax.exp(down)
+    is_single = part.sumexp_rest is None
+    exponentials = scale if is_single else scale * (part.sumexp_rest + one)
+    sums = {"sumexp_rest": exponentials}
+    if part.weighted_gap is not None:
+        weight = part.weight_rest + (part.max_weight if one else 0)
+        # Beside +inf every other class is infinitely far. What has no weight costs nothing.
+        reaches = part.maximum == m
+        gap = jax.lax.select(reaches, -down, m - jax.lax.select(reaches, zero, part.maximum))
+        step = weight * jax.lax.select(weight == 0, zero, gap)
+        sums |= {"weighted_gap": part.weighted_gap + step, "weight_rest": weight}
+    if part.exp_gap is not None:
+        gap = jax.lax.select(scale == 0, zero, -down)
+        sums["exp_gap"] = scale * part.exp_gap + exponentials * gap
+    return sums
+
+
+def _below(part: Statistics, m: jax.Array) -> jax.Array:
+    """How far the part's maximum is below m, as a negative number; 0 if both are the same."""
+    # Infinity minus itself would be NaN, so that the largest number stands for it.
+    largest = np.finfo(m.dtype).max
+    lowered = jax.lax.min(part.maximum, jnp.full_like(m, largest))
+    return lowered - jax.lax.clamp(-largest, m, largest)
+
+
+def without_limit_nan(stats: Statistics) -> Statistics:
+    """NaN for a row that has no limit: with a NaN logit, only -inf, or more than one +inf."""
+    m, s = stats.maximum, stats.sumexp_rest
+    # A compiler's maximum may ignore NaN, but the sum does not. Beside one +inf the sum is 0.
+    is_nan = jnp.isnan(s)
+    undefined = is_nan | ~(m > -jnp.inf) | ((m == jnp.inf) & (s != 0))
+    return stats._replace(maximum=nan_where(is_nan, m), sumexp_rest=nan_where(undefined, s))
