@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._elementary import exp
 from .._labels import at_label, is_label
 from .._numerics import nan_where, weighted_cost
 from . import Request, Statistics, finite
@@ -77,7 +78,7 @@ def _merge(a: PartialRow, b: PartialRow) -> PartialRow:
     (m, low), (high_sum, low_sum) = of_both("maximum"), of_both("sumexp_rest")
     # A row at -inf has no class. The difference of two such rows would be NaN, as that of two rows
     # at +inf shall be.
-    scale = jax.lax.exp(jax.lax.select(low == lowest, low, low - m))
+    scale = exp(jax.lax.select(low == lowest, low, low - m))
     exponentials = low_sum[0] + unit
     merged = {
         "maximum": m,
@@ -130,7 +131,7 @@ def _by_logsumexp(z: jax.Array) -> MaxAndSum:
     m = jnp.max(z, axis=-1, keepdims=True)
     anchor = jnp.where(jnp.isinf(m), 0.0, m)
     # NaN is not equal to the maximum, so this sum sees it even if a compiler's maximum ignores it.
-    rest = jnp.exp(jax.nn.logsumexp(z - anchor, axis=-1, keepdims=True, where=z != m))
+    rest = exp(jax.nn.logsumexp(z - anchor, axis=-1, keepdims=True, where=z != m))
     ties = jnp.sum(z == m, axis=-1, keepdims=True).astype(z.dtype)
     beside_infinity = nan_where(jnp.isinf(m) & (ties != 1), jnp.zeros_like(rest))
     s = jnp.where(m < jnp.inf, rest + (ties - 1), beside_infinity)
@@ -159,13 +160,13 @@ def _by_blocks(z: jax.Array, stored: np.dtype[Any], number: int) -> MaxAndSum:
     anchor = finite(m)
     if number == 1:
         whole = jax.lax.optimization_barrier(z_stored)
-        largest = jnp.sum(jnp.exp(whole.astype(z.dtype) - anchor), axis=-1, keepdims=True)
+        largest = jnp.sum(exp(whole.astype(z.dtype) - anchor), axis=-1, keepdims=True)
         elsewhere = jnp.zeros_like(largest)
         block, anchor, largest = jax.lax.optimization_barrier((whole, anchor, largest))
     else:
         blocks = z_stored.reshape(*z.shape[:-1], number, z.shape[-1] // number)
         blocks = jax.lax.optimization_barrier(blocks)
-        sums = jnp.sum(jnp.exp(blocks.astype(z.dtype) - anchor[..., None]), axis=-1)
+        sums = jnp.sum(exp(blocks.astype(z.dtype) - anchor[..., None]), axis=-1)
         chosen = jnp.argmax(sums, axis=-1, keepdims=True)
         is_chosen = jax.lax.broadcasted_iota(chosen.dtype, sums.shape, sums.ndim - 1) == chosen
         elsewhere = jnp.sum(jnp.where(is_chosen, 0.0, sums), axis=-1, keepdims=True)
@@ -176,7 +177,7 @@ def _by_blocks(z: jax.Array, stored: np.dtype[Any], number: int) -> MaxAndSum:
     down = block.astype(z.dtype) - anchor
     # 0 for a finite maximum and 1 for every other class. An infinite maximum has 1 as well.
     counts = jnp.minimum(jnp.abs(down) * huge, 1.0)
-    rest = jnp.sum(jnp.exp(jnp.minimum(down, zero)) * counts, axis=-1, keepdims=True)
+    rest = jnp.sum(exp(jnp.minimum(down, zero)) * counts, axis=-1, keepdims=True)
     rest, without = jax.lax.stop_gradient((rest, largest))
     maxima = jnp.round(without - rest)
     s = (elsewhere + rest) + (maxima - 1)
@@ -213,6 +214,6 @@ def with_plain_sums(
         )
     if exp_gap:
         down = jnp.minimum(z - finite(m), 0.0)
-        terms = jnp.exp(down) * jnp.where(down > -jnp.inf, -down, 0.0)
+        terms = exp(down) * jnp.where(down > -jnp.inf, -down, 0.0)
         stats = stats._replace(exp_gap=jnp.sum(terms, axis=-1, keepdims=True))
     return stats

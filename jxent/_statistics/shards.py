@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from .._elementary import exp
 from .._numerics import nan_where
 from .._sharding import MeshAxes
 from . import Statistics, finite
@@ -20,7 +21,7 @@ def merged(stats: Statistics, has_label: jax.Array | None, axes: MeshAxes) -> St
     m, max_weight = jax.lax.pmax((own, stats.max_weight), axes)
     has_maximum = own == m
     gap = jnp.where(has_maximum, 0.0, m - own)
-    scale = jnp.where(has_maximum, 1.0, jnp.exp(own - finite(m)))
+    scale = jnp.where(has_maximum, 1.0, exp(own - finite(m)))
     exponentials = 1 + stats.sumexp_rest
 
     # Each shard's sum leaves out its own maximum. Add it back for all but one of the shards that
