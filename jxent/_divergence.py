@@ -8,15 +8,8 @@ import jax.numpy as jnp
 from ._arguments import ArrayLike, Axis
 from ._autodiff import differentiated_by, with_gradient
 from ._dtypes import upcast
-from ._numerics import (
-    divergence_terms,
-    excess,
-    expm1,
-    log1p,
-    mixture_ratio,
-    nan_where,
-    two_difference,
-)
+from ._elementary import expm1, log1p
+from ._numerics import divergence_terms, excess, mixture_ratio, nan_where, two_difference
 from ._rows import rows_of
 from ._sharding import AxisName, MeshAxes, sum_classes
 from ._statistics import Statistics, shift

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from ._arguments import ArrayLike, Axis, floating, scalar
 from ._autodiff import differentiated_by, with_gradient
 from ._dtypes import upcast
+from ._elementary import exp, expm1, sigmoid
 from ._elements import Elements
 from ._labels import times_weight_of_label
-from ._numerics import expm1, power_of_share, sigmoid, weighted_cost
+from ._numerics import power_of_share, weighted_cost
 from ._rows import labelled_rows, rows_of
 from ._sigmoid import binary_loss
 from ._statistics import Statistics
@@ -109,7 +110,7 @@ def softmax_focal_loss_with_integer_labels(
     rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index)
     losses = surprisals((), z, y, None).of_label
     # The factor is 1 - p_y = -expm1(-loss), which is exact where p_y is nearly 1.
-    losses = _focused(losses, -expm1(-losses), jnp.exp(-losses), gamma)
+    losses = _focused(losses, -expm1(-losses), exp(-losses), gamma)
     weights = rows.class_weights("class_weights", class_weights, losses)
     return rows.zero_masked(times_weight_of_label(losses, weights, y))
 

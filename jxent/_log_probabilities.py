@@ -8,6 +8,7 @@ import numpy as np
 
 from ._arguments import ArrayLike, Axis
 from ._autodiff import loss_with_partials
+from ._elementary import exp, log
 from ._numerics import excess, excess_above, replaced_where, sum_of_products, zero_if_weightless
 from ._rows import rows_of
 
@@ -153,12 +154,12 @@ def _kl(ell: jax.Array, t: jax.Array) -> jax.Array:
 
 def _log_excess(ell: jax.Array, t: jax.Array) -> jax.Array:
     """``log t - l``, and -l where t = 0."""
-    return jnp.log(jnp.where(t == 0, 1.0, t)) - ell
+    return log(jnp.where(t == 0, 1.0, t)) - ell
 
 
 # d(e^τ (τ - l)) = e^τ (τ - l + 1) dτ - e^τ dl.
 @loss_with_partials(
-    lambda ell, tau: -jnp.exp(tau),
+    lambda ell, tau: -exp(tau),
     lambda ell, tau: _of_log_target(_difference(ell, tau) + 1, tau),
     axis=(-1,),
 )
@@ -180,12 +181,12 @@ def _difference(ell: jax.Array, tau: jax.Array) -> jax.Array:
 def _exp_beside(x: jax.Array, tau: jax.Array) -> jax.Array:
     """``e^τ``, but 1 where its product with x would be 0 times infinity."""
     overflows = tau > math.log(np.finfo(tau.dtype).max)
-    return jnp.exp(jnp.where((x == 0) & overflows | jnp.isinf(x), 0.0, tau))
+    return exp(jnp.where((x == 0) & overflows | jnp.isinf(x), 0.0, tau))
 
 
 # d(t (log t - l) - t + e^l) = (log t - l) dt + (e^l - t) dl, with nothing to t where t = 0.
 @loss_with_partials(
-    lambda ell, t: jnp.exp(ell) - t,
+    lambda ell, t: exp(ell) - t,
     lambda ell, t: replaced_where(t == 0, _log_excess(ell, t), 0.0),
     axis=(-1,),
 )
@@ -200,5 +201,5 @@ def _generalized_kl(ell: jax.Array, t: jax.Array) -> jax.Array:
 def _log_of_quotient(ell: jax.Array, t: jax.Array) -> jax.Array:
     """``log t - l``: -inf where t = 0, and 0 where e^l is 0 as well."""
     return jnp.where(
-        t == 0, jnp.where(ell == -jnp.inf, 0.0, -jnp.inf), jnp.log(jnp.where(t == 0, 1.0, t)) - ell
+        t == 0, jnp.where(ell == -jnp.inf, 0.0, -jnp.inf), log(jnp.where(t == 0, 1.0, t)) - ell
     )

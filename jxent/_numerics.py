@@ -1,68 +1,16 @@
-"""Elementary functions, where the usual expression or JAX's own derivative of it is not exact.
+"""Expressions for which the usual form, or JAX's own derivative of it, is not exact.
 
-The usual expression may lose bits, overflow, or make a NaN in a branch that is not taken.
+The usual form may lose bits, overflow, or make a NaN in a branch that is not taken.
 """
 
 import math
-import operator
-from collections.abc import Callable
-from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
 
-
-def with_partials(
-    *partials: Callable[..., jax.Array],
-) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
-    """Differentiates the decorated elementary function by its partial derivatives.
-
-    JAX's own derivatives of such expressions lose bits to cancellation, divide by squares that
-    overflow, and have NaN from branches that are not taken, where 0 is multiplied by infinity.
-    """
-
-    def decorate(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        differentiable = jax.custom_jvp(function)
-
-        @partial(differentiable.defjvp, symbolic_zeros=True)
-        def tangent_rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-            terms = [
-                to_argument(*primals) * dot
-                for to_argument, dot in zip(partials, tangents, strict=True)
-                if not isinstance(dot, SymbolicZero)
-            ]
-            return differentiable(*primals), reduce(operator.add, terms)
-
-        return differentiable
-
-    return decorate
-
-
-@with_partials(lambda z: sigmoid(z) * sigmoid(-z))
-def sigmoid(z: jax.Array) -> jax.Array:
-    """``1 / (1 + e^-z)``, with the derivative ``s(z) s(-z)``, where ``s (1 - s)`` would cancel."""
-    return jax.nn.sigmoid(z)
-
-
-@with_partials(sigmoid)
-def softplus(z: jax.Array) -> jax.Array:
-    """``log(1 + e^z)``."""
-    return jnp.maximum(z, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(z)))
-
-
-@with_partials(jnp.exp)
-def expm1(x: jax.Array) -> jax.Array:
-    """``e^x - 1``, with the derivative ``e^x``, where ``expm1(x) + 1`` would cancel."""
-    return jnp.expm1(x)
-
-
-def log1p(x: jax.Array) -> jax.Array:
-    """``log(1 + x)``; XLA's own float64 form is off by 120 eps around -0.4 in JAX 0.10."""
-    near = jnp.abs(x) < 0.25
-    return jnp.where(near, jnp.log1p(jnp.where(near, x, 0.0)), jnp.log(1 + x))
+from ._elementary import exp, expm1, log, log1p, plain_log1p, power, softplus, with_partials
 
 
 @with_partials(lambda a, b: 1 / b, lambda a, b: -quotient(quotient(a, b), b))
@@ -87,7 +35,7 @@ def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
     """
     is_small = share < 0.5
     small = jnp.where(is_small, share, 0.5)
-    return jnp.where(is_small, jnp.log(small), log1p(-jnp.where(is_small, 0.5, others)))
+    return jnp.where(is_small, log(small), log1p(-jnp.where(is_small, 0.5, others)))
 
 
 # The factors are in an order in which none underflows unless the whole product does.
@@ -100,7 +48,7 @@ def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
 )
 def power_of_share(share: jax.Array, others: jax.Array, exponent: jax.Array) -> jax.Array:
     """``share ** exponent``, with a derivative for the exponent that is exact by `log_of_share`."""
-    return share**exponent
+    return power(share, exponent)
 
 
 def nan_where(condition: jax.Array, x: jax.Array) -> jax.Array:
@@ -136,7 +84,7 @@ def excess(t: jax.Array) -> jax.Array:
         series = series * small + (n + 1) / math.factorial(n + 2)
     # Below -1000 the first term is 0 in any dtype, but at -inf it would be NaN.
     far = jnp.clip(jnp.where(near, -1.0, t), -1000.0, 1.0)
-    return jnp.where(near, small**2 * series, far * jnp.exp(far) - expm1(far))
+    return jnp.where(near, small**2 * series, far * exp(far) - expm1(far))
 
 
 def _terms(eps: float) -> int:
@@ -200,9 +148,9 @@ def log_quotient(p: jax.Array, q: jax.Array) -> jax.Array:
     # The difference of close numbers is exact. Their quotient, being near 1, has lost its bits.
     close, far = jnp.abs(change) < 0.25, (ratio < 1 / middle) | (ratio > middle)
     of_change, of_ratio = jnp.where(close, change, 0.0), jnp.where(close | far, 1.0, ratio)
-    near = jnp.where(close, jnp.log1p(of_change), jnp.log(of_ratio))
+    near = jnp.where(close, plain_log1p(of_change), log(of_ratio))
     one_sided = jnp.where(p == q, 0.0, jnp.where(p > q, jnp.inf, -jnp.inf))
-    t = jnp.where(both, jnp.where(far, jnp.log(a) - jnp.log(b), near), one_sided)
+    t = jnp.where(both, jnp.where(far, log(a) - log(b), near), one_sided)
     return nan_where(jnp.isnan(p) | jnp.isnan(q) | (p < 0) | (q < 0), t)
 
 

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from ._arguments import ArrayLike, Axis, floating
 from ._autodiff import loss_with_partials
 from ._dtypes import upcast
+from ._elementary import log, log1p
 from ._elements import Elements
-from ._numerics import log1p, quotient_of_weight, sum_of_products
+from ._numerics import quotient_of_weight, sum_of_products
 from ._rows import rows_of, two_distributions
 
 
@@ -177,7 +178,7 @@ def binary_cross_entropy(
 # d(-p log q) = -log q dp - (p/q) dq, without the part that has no weight.
 def _surprisal(p: jax.Array, q: jax.Array) -> jax.Array:
     """``-log q``, 0 where q = 0 has no weight: 0 log 0 is 0."""
-    return -jnp.log(jnp.where((p == 0) & (q == 0), 1.0, q))
+    return -log(jnp.where((p == 0) & (q == 0), 1.0, q))
 
 
 def _surprisal_slope(p: jax.Array, q: jax.Array) -> jax.Array:

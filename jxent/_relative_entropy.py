@@ -6,6 +6,7 @@ import numpy as np
 
 from ._arguments import ArrayLike, Axis
 from ._autodiff import loss_with_partials
+from ._elementary import with_partials
 from ._numerics import (
     excess,
     log_quotient,
@@ -14,7 +15,6 @@ from ._numerics import (
     quotient_of_weight,
     replaced_where,
     signed_sum,
-    with_partials,
 )
 from ._rows import two_distributions
 

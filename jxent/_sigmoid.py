@@ -6,16 +6,9 @@ import jax.numpy as jnp
 from ._arguments import ArrayLike, elementwise, floating
 from ._autodiff import differentiated_by, loss_with_partials
 from ._dtypes import upcast
+from ._elementary import expm1, log1p, sigmoid, softplus
 from ._elements import Elements
-from ._numerics import (
-    divergence_terms,
-    expm1,
-    log1p,
-    sigmoid,
-    softplus,
-    weighted_cost,
-    zero_if_weightless,
-)
+from ._numerics import divergence_terms, weighted_cost, zero_if_weightless
 
 
 def sigmoid_entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._numerics import sigmoid, with_partials
+from ._elementary import sigmoid, tanh, with_partials
 
 LARGEST = 1000.0
 """The largest u. Above it nothing depends on u: sech² is 0 already for much smaller u."""
@@ -35,7 +35,7 @@ def soft_cap(z: jax.Array, cap: jax.Array) -> jax.Array:
     # Where u² is lost beside 1 the result is z itself. This also serves an infinite cap, which is
     # no cap, and a quotient that has underflowed.
     near = u * u < np.finfo(z.dtype).eps / 2
-    return jnp.where(near, z, jnp.where(near, 1.0, cap) * jnp.tanh(u))
+    return jnp.where(near, z, jnp.where(near, 1.0, cap) * tanh(u))
 
 
 def _slope(z: jax.Array, cap: jax.Array) -> jax.Array:
@@ -51,7 +51,7 @@ def _quotient(z: jax.Array, cap: jax.Array) -> jax.Array:
 
 @with_partials(lambda u: _sech2(u))
 def _tanh(u: jax.Array) -> jax.Array:
-    return jnp.tanh(u)
+    return tanh(u)
 
 
 @with_partials(lambda u: -2 * _tanh(u) * _sech2(u))
@@ -69,7 +69,7 @@ def _lag(u: jax.Array) -> jax.Array:
     for n in reversed(range(_terms(float(np.finfo(u.dtype).eps)))):
         series = series * square + 1 / math.factorial(2 * n + 3)
     slope = _sech2(u)
-    return jnp.where(near, v * square * series * (slope / 2), jnp.tanh(u) - u * slope)
+    return jnp.where(near, v * square * series * (slope / 2), tanh(u) - u * slope)
 
 
 def _terms(eps: float) -> int:

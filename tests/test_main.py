@@ -4,7 +4,9 @@ import json
 import math
 import subprocess
 import sys
+import tomllib
 from decimal import Decimal, localcontext
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +156,26 @@ def test_the_exit_status_tells(function, status, options, monkeypatch, capsys):
     assert ("Every value and gradient of jxent is within its bound." in out) == (
         not status and not options
     )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_report_of_another_kind_of_device_says_so(known, monkeypatch, capsys):
+    monkeypatch.setattr(report, "FAMILIES", SMALL)
+    monkeypatch.setattr(report, "implementations", lambda: {"jxent": vars(jxent)})
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setattr(__main__, "KNOWN", {kind} if known else set())
+    __main__.main([])
+    text = capsys.readouterr().out
+    assert ("This is the first report of its kind" in text) == (not known)
+    assert (f"no figures for {kind}.\nPlease send it to {__main__.ISSUES}\n" in text) == (not known)
+    __main__.main(["--json"])
+    assert json.loads(capsys.readouterr().out)["first_of_its_kind"] == (not known)
+
+
+def test_reports_go_to_the_projects_issues():
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    urls = tomllib.loads(project.read_text())["project"]["urls"]
+    assert urls["Issues"] == __main__.ISSUES
 
 
 def test_without_optax_its_column_is_empty(monkeypatch):

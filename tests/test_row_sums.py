@@ -26,9 +26,7 @@ WAYS = {
     "reduction_of_3": lambda z, *args, **kwargs: by_reduction(
         z, *args, **kwargs, width=-(-z.shape[-1] // 3)
     ),
-    "sums_of_7": lambda z, *args, **kwargs: by_sums(
-        z, *args, **kwargs, width=-(-z.shape[-1] // 7)
-    ),
+    "sums_of_7": lambda z, *args, **kwargs: by_sums(z, *args, **kwargs, width=-(-z.shape[-1] // 7)),
 }
 WAYS = {
     name: lambda z, request, way=way: without_limit_nan(way(z, request, dtype=FLOAT32))

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._elementary import exp
+
 IfRequested: TypeAlias = Any
 """An array, or None if it is not requested."""
 
@@ -80,4 +82,4 @@ def finite(x: jax.Array) -> jax.Array:
 
 def unnormalized(logits: jax.Array, m: jax.Array) -> jax.Array:
     """``exp(z_j - m)``."""
-    return jnp.exp(finite_shift(logits, m))
+    return exp(finite_shift(logits, m))

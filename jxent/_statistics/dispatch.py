@@ -126,4 +126,6 @@ def has_whole_rows(logits: jax.Array) -> bool:
     says what is certain: of a mesh with automatic axes it says that the mesh is there.
     """
     of_classes = jax.typeof(logits).sharding.spec[-1]
-    return not is_symbolic_dim(logits.shape[-1]) and of_classes is None and not automatic_axes(logits)
+    return (
+        not is_symbolic_dim(logits.shape[-1]) and of_classes is None and not automatic_axes(logits)
+    )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._elementary import exp
 from .._numerics import nan_where
 from . import IfRequested, Statistics
 
@@ -82,7 +83,7 @@ def seen_from(m: jax.Array, part: Statistics, one: float = 1.0) -> Named:
     errors in place of its sums: they shrink and grow likewise.
     """
     down, zero = _below(part, m), jnp.zeros_like(m)
-    scale = jax.lax.exp(down)
+    scale = exp(down)
     is_single = part.sumexp_rest is None
     exponentials = scale if is_single else scale * (part.sumexp_rest + one)
     sums = {"sumexp_rest": exponentials}

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._elementary import exp
 from .._labels import at_label, is_label
 from .._numerics import nan_where, weighted_cost
 from . import IfRequested, Request, Statistics, finite
@@ -193,9 +194,10 @@ def by_logsumexp(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> S
     m = jnp.max(z, axis=-1, keepdims=True)
     anchor = jnp.where(jnp.isinf(m), 0.0, m)
     # NaN is not equal to the maximum, so this sum sees it even if a compiler's maximum ignores it.
-    rest = jnp.exp(jax.nn.logsumexp(z - anchor, axis=-1, keepdims=True, where=z != m))
+    rest = exp(jax.nn.logsumexp(z - anchor, axis=-1, keepdims=True, where=z != m))
     ties = jnp.sum(z == m, axis=-1, keepdims=True).astype(z.dtype)
-    stats = Statistics(m, jnp.where(jnp.isinf(m), nan_where(jnp.isnan(rest), ties - 1), rest + (ties - 1)))
+    beside_infinity = nan_where(jnp.isnan(rest), ties - 1)
+    stats = Statistics(m, jnp.where(jnp.isinf(m), beside_infinity, rest + (ties - 1)))
     if labels is not None:
         stats = stats._replace(label_logit=at_label(z, labels))
     if weights is not None:
@@ -211,6 +213,6 @@ def by_logsumexp(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> S
         )
     if exp_gap:
         down = jnp.minimum(z - finite(m), 0.0)
-        terms = jnp.exp(down) * jnp.where(down > -jnp.inf, -down, 0.0)
+        terms = exp(down) * jnp.where(down > -jnp.inf, -down, 0.0)
         stats = stats._replace(exp_gap=jnp.sum(terms, axis=-1, keepdims=True))
     return stats

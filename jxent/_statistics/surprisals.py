@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from .._autodiff import differentiated_by, with_gradient
 from .._dtypes import upcast
+from .._elementary import expm1, plain_log1p
 from .._labels import is_label, nan_if_out_of_range
 from .._sharding import MeshAxes, sum_classes
 from . import IfRequested, Statistics, finite_shift, shift, unnormalized
@@ -91,13 +92,13 @@ def complement(axes: MeshAxes, z: jax.Array, stats: Statistics) -> jax.Array:
 
 
 def _complement(z: jax.Array, stats: Statistics) -> jax.Array:
-    below = -jnp.expm1(finite_shift(z, stats.maximum))
+    below = -expm1(finite_shift(z, stats.maximum))
     return (stats.sumexp_rest + below) * (1 / (1 + stats.sumexp_rest))
 
 
 def surprisal(z: jax.Array, stats: Statistics) -> jax.Array:
     """``-log p_j``, +inf where the logit is -inf. Only for rules: its derivative is not exact."""
-    return jnp.log1p(stats.sumexp_rest) - shift(z, stats.maximum)
+    return plain_log1p(stats.sumexp_rest) - shift(z, stats.maximum)
 
 
 def _finite_surprisal_bwd(
@@ -124,7 +125,7 @@ def _row_entropy_bwd(axes: MeshAxes, c: jax.Array, z: jax.Array, stats: Statisti
 def row_entropy(axes: MeshAxes, z: jax.Array, stats: Statistics) -> jax.Array:
     """``sum_j p_j (-log p_j)`` as ``[..., 1]``, with ``-log p_j = log1p(s) + (m - z_j)``."""
     mean_gap: jax.Array = stats.exp_gap / (1 + stats.sumexp_rest)
-    return jnp.log1p(stats.sumexp_rest) + mean_gap
+    return plain_log1p(stats.sumexp_rest) + mean_gap
 
 
 # dp_y = p_y ((1 - p_y) dz_y - sum_{i≠y} p_i dz_i), an entry for each class: nothing is added.
@@ -176,7 +177,7 @@ def _surprisals_fwd(
 ) -> tuple[Surprisals, Any]:
     z, w = upcast(logits, weights)
     stats = statistics(axes, z.dtype, logits, labels, weights)
-    m, normalizer = stats.maximum, jnp.log1p(stats.sumexp_rest)
+    m, normalizer = stats.maximum, plain_log1p(stats.sumexp_rest)
     of_label = of_weights = None
     if labels is not None:
         of_label = surprisal(stats.label_logit, stats)

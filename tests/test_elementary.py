@@ -1,0 +1,136 @@
+"""Elementary functions: the package asks for each of them in its accurate form, in one file."""
+
+import ast
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+from jxent import _elementary
+
+PACKAGE = Path(jxent.__file__).parent
+# What JAX makes of approximate instructions, and the functions that it builds of them.
+INEXACT = {
+    *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "power", "float_power"),
+    *("sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "asinh", "acosh", "atanh"),
+    *("sqrt", "rsqrt", "cbrt", "sin", "cos", "tan", "erf", "erfc", "erf_inv"),
+    *("logistic", "sigmoid", "log_sigmoid", "softplus", "softmax", "log_softmax", "logsumexp"),
+    *("logaddexp", "logaddexp2", "xlogy", "xlog1py", "entr", "rel_entr", "kl_div", "expit"),
+    *("logit", "standardize", "silu", "gelu", "mish"),
+}
+ALLOWED = {
+    "_elementary.py": {"exp", "expm1", "log", "log1p", "tanh", "power"},
+    # The plain way to sum a row, which the others are compared with. No TPU program has it.
+    "_statistics/row_sums.py": {"logsumexp"},
+    # What textbooks print, as it is usually computed.
+    "_selftest/report.py": {"exp", "log", "sigmoid", "softmax"},
+}
+TEXTBOOK = {"_selftest/exact.py", "_selftest/sizes.py", "_selftest/table.py"}
+"""Formulas in arithmetic of any kind, which may raise to any power."""
+
+
+def test_nothing_else_uses_functions_that_a_tpu_approximates():
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).as_posix()
+        used = inexact(path.read_text()) - ({"**"} if name in TEXTBOOK else set())
+        found |= {name: used} if used else {}
+    assert found == ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("source", "used"),
+    [
+        ("jnp.exp(x)", {"exp"}),
+        ("jax.numpy.log1p(x)", {"log1p"}),
+        ("jax.lax.tanh(x)", {"tanh"}),
+        ("from jax.nn import softplus", {"softplus"}),
+        ("from jax.lax import exp as e, max", {"exp"}),
+        ("partial(jax.nn.softmax, axis=-1)", {"softmax"}),
+        ("x**y", {"**"}),
+        ("x **= 0.5", {"**"}),
+        ("pow(x, y)", {"**"}),
+        ("x**2 + 2.0**n + np.log(2) + math.exp(1) + exp(x) + jnp.sum(x)", set()),
+    ],
+)
+def test_the_search_finds(source, used):
+    assert inexact(source) == used
+
+
+def inexact(source):
+    """The names of JAX's own inexact functions in the source; ** if a power may become one."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(value, name) if name in INEXACT:
+                if ast.unparse(value).split(".")[0] in ("jax", "jnp", "lax", "nn"):
+                    found.add(name)
+            case ast.ImportFrom(module, names) if module and module.split(".")[0] == "jax":
+                found |= {alias.name for alias in names} & INEXACT
+            case ast.BinOp(left, ast.Pow(), right):
+                # A constant base is a number, and JAX multiplies for an integer exponent.
+                if not (isinstance(left, ast.Constant) or is_integer(right)):
+                    found.add("**")
+            case ast.AugAssign(_, ast.Pow(), right) if not is_integer(right):
+                found.add("**")
+            case ast.Call(ast.Name("pow")):
+                found.add("**")
+    return found
+
+
+def is_integer(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, int)
+
+
+@pytest.mark.parametrize(
+    "name", ["exp", "log", "expm1", "plain_log1p", "log1p", "tanh", "sigmoid", "softplus"]
+)
+def test_accuracy_is_asked_for(name):
+    """In the function and in its derivative, before a compiler sees it."""
+    program = str(jax.make_jaxpr(jax.value_and_grad(getattr(_elementary, name)))(0.5))
+    kinds = "exp|expm1|log|log1p|logistic|pow|tanh"
+    found = re.findall(rf"= (?:{kinds})(\[accuracy=AccuracyMode.HIGHEST\])? ", program)
+    assert found
+    assert all(found)
+
+
+@pytest.mark.parametrize(("exponent", "eps"), [(-1, 2), (0.5, 2), (1, 2), (2.3, 2), (3, 2), (9, 4)])
+def test_power_by_exp(exponent, eps):
+    """It has the error of few roundings, where the exponential of a rounded product has 100 eps."""
+    x = np.exp(-np.random.default_rng(0).random(20_000) * 85).astype(np.float32)
+    x = np.concatenate([x, x ** np.float32(0.01), 1 - x, np.float32([1])])
+    y = np.float32(exponent)
+    truth = x.astype(np.float64) ** np.float64(y)
+    normal = truth > 1e-36
+    found = jax.jit(_elementary.power_by_exp)(x[normal], y)
+    np.testing.assert_allclose(found, truth[normal], rtol=eps * np.finfo(np.float32).eps)
+
+
+def test_power_by_exp_at_the_edges():
+    """Where the result is a limit it is the one that the instruction has."""
+    x = jnp.asarray([1e-45, 1e-38, 0.5, 1 - 2**-24, 1, jnp.nan], jnp.float32)
+    for exponent in (0, 1e-30, 1e6, 2e7, 1e30, -1e30, 3.4e38, jnp.inf, -jnp.inf, jnp.nan):
+        y = jnp.asarray(exponent, x.dtype)
+        with np.errstate(all="ignore"):
+            expected = np.maximum(x, np.finfo(x.dtype).tiny) ** np.asarray(y)
+        # A number to the power 0, and 1 to any power, is 1 for the instruction, even beside NaN.
+        defined = ~(np.isnan(x) | np.isnan(y))
+        np.testing.assert_allclose(
+            _elementary.power_by_exp(x, y)[defined], expected[defined], rtol=1e-6
+        )
+
+
+def test_sigmoid_and_softplus_at_both_ends():
+    with jax.enable_x64(True):
+        z = np.float64([*range(-100, 101), *np.linspace(-700, 700, 29)])
+        truth = 1 / (1 + np.exp(-z)), np.logaddexp(0, z)
+        found = _elementary.sigmoid(jnp.asarray(z)), _elementary.softplus(jnp.asarray(z))
+    np.testing.assert_allclose(found[0], truth[0], rtol=1e-15)
+    np.testing.assert_allclose(found[1], truth[1], rtol=1e-15)
+    infinite = jnp.asarray([-jnp.inf, jnp.inf], jnp.float32)
+    np.testing.assert_array_equal(_elementary.sigmoid(infinite), [0, 1])
+    np.testing.assert_array_equal(_elementary.softplus(infinite), [0, np.inf])
