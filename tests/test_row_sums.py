@@ -11,15 +11,17 @@ from tiers import quick
 from tolerances import eps
 
 from jxent._statistics import Request
-from jxent._statistics.dispatch import on_any, on_cpu, on_gpu, on_tpu
+from jxent._statistics.dispatch import on_cpu, on_gpu, on_tpu
 from jxent._statistics.merging import without_limit_nan
-from jxent._statistics.row_sums import by_reduction, by_sums
+from jxent._statistics.one_pass import by_reduction
+from jxent._statistics.row_sums import by_logsumexp, by_plain_sums, by_sums
 
 INF, NAN = np.inf, np.nan
 FLOAT32 = np.dtype(np.float32)
 WAYS = {
-    "any": on_any,
+    "by_logsumexp": by_logsumexp,
     "cpu": on_cpu,
+    "short": by_plain_sums,
     "gpu": on_gpu,
     "tpu": on_tpu,
     # Slices that do not divide the classes.

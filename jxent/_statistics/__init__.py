@@ -37,8 +37,8 @@ class Statistics(NamedTuple):
 
     maximum: jax.Array
     """``m = max_j z_j``"""
-    sumexp_rest: jax.Array
-    """``s = sum_{j≠k} exp(z_j - m)``, k being one maximum"""
+    sumexp_rest: Any
+    """``s = sum_{j≠k} exp(z_j - m)``, k being one maximum; None for a single class"""
     label_logit: IfRequested = None
     """``z_y``, y being the label"""
     weighted_gap: IfRequested = None

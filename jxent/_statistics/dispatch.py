@@ -1,7 +1,8 @@
 """The statistics of logits: the way of summing that suits the platform, and their derivative."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,11 @@ from .._labels import at_label, in_range
 from .._sharding import MeshAxes, automatic_axes, of_this_shard, sum_classes
 from . import Request, Statistics, finite_shift, unnormalized
 from .merging import without_limit_nan
-from .row_sums import by_logsumexp, by_reduction, by_sums
+from .one_pass import by_reduction
+from .row_sums import by_logsumexp, by_plain_sums, by_sums, is_short
 from .shards import of_all_shards
+
+Way: TypeAlias = Callable[[jax.Array, Request, np.dtype[Any]], Statistics]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 5))
@@ -74,36 +78,39 @@ def _statistics_jvp(
 
 def sums_on_platform(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """The statistics by the way that suits the platform."""
-    labels, weights, exp_gap = request
 
-    def by(way: Any) -> Any:
-        return lambda *arrays: way(arrays[0], Request(*arrays[1:], exp_gap), dtype)
+    def by(way: Way) -> Callable[..., Statistics]:
+        def of_arrays(logits: jax.Array, labels: Any, weights: Any) -> Statistics:
+            return way(logits, Request(labels, weights, request.exp_gap), dtype)
+
+        return of_arrays
 
     sums: Statistics = jax.lax.platform_dependent(
-        logits, labels, weights, cpu=by(on_cpu), tpu=by(on_tpu), cuda=by(on_gpu), default=by(on_any)
+        logits,
+        request.labels,
+        request.weights,
+        cpu=by(on_cpu),
+        tpu=by(on_tpu),
+        cuda=by(on_gpu),
+        default=by(by_logsumexp),
     )
     return sums
 
 
-def on_any(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
-    """The plain way, which asks least of a compiler."""
-    return by_logsumexp(logits, request, dtype)
-
-
 def on_tpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
-    """In one reduction of up to 16 slices of whole registers, which are 128 classes wide."""
-    return by_reduction(logits, request, dtype, width_of_slices(logits, 16, 128))
+    """In one reduction of slices that are made of whole registers, which hold 128 classes.
 
-
-def on_cpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
-    """With the sums of some slices, for which XLA:CPU makes vectorised loops."""
-    return by_sums(logits, request, dtype, width_of_slices(logits, 16, 8))
+    The compilers estimate the fewest cycles with 16 slices, and with 8 where more is requested.
+    """
+    much = request.labels is not None and request.weights is not None
+    return by_reduction(logits, request, dtype, _width(logits, 8 if much else 16, 128))
 
 
 def on_gpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """In one reduction by blocks that fit a thread block, if some size of them divides the classes.
 
-    XLA:GPU cuts longer rows itself, into more blocks, whose sums then move much more memory.
+    XLA:GPU cuts longer rows itself, into more blocks, whose sums then move much more memory. With
+    slices its model estimates a longer time.
     """
     classes, block = logits.shape[-1], 0
     if has_whole_rows(logits):
@@ -111,8 +118,24 @@ def on_gpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
     return by_reduction(logits, request, dtype, classes, block)
 
 
-def width_of_slices(logits: jax.Array, most: int, unit: int) -> int:
-    """The width of the slices: a multiple of the unit, and so that there are at most so many."""
+def on_cpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
+    """With sums, and so cut that XLA:CPU makes vectorised loops (``benchmarks/dense.py``)."""
+    classes = logits.shape[-1]
+    if not has_whole_rows(logits) or is_short(logits):
+        return by_plain_sums(logits, request, dtype)
+    if classes < 256:
+        width = 8 if classes >= 128 else 4 if classes >= 64 or classes % 4 == 0 else 5
+        return by_sums(logits, request, dtype, width)
+    # Slices of one register, if so many of them divide the classes that few of the statistics of
+    # their entries have to be written.
+    number = next((n for n in range(32, 19, -1) if classes % (8 * n) == 0), None)
+    if number:
+        return by_sums(logits, request, dtype, 8, groups=classes // (8 * number))
+    return by_sums(logits, request, dtype, _width(logits, 20, 4))
+
+
+def _width(logits: jax.Array, most: int, unit: int) -> int:
+    """The width of at most so many slices, a multiple of the unit."""
     classes = logits.shape[-1]
     if not has_whole_rows(logits):
         return classes
@@ -123,9 +146,9 @@ def has_whole_rows(logits: jax.Array) -> bool:
     """Whether each device certainly has all classes of its rows, so that they can be cut.
 
     Where XLA has spread them over devices, to cut them would be to move them. The type of an array
-    says what is certain: of a mesh with automatic axes it says that the mesh is there.
+    says how it is spread over the explicit axes of a mesh. Over automatic axes it may be.
     """
     of_classes = jax.typeof(logits).sharding.spec[-1]
-    return (
-        not is_symbolic_dim(logits.shape[-1]) and of_classes is None and not automatic_axes(logits)
-    )
+    if is_symbolic_dim(logits.shape[-1]) or of_classes is not None:
+        return False
+    return not automatic_axes(logits)

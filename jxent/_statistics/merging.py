@@ -8,7 +8,7 @@ all parts can be added.
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,8 @@ def tops_of(parts: Sequence[Statistics]) -> Named:
     """Those statistics that are the largest of the parts' statistics."""
     names = ("maximum", "label_logit", "max_weight")
     given = [{n: x for n in names if (x := getattr(part, n)) is not None} for part in parts]
-    return jax.tree.map(lambda *x: reduce(jax.lax.max, x), *given)
+    tops: Named = jax.tree.map(lambda *x: reduce(jax.lax.max, x), *given)
+    return tops
 
 
 def _terms(part: Statistics, tops: Named) -> Named:
@@ -76,7 +77,7 @@ def _terms(part: Statistics, tops: Named) -> Named:
     return terms
 
 
-def seen_from(m: jax.Array, part: Statistics, one: float = 1.0) -> Named:
+def seen_from(m: jax.Array, part: Statistics, one: Any = 1.0) -> Named:
     """The sums of a part, as they count in a row whose maximum m is that of another part.
 
     `one` is the exponential of 0, in the unit of the sums. If it is 0 the part may have rounding

@@ -20,9 +20,11 @@ def of_all_shards(stats: Statistics, has_label: jax.Array | None, axes: MeshAxes
 
     def largest(tops: Named) -> Named:
         # A maximum over the shards may ignore NaN, and then the sums have it.
-        return jax.lax.pmax(tops, axes)
+        of_row: Named = jax.lax.pmax(tops, axes)
+        return of_row
 
     def total(sums: Named) -> Named:
-        return jax.lax.psum(sums, axes)
+        of_row: Named = jax.lax.psum(sums, axes)
+        return of_row
 
     return merged([stats], largest, total)

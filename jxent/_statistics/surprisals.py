@@ -93,7 +93,8 @@ def complement(axes: MeshAxes, z: jax.Array, stats: Statistics) -> jax.Array:
 
 def _complement(z: jax.Array, stats: Statistics) -> jax.Array:
     below = -expm1(finite_shift(z, stats.maximum))
-    return (stats.sumexp_rest + below) * (1 / (1 + stats.sumexp_rest))
+    complements: jax.Array = (stats.sumexp_rest + below) * (1 / (1 + stats.sumexp_rest))
+    return complements
 
 
 def surprisal(z: jax.Array, stats: Statistics) -> jax.Array:

@@ -1,0 +1,75 @@
+"""Slices of the classes, which are merged entry by entry.
+
+Each entry of what is merged is a row that has one class of every slice. Only these, few of them,
+take the steps that are expensive.
+"""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._labels import is_label
+from . import Request, Statistics
+from .merging import of_single_classes
+
+Tree = TypeVar("Tree")
+
+
+def slices(
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int
+) -> list[Statistics]:
+    """Slices of so many classes, each class as a row of its own.
+
+    If the width does not divide the classes the last slice begins early, and what it shares with
+    the one before is left out. Slices are cut before the upcast: otherwise XLA would write that.
+    """
+    classes, parts = logits.shape[-1], []
+    for start in _starts(classes, width):
+        x, w = _slice(logits, start, width, dtype), request.weights
+        w = None if w is None else _slice(w, start, width, dtype)
+        if start % width:
+            entries = jax.lax.broadcasted_iota(np.int32, x.shape, x.ndim - 1)
+            is_new = entries >= width - classes % width
+            x = jnp.where(is_new, x, -jnp.inf)
+            w = None if w is None else jnp.where(is_new, w, 0)
+        parts.append(of_single_classes(x, w, request.exp_gap))
+    return parts
+
+
+def _starts(classes: int, width: int) -> list[int]:
+    if width == classes:  # Perhaps not a number, where shapes are symbolic.
+        return [0]
+    return [min(k * width, classes - width) for k in range(-(-classes // width))]
+
+
+def _slice(x: jax.Array, start: int, width: int, dtype: np.dtype[Any]) -> jax.Array:
+    if x.shape[-1] != width:
+        x = jax.lax.slice_in_dim(x, start, start + width, axis=x.ndim - 1)
+    return x.astype(dtype)
+
+
+def label_logit(
+    logits: jax.Array, labels: jax.Array, dtype: np.dtype[Any], width: int
+) -> jax.Array:
+    """The label's logit at the place that it has in its slice, and -inf at the other places.
+
+    A row has one label, so that its slice is chosen once for the row, not for each class.
+    """
+    x, first = _slice(logits, 0, width, dtype), jnp.zeros_like(labels)
+    for k, start in enumerate(_starts(logits.shape[-1], width)[1:], 1):
+        from_here = labels >= k * width
+        x = jnp.where(from_here[..., None], _slice(logits, start, width, dtype), x)
+        first = jnp.where(from_here, start, first)
+    return jnp.where(is_label(labels - first, width), x, -jnp.inf)
+
+
+def all_perturbed(arrays: Tree, perturbed: jax.Array) -> Tree:
+    """The arrays, each of which is said to depend on one that is perturbed.
+
+    JAX differentiates a reduction of several arrays only if each of them has a tangent.
+    """
+    never = jnp.zeros(perturbed.shape, bool)
+    same: Tree = jax.tree.map(lambda x: jnp.where(never, perturbed, x), arrays)
+    return same
