@@ -145,11 +145,11 @@ def test_exp_gap_without_limit(way):
 
 @EVERY_WAY
 def test_logit_of_the_label(way):
-    z = np.float32([[1, -2, 3], [-INF, 0, INF], [NAN, 1, 2]])
-    for label in range(3):
-        labels = np.full(3, label)
-        stats = jax.jit(lambda z, labels: way(z, Request(labels=labels)))(z, labels)
-        np.testing.assert_array_equal(stats.label_logit[:, 0], z[:, label])
+    rows = np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
+    rows[1, [0, 7, 9]], rows[2, [0, 5]] = (-INF, -INF, INF), (NAN, 9)
+    z, labels = np.repeat(rows, 10, axis=0), np.tile(np.arange(10), 3)
+    stats = jax.jit(lambda z, labels: way(z, Request(labels=labels)))(z, labels)
+    np.testing.assert_array_equal(stats.label_logit[:, 0], rows.reshape(-1))
 
 
 @EVERY_WAY

@@ -32,7 +32,7 @@ def by_sums(
     row = jax.lax.optimization_barrier(merged(parts))
     if groups > 1:
         row = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], -1), row)
-    total = _in_one_loop if is_short(row.maximum) else _total
+    total = _in_one_loop if row.maximum.shape[-1] <= 64 else _total
     row = merged([row], _largest, total)
     return _with_label(row, logits, request)
 
