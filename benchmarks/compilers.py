@@ -1,9 +1,9 @@
 """What the compilers for TPUs and for an H100 make of the losses, on a machine that has neither.
 
 ``python benchmarks/compilers.py`` prints a Markdown table of passes (bytes moved, divided by the
-bytes of the logits), temporaries and estimated time. Nothing runs: the figures are the compilers'
-own, and the same every time. It takes what ``pip install ".[aot]"`` installs. With tqdm installed,
-progress is shown.
+bytes of the logits), temporaries, and estimated time and cycles. Nothing runs: the figures are the
+compilers' own, and the same every time. It takes what ``pip install ".[aot]"`` installs. With tqdm
+installed, progress is shown.
 
 As a module: `compile_for` compiles a function for one of `devices`. Import it before JAX and in a
 process of its own, because it has JAX find no device but the CPU.
@@ -78,6 +78,8 @@ class Figures(NamedTuple):
     """The bytes it needs beside its arguments and results."""
     estimated_seconds: float | None
     """On a TPU that of the bytes alone; on the H100 XLA's model of bytes and arithmetic."""
+    estimated_cycles: int | None
+    """On a TPU the estimates of all kernels, bytes and arithmetic; None on the H100."""
     text: str
     """The optimised HLO."""
 
@@ -119,15 +121,19 @@ def compile_for(
     on_tpu = devices[device]["platform"] == "tpu"
     compiled = lowered.compile(None if on_tpu else {"xla_gpu_collect_cost_model_stats": True})
     text = compiled.as_text()
+    cycles = None
     if on_tpu:
         cost = compiled.cost_analysis()
+        estimates = map(int, re.findall(r'"estimated_cycles":"(\d+)"', text))
+        # A kernel that the model cannot judge has an absurd number.
+        cycles = sum(n for n in estimates if n < 2**40)
         moved, seconds = int(cost["bytes accessed"]), cost.get("optimal_seconds", -1)
     else:  # The first of the models' times that stand at each kernel.
         times = re.findall(r'"reification_cost":\[\{[^}]*"exec_time_us":([^,}]+)', text)
         moved, seconds = _bytes_moved(text), 1e-6 * sum(map(float, times))
     temporaries = compiled.memory_analysis().temp_size_in_bytes
     # Of a program with a kernel that they cannot judge the models say less than nothing.
-    return Figures(moved, temporaries, seconds if seconds > 0 else None, text)
+    return Figures(moved, temporaries, seconds if seconds > 0 else None, cycles, text)
 
 
 class _Instruction(NamedTuple):
@@ -221,6 +227,9 @@ def _cells(device: str, dtype: str, loss: tuple[Any, ...], shape: list[int]) -> 
         cells.append(f"{figures.bytes_moved / size:.2f}")
         cells.append(f"{100 * figures.temporaries / size:.1f}")
         cells.append("" if seconds is None else f"{1e3 * seconds:.3f}")
+        cells.append(
+            "" if figures.estimated_cycles is None else f"{figures.estimated_cycles / 1e6:.2f}"
+        )
     return cells
 
 
@@ -238,9 +247,10 @@ def main() -> None:
     names = ("jax", "libtpu", "nvidia-cuda-nvcc", "optax")
     versions = ", ".join(f"{n} {_installed()[n]}" for n in names if n in _installed())
     print(f"{datetime.date.today()}: {versions}; {chosen.examples} x {chosen.classes}.")
-    print("Passes, temporaries in % of the logits, estimated ms; the gradient is for the logits.\n")
-    print("| device | dtype | loss | forward | | | value and gradient | | |")
-    print("|---|---|---|--:|--:|--:|--:|--:|--:|")
+    print("Passes, temporaries in % of the logits, estimated ms and million cycles;")
+    print("the gradient is for the logits.\n")
+    print("| device | dtype | loss | forward | | | | value and gradient | | | |")
+    print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for row in tqdm(list(itertools.product(chosen.devices, chosen.dtypes, _LOSSES))):
         cells = _cells(*row, [chosen.examples, chosen.classes])
         print("|", " | ".join(cells), "|", flush=True)

@@ -4,6 +4,9 @@
 Markdown table of the medians of their times relative to jxent's peers, and of what XLA needs
 beside arguments and results. PyTorch is compared on a CPU, where it is installed. With tqdm
 installed, progress is shown.
+
+``python benchmarks/dense.py --sweep`` compares one loss over many numbers of classes, and how long
+it takes to trace and lower, and to compile, with its gradient.
 """
 
 import argparse
@@ -34,7 +37,9 @@ ROWS = [
     *((SOFTMAX, shape, dtype) for shape in SHAPES for dtype in ("float32", "bfloat16")),
     *((SIGMOID, (10**7,), dtype) for dtype in ("float32", "bfloat16")),
 ]
-KINDS = {"forward": jax.jit, "value and gradient": lambda f: jax.jit(jax.value_and_grad(f))}
+SWEEP = [2, 3, 10, 16, 37, 64, 100, 256, 1000, 4096, 10007, 32768, 50257, 128256]
+KIND = "value and gradient"
+KINDS = {"forward": jax.jit, KIND: lambda f: jax.jit(jax.value_and_grad(f))}
 
 
 def main():
@@ -42,6 +47,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--part", type=int, default=1, help="of the examples, one in so many")
+    parser.add_argument("--sweep", action="store_true", help="over numbers of classes")
     options = parser.parse_args()
     with_torch = jax.default_backend() == "cpu" and importlib.util.find_spec("torch")
     versions = [f"JAX {jax.__version__}", f"optax {optax.__version__}"]
@@ -51,13 +57,54 @@ def main():
         versions.append(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     device = jax.devices()[0].device_kind
     print(f"Python {platform.python_version()}, {', '.join(versions)}; {device}.")
+    if options.sweep:
+        sweep(options)
+        return
     print("Times relative to the peer; temporaries relative to the logits, and optax's.\n")
     print("| loss | shape | dtype | | time / optax | time / PyTorch | temporaries | optax's |")
     print("|---|---|---|---|--:|--:|--:|--:|")
     for name, shape, dtype in tqdm(ROWS, leave=False):
         shape = (shape[0] // options.part, *shape[1:])
         for cells in compared(name, shape, dtype, with_torch, options.runs):
-            tqdm.write(cells) if hasattr(tqdm, "write") else print(cells, flush=True)
+            show(cells)
+
+
+def sweep(options):
+    """Prints a table of the loss of integer labels, over numbers of classes."""
+    print("Times relative to optax's, and temporaries relative to the logits.\n")
+    print("| classes | float32 | | with gradient | | bfloat16, with gradient | |", end="")
+    print(" tracing and lowering | compiling |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for classes in tqdm(SWEEP, leave=False):
+        # As batches are. XLA:CPU vectorises short rows only if their number is such a multiple.
+        examples = 2**24 // options.part // classes // 64 * 64
+        rng = np.random.default_rng(0)
+        y = jnp.asarray(rng.integers(0, classes, examples))
+        cells = [str(classes)]
+        for kind, dtype in (("forward", "float32"), *((KIND, d) for d in ("float32", "bfloat16"))):
+            z = jnp.asarray(rng.standard_normal((examples, classes), np.float32), dtype)
+            programs, made = {}, {}
+            for library in (jxent, optax):
+                function = KINDS[kind](functools.partial(mean_loss, library, SOFTMAX))
+                start = time.perf_counter()
+                lowered = function.lower(z, y)
+                traced = time.perf_counter()
+                programs[library.__name__] = lowered.compile()
+                made[library.__name__] = traced - start, time.perf_counter() - traced
+            seconds = medians(programs, z, y, options.runs)
+            temporaries = programs["jxent"].memory_analysis().temp_size_in_bytes / z.nbytes
+            cells += [f"{seconds['jxent'] / seconds['optax']:.2f}", f"{temporaries:.2f}"]
+        cells += [f"{a / b:.1f}" for a, b in zip(made["jxent"], made["optax"], strict=True)]
+        show(f"| {' | '.join(cells)} |")
+
+
+def show(row):
+    """Prints a row of a table, above the progress bar if there is one."""
+    tqdm.write(row) if hasattr(tqdm, "write") else print(row, flush=True)
+
+
+def mean_loss(library, name, z, y):
+    """The loss of that name, of one number."""
+    return jnp.mean(getattr(library, name)(z, y))
 
 
 def compared(name, shape, dtype, with_torch, runs):
@@ -69,12 +116,11 @@ def compared(name, shape, dtype, with_torch, runs):
     else:
         y = jnp.asarray(rng.integers(0, 2, shape), dtype)
 
-    def mean_loss(library, z, y):
-        return jnp.mean(getattr(library, name)(z, y))
-
     for kind, make in KINDS.items():
         programs = {
-            library.__name__: make(functools.partial(mean_loss, library)).lower(z, y).compile()
+            library.__name__: make(functools.partial(mean_loss, library, name))
+            .lower(z, y)
+            .compile()
             for library in (jxent, optax)
         }
         temporaries = [

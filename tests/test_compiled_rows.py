@@ -1,0 +1,80 @@
+"""What the compilers for TPUs and an H100 estimate for a row's sums, and move over a mesh.
+
+``python tests/test_compiled_rows.py v5e`` prints the figures of a device.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.aot
+
+EXAMPLES, CLASSES, FEW = 4096, 32768, 256
+# Cycles on a TPU, microseconds on an H100: forward, integer labels.
+ALLOWED = {
+    "v5e": {"bfloat16": 1.0e6, "float32": 1.5e6},
+    "v6e": {"bfloat16": 0.77e6, "float32": 0.9e6},
+    "h100": {"bfloat16": 420, "float32": 420},
+}
+
+
+@pytest.mark.parametrize("device", ALLOWED)
+def test_estimate(device):
+    found = figures(device)
+    for dtype, allowed in ALLOWED[device].items():
+        estimate, passes = found[dtype]
+        assert 0.3 * allowed < estimate <= allowed  # An absurd number says nothing.
+        assert 1 <= passes < 1.05
+
+
+def test_classes_that_xla_spreads_stay_where_they_are():
+    """To cut them into slices would be to move them between the devices."""
+    assert 0 < figures("v5e")["carried"] <= 100 * FEW
+
+
+def figures(device):
+    """From a process of its own: the compiler changes what JAX finds."""
+    command = [sys.executable, __file__, device]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    if "unavailable" in found:
+        pytest.skip(f"{device}: {found['unavailable']}")
+    return found
+
+
+def main():
+    """The figures of a device as JSON."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    import compilers  # before JAX
+
+    device = sys.argv[1]
+    if reason := compilers.unavailable(device):
+        print(json.dumps({"unavailable": reason}))
+        return
+
+    import jax
+    import mesh
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from jxent import softmax_cross_entropy_with_integer_labels as loss
+
+    labels = jax.ShapeDtypeStruct((EXAMPLES,), "int32")
+    found = {}
+    for dtype in ALLOWED[device]:
+        z = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), dtype)
+        of_dtype = compilers.compile_for(device, loss, z, labels)
+        estimate = of_dtype.estimated_cycles or 1e6 * of_dtype.estimated_seconds
+        found[dtype] = estimate, of_dtype.bytes_moved / (z.size * z.dtype.itemsize)
+    if device == "v5e":
+        devices = compilers.topologies.get_topology_desc(**compilers.devices[device]).devices
+        spread = NamedSharding(Mesh(devices, ("model",)), PartitionSpec(None, "model"))
+        z = jax.ShapeDtypeStruct((FEW, CLASSES), "bfloat16", sharding=spread)
+        labels = jax.ShapeDtypeStruct((FEW,), "int32")
+        found["carried"] = mesh.carried(jax.jit(loss).lower(z, labels).compile().as_text(), 1)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
