@@ -238,6 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", nargs="+", choices=devices, default=list(devices))
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--losses", default="", help="those that have this in their name")
     parser.add_argument("--examples", type=int, default=4096)
     parser.add_argument("--classes", type=int, default=32768)
     chosen = parser.parse_args()
@@ -251,7 +252,8 @@ def main() -> None:
     print("the gradient is for the logits.\n")
     print("| device | dtype | loss | forward | | | | value and gradient | | | |")
     print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-    for row in tqdm(list(itertools.product(chosen.devices, chosen.dtypes, _LOSSES))):
+    losses = [loss for loss in _LOSSES if chosen.losses in loss[1]]
+    for row in tqdm(list(itertools.product(chosen.devices, chosen.dtypes, losses))):
         cells = _cells(*row, [chosen.examples, chosen.classes])
         print("|", " | ".join(cells), "|", flush=True)
 
