@@ -83,7 +83,7 @@ def seen_from(m: jax.Array, part: Statistics, one: Any = 1.0) -> Named:
     `one` is the exponential of 0, in the unit of the sums. If it is 0 the part may have rounding
     errors in place of its sums: they shrink and grow likewise.
     """
-    down, zero = _below(part, m), jnp.zeros_like(m)
+    down, zero = _below(part, m), jnp.zeros_like(part.maximum)
     scale = exp(down)
     is_single = part.sumexp_rest is None
     exponentials = scale if is_single else scale * (part.sumexp_rest + one)
