@@ -70,6 +70,6 @@ def all_perturbed(arrays: Tree, perturbed: jax.Array) -> Tree:
 
     JAX differentiates a reduction of several arrays only if each of them has a tangent.
     """
-    never = jnp.zeros(perturbed.shape, bool)
+    never = jnp.zeros_like(perturbed, bool)
     same: Tree = jax.tree.map(lambda x: jnp.where(never, perturbed, x), arrays)
     return same
