@@ -23,6 +23,8 @@ from ._focal import (
 from ._likelihood import cross_entropy_with_integer_labels as cross_entropy_with_integer_labels
 from ._likelihood import negative_log_likelihood as negative_log_likelihood
 from ._linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
+from ._linear.chunked import chunked as chunked
+from ._linear.logits import LinearLogits as LinearLogits
 from ._log_probabilities import generalized_kl_divergence as generalized_kl_divergence
 from ._log_probabilities import kl_divergence as kl_divergence
 from ._log_probabilities import kl_divergence_with_log_targets as kl_divergence_with_log_targets

@@ -37,6 +37,9 @@ RANGES = {
     "epsilon": Range(math.isfinite, "be a finite number", "; 0 switches it off"),
     # Infinity is allowed: such a cap changes nothing.
     "logit_softcap": Range(lambda x: x > 0, "be positive", "; None switches it off"),
+    "softcap": Range(lambda x: x > 0, "be positive", "; None switches it off"),
+    "logit_scale": Range(math.isfinite, "be a finite number", "; None switches it off"),
+    "scale": Range(math.isfinite, "be a finite number", "; None switches it off"),
 }
 """The range of each option that is a single number, the same in every function."""
 
