@@ -30,6 +30,7 @@ _NOT_NEGATIVE = "be a finite number of at least 0"
 RANGES = {
     "label_smoothing": Range(lambda x: 0 <= x <= 1, _UNIT, ""),
     # Outside, one of the two classes would be rewarded for its mistakes.
+    "weight": Range(lambda x: 0 <= x <= 1, _UNIT, ""),
     "alpha": Range(lambda x: 0 <= x <= 1, _UNIT, "; None switches it off"),
     "gamma": Range(lambda x: 0 <= x < math.inf, _NOT_NEGATIVE, "; 0 switches it off"),
     "z_loss": Range(lambda x: 0 <= x < math.inf, _NOT_NEGATIVE, "; 0 switches it off"),
