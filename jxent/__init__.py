@@ -42,6 +42,9 @@ from ._softmax import log_softmax as log_softmax
 from ._softmax import logsumexp as logsumexp
 from ._softmax import softmax as softmax
 from ._softmax import softmax_entropy as softmax_entropy
+from ._top_k import (
+    softmax_kl_divergence_with_top_k_targets as softmax_kl_divergence_with_top_k_targets,
+)
 
 __version__ = "0.1.0"
 __doc__ = f"{__doc__}{_contents(globals())}\n"
