@@ -121,14 +121,19 @@ class Loss:
         if not self.has_aux:
             result = (result, ())
         elif not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(f"loss must return a pair (losses, aux), got {type(result).__name__}")
+            got = "an array" if isinstance(result, jax.Array) else type(result).__name__
+            raise TypeError(
+                f"loss must return a pair (losses, aux) where has_aux is True, got {got}"
+            )
         found, self.result = jax.tree_util.tree_flatten_with_path(result)
         leaves = [_one_per_example(jax.tree_util.keystr(path), x, size) for path, x in found]
         number = len(jax.tree.leaves(result[0]))
+        if number == 0:
+            raise TypeError("loss must return at least one array, got nothing")
         floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
         self.is_out = tuple(x and i < number for i, x in enumerate(floating))
         if self.reduced and not (number == 1 and floating[0]):
-            got = ", ".join(f"{x.dtype}" for x in leaves[:number]) or "nothing"
+            got = ", ".join(f"{x.dtype}" for x in leaves[:number])
             raise TypeError(f"loss must return one floating-point array to be reduced, got {got}")
         return leaves
 
