@@ -113,15 +113,52 @@ def test_the_gradient_of_a_weight_of_zero():
     """It is the loss; without it the example is skipped."""
     weights = jnp.array([1.0, 0.0, 2.0, 0.0, 0.0])
 
-    def total(weights):
-        return jxent.chunked(jxent.softmax_entropy, reduction="sum", chunk_size=2)(
-            linear(), weights=weights
-        )
+    def loss(z):
+        entropy = jxent.softmax_entropy(z)
+        return entropy, entropy
 
-    value, gradient = jax.value_and_grad(total)(weights)
+    def total(weights):
+        function = jxent.chunked(loss, reduction="sum", has_aux=True, chunk_size=2)
+        return function(linear(), weights=weights)
+
+    (value, aux), gradient = jax.value_and_grad(total, has_aux=True)(weights)
     entropies = jxent.softmax_entropy(X @ W)
     np.testing.assert_allclose(gradient, entropies, rtol=1e-6)
-    np.testing.assert_allclose([value, total(weights)], jnp.vdot(weights, entropies), rtol=1e-6)
+    np.testing.assert_allclose(value, jnp.vdot(weights, entropies), rtol=1e-6)
+    # The program without gradients returns the same.
+    for got, exact in zip((value, aux), total(weights), strict=True):
+        np.testing.assert_allclose(got, exact, rtol=1e-6)
+    np.testing.assert_array_equal(aux != 0, weights != 0)
+
+
+def test_a_loss_that_is_less_precise_than_its_logits():
+    with jax.enable_x64(True):
+        logits = jxent.LinearLogits(X.astype(np.float64), W.astype(np.float64))
+
+        def total(logits, weights):
+            return jxent.chunked(
+                lambda z: jxent.softmax_entropy(z).astype(jnp.float16),
+                reduction="mean",
+                chunk_size=2,
+            )(logits, weights=weights)
+
+        gradients = jax.grad(total, (0, 1))(logits, np.linspace(0.5, 1.5, 5))
+        assert {x.dtype for x in jax.tree.leaves(gradients)} == {np.dtype(np.float64)}
+
+
+def test_without_jit_and_without_leaks():
+    """What a loss closes over leaks neither with `jax_disable_jit` nor under a check for leaks."""
+
+    def total(t):
+        function = jxent.chunked(lambda z: jxent.softmax_entropy(z * t), chunk_size=2)
+        return jnp.sum(function(linear(), where=X[:, 0] > -0.5))
+
+    expected = jax.grad(lambda t: jnp.sum(jxent.softmax_entropy((X @ W)[2:] * t)))(0.5)
+    with jax.disable_jit():
+        np.testing.assert_allclose(jax.grad(total)(0.5), expected, rtol=1e-5)
+    with jax.check_tracer_leaks():
+        jax.make_jaxpr(jax.grad(total))(0.5)
+        jax.make_jaxpr(jax.vmap(lambda t: jax.jvp(total, (t,), (t,))))(jnp.ones(2))
 
 
 @pytest.mark.parametrize("reduction", quick(["mean", "none"]))

@@ -11,11 +11,18 @@ from .._dtypes import computing_dtype
 from .._labels import in_range, weight_of_label
 from .._numerics import weighted_cost
 from .._rows import Rows
-from .._sharding import AxisName, MeshAxes, axes_named, bound_axes, number_of_shards
+from .._sharding import AxisName, MeshAxes, number_of_shards
 from .chunks import COUNTED, WEIGHTS, Arrays, Name, Plan
 from .logits import LinearLogits, arrays_of
 from .mesh import AnyMesh
-from .reduction import NO_MEAN, check_reduction, checked_size, over_examples, with_weights
+from .reduction import (
+    NO_MEAN,
+    axes_of_classes,
+    check_reduction,
+    checked_size,
+    over_examples,
+    with_weights,
+)
 
 LABELS, CLASS_WEIGHTS = Name("of examples", "labels"), Name("of classes", "class_weights")
 SMOOTHING, Z_LOSS = Name("shared", "label_smoothing"), Name("shared", "z_loss")
@@ -126,11 +133,7 @@ def linear_softmax_cross_entropy(
             arrays[name] = scalar(argument, number, like)
     if reduction == "mean":
         check_not_negative("class_weights", class_weights, NO_MEAN)
-    axes = (
-        bound_axes(class_axis_name)
-        if mesh is None
-        else axes_named("class_axis_name", class_axis_name)
-    )
+    axes = axes_of_classes(mesh, class_axis_name)
     if weights is not None:
         classes = w.shape[1] * (number_of_shards(axes) if mesh is None else 1)
         names_class = in_range(arrays[LABELS], classes)[..., 0]

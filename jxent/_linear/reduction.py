@@ -15,6 +15,7 @@ from .._dtypes import computing_dtype
 from .._reduction import mean
 from .._sharding import (
     AxisName,
+    MeshAxes,
     axes_named,
     bound_axes,
     check_replicated,
@@ -88,6 +89,13 @@ def with_weights(
     return arrays | {WEIGHTS: w, COUNTED: counted}
 
 
+def axes_of_classes(mesh: AnyMesh | None, class_axis_name: AxisName | None) -> MeshAxes:
+    """The axes of that name, of the mesh or of the enclosing `jax.shard_map`."""
+    if mesh is None:
+        return bound_axes(class_axis_name)
+    return axes_named("class_axis_name", class_axis_name)
+
+
 def over_examples(
     plan: Plan,
     arrays: Arrays,
@@ -97,10 +105,10 @@ def over_examples(
     example_spec: jax.sharding.PartitionSpec | None,
 ) -> tuple[Any, Any]:
     """The mean or sum, or None, and what there is for each example."""
+    axes = axes_of_classes(mesh, class_axis_name)
     if mesh is None:
         if example_spec is not None:
             raise ValueError(f"example_spec must come with a mesh, got {example_spec} alone")
-        axes = bound_axes(class_axis_name)
         for name, array in arrays.items():
             if sharding := explicit_sharding(array):
                 raise ValueError(
@@ -109,8 +117,6 @@ def over_examples(
                 )
             if not is_of_classes(name):
                 check_replicated(str(name), array, axes)
-    else:
-        axes = axes_named("class_axis_name", class_axis_name)
     examples = arrays[Name("inputs")].shape[:-1]
     if is_symbolic_dim(math.prod(examples)) and COUNTED not in arrays:
         # Their number is not known, so that the last chunk must be like the others.
@@ -159,10 +165,13 @@ def _in_one_dimension(arrays: Arrays) -> Arrays:
 
 def _with_captured(plan: Plan, arrays: Arrays) -> tuple[Plan, Arrays]:
     """The plan with the user's loss traced, and the arrays with those that it closes over."""
-    tracing = plan._replace(loss=plan.loss.trace)
-    for x in jax.tree.leaves(jax.eval_shape(partial(outputs, tracing), arrays)):
-        check_replicated("what loss returns", x, plan.mesh_axes)
-    captured = {Name("captured", i): jnp.asarray(x) for i, x in enumerate(plan.loss.captured)}
+
+    def run(loss: Any) -> None:
+        tracing = plan._replace(loss=loss)
+        for x in jax.tree.leaves(jax.eval_shape(partial(outputs, tracing), arrays)):
+            check_replicated("what loss returns", x, plan.mesh_axes)
+
+    loss, captured = plan.loss.traced(run)
     # Inside `jax.shard_map` the loss knows the type of what it closes over. If that varies over
     # fewer axes than the examples, its gradient is summed over the others in each chunk. Then all
     # shards must compute as many chunks, and no cotangent can come after that sum.
@@ -174,7 +183,7 @@ def _with_captured(plan: Plan, arrays: Arrays) -> tuple[Plan, Arrays]:
         for x in captured.values()
     )
     arrays = arrays | captured
-    return plan._replace(names=tuple(arrays), may_skip=may_skip), arrays
+    return plan._replace(loss=loss, names=tuple(arrays), may_skip=may_skip), arrays
 
 
 def _count(plan: Plan, arrays: Arrays, dtype: Any) -> jax.Array:

@@ -61,6 +61,8 @@ def total_of(plan: Plan) -> Any:
         )
         if WEIGHTS in wanted:
             gradients[WEIGHTS] = _zero_if_weightless(arrays[WEIGHTS], losses)
+            # As where their losses are not wanted, and not computed.
+            aux = tuple(jnp.where(arrays[WEIGHTS] == 0, jnp.zeros_like(x), x) for x in aux)
         # The rule below needs only the dtypes of the arguments, so it gets empty arrays.
         dtypes = {name: jnp.zeros(0, arrays[name].dtype) for name in wanted}
         return (weighted_sum(arrays.get(WEIGHTS), losses), aux), (gradients, dtypes)
@@ -69,7 +71,7 @@ def total_of(plan: Plan) -> Any:
     # the computing dtype, so that a loss scale reaches them before they are rounded.
     def bwd(residuals: Any, cotangents: Any) -> tuple[jax.Array | None, ...]:
         gradients, dtypes = residuals
-        scaled = {name: cotangents[0] * gradients[name] for name in dtypes}
+        scaled = {name: _times(cotangents[0], gradients[name]) for name in dtypes}
         return _cotangents(plan, scaled, dtypes)
 
     reverse.defvjp(fwd, bwd, symbolic_zeros=True)
@@ -101,10 +103,16 @@ def _cotangents_of_losses(arrays: Arrays) -> list[jax.Array]:
 
 def weighted_sum(weights: jax.Array | None, losses: jax.Array) -> jax.Array:
     """The sum of the losses times their weights, without those of no weight."""
-    losses = losses.astype(computing_dtype(losses))
+    (losses,) = upcast(losses)
     if weights is None:
         return jnp.sum(losses)
-    return jnp.sum(weights * _zero_if_weightless(weights, losses))
+    return jnp.sum(_times(weights, _zero_if_weightless(weights, losses)))
+
+
+def _times(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Their product, though a loss may be less precise than its logits."""
+    a, b = upcast(a, b)
+    return a * b
 
 
 def _zero_if_weightless(weights: jax.Array, losses: jax.Array) -> jax.Array:
