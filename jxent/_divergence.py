@@ -10,6 +10,7 @@ from ._autodiff import differentiated_by, with_gradient
 from ._dtypes import computing_dtype, upcast
 from ._numerics import (
     divergence_terms,
+    excess,
     expm1,
     log1p,
     mixture_ratio,
@@ -274,7 +275,9 @@ def _softmax_js_fwd(
     p, q = pair.probabilities(())
     m = of_p * p + of_q * q
     shares = _shares(_log_ratio((), *pair), *weights)
-    terms = (divergence_terms(t, x, m) for t, x in zip(shares, (p, q), strict=True))
+    # With halves no t is above log 2, and the terms need not look at the probabilities again.
+    pairs = zip(shares, (p, q), strict=True)
+    terms = [divergence_terms(t, x, m) if weights else m * excess(t) for t, x in pairs]
     from_p, from_q = (jnp.sum(x, axis=-1) for x in terms)
     divergence: jax.Array = of_p * from_p + of_q * from_q
     return divergence, (*known, from_p, from_q)
