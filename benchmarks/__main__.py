@@ -11,6 +11,7 @@ from pathlib import Path
 TABLES = [
     ("The dense losses", ["dense.py"]),
     ("The loss of a linear head", ["linear.py"]),
+    ("Other losses of a linear head", ["linear.py", "--objectives"]),
     ("Its memory against the vocabulary", ["linear.py", "--vocabularies"]),
     ("What the compilers make of the losses", ["compilers.py"]),
     ("The memory of a linear head on TPUs and an H100", ["linear_compiled.py"]),

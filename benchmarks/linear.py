@@ -2,8 +2,10 @@
 
 ``python benchmarks/linear.py`` runs the libraries interleaved, in one process, on whatever device
 JAX has, and prints a Markdown table: optax (on logits that are made first), jxent, and tokamax
-where it is installed. ``--vocabularies`` compiles for more and more classes instead, and prints
-what the programs need beside their arguments and results. With tqdm installed, progress is shown.
+where it is installed. ``--objectives`` compares other losses, through `jxent.chunked`, with the
+same on whole logits, and examples that are ignored with all. ``--vocabularies`` compiles for more
+and more classes instead, and prints what the programs need beside their arguments and results. With
+tqdm installed, progress is shown.
 """
 
 import argparse
@@ -38,6 +40,7 @@ def main():
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--chunk-size", type=int)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--objectives", action="store_true", help="other losses")
     parser.add_argument("--vocabularies", action="store_true", help="compile only")
     options = parser.parse_args()
     device = jax.devices()[0].device_kind
@@ -45,6 +48,8 @@ def main():
     print(f"{options.examples} x {options.features}, {options.dtype}; {device}, {versions}\n")
     if options.vocabularies:
         print_memory(options)
+    elif options.objectives:
+        print_objectives(options)
     else:
         print_comparison(options)
 
@@ -95,6 +100,87 @@ def print_comparison(options):
                 f"| {classes} | {name} | {seconds[name] / seconds['optax']:.2f}"
                 f" | {temporaries / 2**20:.0f} MiB, 1/{programs['optax'][1] / temporaries:.1f}"
                 f" | {errors[0]} | {errors[1]}, {errors[2]} |"
+            )
+
+
+def objectives(x, y, chunk_size=None):
+    """Pairs of functions of inputs and kernel: on whole logits, and what is compared with it."""
+    rng = np.random.default_rng(1)
+    advantages = jnp.asarray(rng.standard_normal(len(x), np.float32))
+    teacher = jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype)
+    ignored = jnp.where(jnp.arange(len(x)) % 4 == 0, y, -100)
+    head = functools.partial(jxent.linear_softmax_cross_entropy, chunk_size=chunk_size)
+
+    def terms(logits, labels):
+        nll = jxent.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return nll, jxent.softmax_entropy(logits)
+
+    def objective(logits, labels, advantages):
+        nll, entropy = terms(logits, labels)
+        return advantages * nll - 0.01 * entropy
+
+    def logits_of(x, w):
+        return jnp.dot(x, w, preferred_element_type=jnp.float32)
+
+    def whole_policy(x, w):
+        return jnp.mean(objective(logits_of(x, w), y, advantages))
+
+    def policy(x, w):
+        chunked = jxent.chunked(objective, reduction="mean", chunk_size=chunk_size)
+        return chunked(jxent.LinearLogits(x, w), y, advantages)
+
+    def policy_outside(x, w):
+        chunked = jxent.chunked(terms, chunk_size=chunk_size)
+        nll, entropy = chunked(jxent.LinearLogits(x, w), y)
+        return jnp.mean(advantages * nll - 0.01 * entropy)
+
+    # The teacher's kernel is the student's at the start, so that no third kernel is in memory.
+    def whole_distillation(x, w, frozen):
+        return jnp.mean(
+            jxent.softmax_kl_divergence(logits_of(x, w) / 2, logits_of(teacher, frozen) / 2)
+        )
+
+    def distillation(x, w, frozen):
+        chunked = jxent.chunked(
+            jxent.softmax_kl_divergence, reduction="mean", chunk_size=chunk_size
+        )
+        return chunked(
+            jxent.LinearLogits(x, w, scale=0.5), jxent.LinearLogits(teacher, frozen, scale=0.5)
+        )
+
+    return {
+        "policy": (whole_policy, policy),
+        "policy, its terms outside": (whole_policy, policy_outside),
+        "distillation": (whole_distillation, distillation),
+        "three of four ignored, beside none": (
+            lambda x, w: head(x, w, y),
+            lambda x, w: head(x, w, ignored, ignore_index=-100),
+        ),
+        "a mask that ignores none, beside no mask": (
+            lambda x, w: head(x, w, y),
+            lambda x, w: head(x, w, y, ignore_index=-100),
+        ),
+    }
+
+
+def print_objectives(options):
+    """A row for each loss: the time and the temporaries, relative to the same on whole logits."""
+    print("| classes | | time | temporary memory |")
+    print("|---|---|---|---|")
+    for classes in options.classes:
+        x, w, y = _arrays(options, classes)
+        for name, pair in objectives(x, y, options.chunk_size).items():
+            args = (x, w, w) if name == "distillation" else (x, w)
+            programs = {
+                i: jax.jit(jax.value_and_grad(f, (0, 1))).lower(*args).compile()
+                for i, f in enumerate(pair)
+            }
+            _, seconds = _run(programs, args, options.runs)
+            whole, ours = (p.memory_analysis().temp_size_in_bytes for p in programs.values())
+            print(
+                f"| {classes} | {name} | {seconds[1] / seconds[0]:.2f}"
+                f" | {ours / 2**20:.0f} MiB, 1/{whole / ours:.1f} |",
+                flush=True,
             )
 
 

@@ -2,7 +2,8 @@
 
 ``python benchmarks/mesh.py`` compiles value and gradients for TPUs on a machine that has none, as
 `compilers` does, and prints a Markdown table: jxent, and whole logits in float32 that XLA
-partitions by itself. Nothing runs. It takes what ``pip install ".[aot]"`` installs.
+partitions by itself; then the same of a policy objective, by `jxent.chunked`. Nothing runs. It
+takes what ``pip install ".[aot]"`` installs.
 """
 
 import argparse
@@ -67,7 +68,34 @@ def losses() -> dict[str, Any]:
         logits = jnp.dot(x, w, preferred_element_type=jnp.float32)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
 
-    return {"jxent": fused, "whole logits": whole}
+    def objective(logits, labels, advantages, class_axis_name=None):
+        spread = {"class_axis_name": class_axis_name}
+        nll = jxent.softmax_cross_entropy_with_integer_labels(logits, labels, **spread)
+        return advantages * nll - 0.01 * jxent.softmax_entropy(logits, **spread)
+
+    def advantages_of(y):
+        return jnp.sin(y.astype(jnp.float32))
+
+    def policy(mesh, x, w, y):
+        chunked = jxent.chunked(
+            functools.partial(objective, class_axis_name="model"),
+            reduction="mean",
+            mesh=mesh,
+            class_axis_name="model",
+            chunk_size=CHUNK,
+        )
+        return chunked(jxent.LinearLogits(x, w), y, advantages_of(y))
+
+    def whole_policy(mesh, x, w, y):
+        logits = jnp.dot(x, w, preferred_element_type=jnp.float32)
+        return jnp.mean(objective(logits, y, advantages_of(y)))
+
+    return {
+        "jxent": fused,
+        "whole logits": whole,
+        "jxent, policy": policy,
+        "whole logits, policy": whole_policy,
+    }
 
 
 def figures(setting: Setting, name: str) -> Figures:
@@ -86,7 +114,7 @@ def figures(setting: Setting, name: str) -> Figures:
     shardings = None, (arguments[0].sharding, arguments[1].sharding)
     compiled = jax.jit(program, out_shardings=shardings).lower(*arguments).compile()
     # A loop's body is counted once, and has nearly everything: so this is no less than there is.
-    chunks = setting.examples // setting.data // CHUNK if name == "jxent" else 1
+    chunks = setting.examples // setting.data // CHUNK if name.startswith("jxent") else 1
     product = 2 * setting.examples * setting.features * setting.classes // mesh.size
     return Figures(
         products=chunks * compiled.cost_analysis()["flops"] / product,

@@ -23,6 +23,8 @@ from ._focal import (
 from ._likelihood import cross_entropy_with_integer_labels as cross_entropy_with_integer_labels
 from ._likelihood import negative_log_likelihood as negative_log_likelihood
 from ._linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
+from ._linear.chunked import chunked as chunked
+from ._linear.logits import LinearLogits as LinearLogits
 from ._log_probabilities import generalized_kl_divergence as generalized_kl_divergence
 from ._log_probabilities import kl_divergence as kl_divergence
 from ._log_probabilities import kl_divergence_with_log_targets as kl_divergence_with_log_targets
@@ -40,6 +42,9 @@ from ._softmax import log_softmax as log_softmax
 from ._softmax import logsumexp as logsumexp
 from ._softmax import softmax as softmax
 from ._softmax import softmax_entropy as softmax_entropy
+from ._top_k import (
+    softmax_kl_divergence_with_top_k_targets as softmax_kl_divergence_with_top_k_targets,
+)
 
 __version__ = "0.1.0"
 __doc__ = f"{__doc__}{_contents(globals())}\n"

@@ -30,6 +30,7 @@ _NOT_NEGATIVE = "be a finite number of at least 0"
 RANGES = {
     "label_smoothing": Range(lambda x: 0 <= x <= 1, _UNIT, ""),
     # Outside, one of the two classes would be rewarded for its mistakes.
+    "weight": Range(lambda x: 0 <= x <= 1, _UNIT, ""),
     "alpha": Range(lambda x: 0 <= x <= 1, _UNIT, "; None switches it off"),
     "gamma": Range(lambda x: 0 <= x < math.inf, _NOT_NEGATIVE, "; 0 switches it off"),
     "z_loss": Range(lambda x: 0 <= x < math.inf, _NOT_NEGATIVE, "; 0 switches it off"),
@@ -37,6 +38,9 @@ RANGES = {
     "epsilon": Range(math.isfinite, "be a finite number", "; 0 switches it off"),
     # Infinity is allowed: such a cap changes nothing.
     "logit_softcap": Range(lambda x: x > 0, "be positive", "; None switches it off"),
+    "softcap": Range(lambda x: x > 0, "be positive", "; None switches it off"),
+    "logit_scale": Range(math.isfinite, "be a finite number", "; None switches it off"),
+    "scale": Range(math.isfinite, "be a finite number", "; None switches it off"),
 }
 """The range of each option that is a single number, the same in every function."""
 

@@ -91,50 +91,60 @@ def loss_with_partials(
 
 
 def in_every_mode(
-    reverse: jax.custom_vjp[Out], mesh_axes: MeshAxes = (), of_classes: tuple[bool, ...] = ()
-) -> Callable[..., Out]:
+    reverse: jax.custom_vjp[Any],
+    mesh_axes: MeshAxes = (),
+    of_classes: tuple[bool | None, ...] = (),
+    *,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
     """The function of a `jax.custom_vjp`, with forward mode added.
 
     `jax.custom_vjp` alone refuses `jax.jvp`, `jax.jacfwd` and `jax.linearize`. The tangent map
     is the transpose of the cotangent map, so the rule for cotangents is enough: the function is
     pulled back, and the pullback is transposed. Only the perturbed arguments take part. The others
     would cost residuals, and an infinite cotangent that nobody asked for would turn into NaN.
+
+    With `has_aux` the function returns ``(out, aux)``, and `aux`, arrays of any dtype, is not
+    differentiated.
     """
 
-    def tangent(primals: Any, tangents: Any) -> tuple[Out, Out]:
+    def tangent(primals: Any, tangents: Any) -> tuple[Any, Any, tuple[Any, ...]]:
         of_perturbed, values, dots = of_perturbed_alone(reverse, primals, tangents)
-        out, pullback = jax.vjp(of_perturbed, *values)
+        vjp: Any = jax.vjp
+        out, pullback, *aux = vjp(of_perturbed, *values, has_aux=has_aux)
 
         # With the checkpoint the residuals are those of `fwd`. Without it, linearisation would
         # store what `bwd` makes of them, which is an array as large as the logits for each step.
         @partial(jax.checkpoint, prevent_cse=False)
-        def pushforward(pullback: Any, dots: tuple[jax.Array, ...]) -> Out:
-            out_dot: Out
+        def pushforward(pullback: Any, dots: tuple[jax.Array, ...]) -> Any:
             (out_dot,) = jax.linear_transpose(pullback, out)(dots)
             return out_dot
 
-        return out, pushforward(pullback, dots)
+        return out, pushforward(pullback, dots), tuple(aux)
 
     # It calls the plain function, not `reverse`: where JAX evaluates only a part of a loop it
     # forgets this rule, and would then find a `jax.custom_vjp`, which has no forward mode.
     @jax.custom_jvp
-    def function(*args: Any) -> Out:
+    def function(*args: Any) -> Any:
         return reverse.fun(*args)
 
     # A value that came with its derivative may be differentiated again, and must then meet the
     # rule again. The operations of `fwd` themselves have derivatives that lose bits to
     # cancellation, and NaN from branches that were not taken.
     @jax.custom_jvp
-    def known(out: Out, *args: Any) -> Out:
+    def known(out: Any, *args: Any) -> Any:
         return out
 
     @partial(function.defjvp, symbolic_zeros=True)
-    def function_rule(primals: Any, tangents: Any) -> tuple[Out, Out]:
-        out, out_dot = tangent(primals, tangents)
-        return known(out, *primals), out_dot
+    def function_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
+        out, out_dot, aux = tangent(primals, tangents)
+        out = known(out, *primals)
+        if not has_aux:
+            return out, out_dot
+        return (out, *aux), (out_dot, *jax.tree.map(SymbolicZero.from_primal_value, aux))
 
     @partial(known.defjvp, symbolic_zeros=True)
-    def known_rule(primals: Any, tangents: Any) -> tuple[Out, Out]:
+    def known_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
         out, *args = primals
         dots = tuple(tangents[1:])
         if all(isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(dots)):
@@ -143,7 +153,7 @@ def in_every_mode(
 
     # It is compiled as one program. Otherwise each eager call would dispatch some thirty programs.
     compiled = jax.jit(function)
-    return lambda *args: compiled(*_align(args, mesh_axes, of_classes or (True,) * len(args)))
+    return lambda *args: compiled(*aligned(args, mesh_axes, of_classes or (True,) * len(args)))
 
 
 def of_perturbed_alone(
@@ -164,19 +174,22 @@ def of_perturbed_alone(
     return of_perturbed, tuple(leaves[i] for i in perturbed), tuple(dots[i] for i in perturbed)
 
 
-def _align(args: tuple[Any, ...], mesh_axes: MeshAxes, of_classes: tuple[bool, ...]) -> list[Any]:
+def aligned(
+    args: tuple[Any, ...], mesh_axes: MeshAxes, of_classes: tuple[bool | None, ...]
+) -> list[Any]:
     """Inside `jax.shard_map`, makes the arguments vary over the same mesh axes.
 
     A rule must return cotangents that vary over the same axes as its arguments. Here replicated
     arguments become varying ones, and JAX transposes this step itself, into a sum over the axes.
     Only the arguments that are the same for every shard of the classes, and the output, do not
-    vary over the axes of the classes.
+    vary over the axes of the classes. An argument for which `of_classes` has None stays as it is.
     """
     union = frozenset(mesh_axes).union(*map(varying_axes, jax.tree.leaves(args)))
-    return [
-        jax.tree.map(partial(_varying_over, union if own else union - set(mesh_axes)), x)
-        for x, own in zip(args, of_classes, strict=True)
-    ]
+
+    def vary(own: bool | None, x: jax.Array) -> jax.Array:
+        return x if own is None else _varying_over(union if own else union - set(mesh_axes), x)
+
+    return [jax.tree.map(partial(vary, own), x) for x, own in zip(args, of_classes, strict=True)]
 
 
 def _varying_over(axes: frozenset[Any], x: jax.Array) -> jax.Array:

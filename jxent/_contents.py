@@ -7,10 +7,10 @@ from typing import Any
 
 
 def groups(names: Mapping[str, Any]) -> dict[str, list[Callable[..., Any]]]:
-    """The public functions, under the first lines of the modules that they come from."""
+    """What is public, under the first lines of the modules that it comes from."""
     found: dict[str, list[Callable[..., Any]]] = {}
     for name, function in names.items():
-        if inspect.isfunction(function) and not name.startswith("_"):
+        if (inspect.isfunction(function) or inspect.isclass(function)) and not name.startswith("_"):
             module = sys.modules[function.__module__]
             found.setdefault(_first_line(module).rstrip("."), []).append(function)
     return found

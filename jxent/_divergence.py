@@ -5,11 +5,18 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis
+from ._arguments import ArrayLike, Axis, scalar
 from ._autodiff import differentiated_by, with_gradient
-from ._dtypes import upcast
+from ._dtypes import computing_dtype, upcast
 from ._elementary import expm1, log1p
-from ._numerics import divergence_terms, excess, mixture_ratio, nan_where, two_difference
+from ._numerics import (
+    divergence_terms,
+    excess,
+    mixture_ratio,
+    nan_where,
+    two_difference,
+    weighted_mixture_ratio,
+)
 from ._rows import rows_of
 from ._sharding import AxisName, MeshAxes, sum_classes
 from ._statistics import Statistics, shift
@@ -72,12 +79,19 @@ def softmax_kl_divergence(
 
 
 def softmax_jensen_shannon_divergence(
-    logits: ArrayLike, target_logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    weight: ArrayLike = 0.5,
 ) -> jax.Array:
     r"""Jensen-Shannon divergence of softmaxes: ``[..., classes], [..., classes] -> [...]``.
 
     .. math::
-        \tfrac12 D(p \,\|\, m) + \tfrac12 D(q \,\|\, m), \qquad m = \tfrac12 (p + q)
+        w D(p \,\|\, m) + (1 - w) D(q \,\|\, m), \qquad m = w p + (1 - w) q, \\
+        p = \operatorname{softmax}(\text{target_logits}), \;
+        q = \operatorname{softmax}(\text{logits})
 
     Args:
       logits: floating-point array ``[..., classes]``.
@@ -85,14 +99,17 @@ def softmax_jensen_shannon_divergence(
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
         ``[n]`` beside ``[n, n]`` means the examples, not the classes.
+      weight: :math:`w` in [0, 1], that of the target in the mixture; at both ends the divergence is
+        0, and near them :math:`w D(p \,\|\, q)` and :math:`(1 - w) D(q \,\|\, p)`.
 
     Returns:
-      ``[...]`` in nats, between 0 and log 2, float32 or float64. Both arguments are
+      ``[...]`` in nats, between 0 and log 2, float32 or float64. Logits and `weight` are
       differentiated.
 
     Raises:
       TypeError: logits are not floating-point, or `where` not boolean.
-      ValueError: a shape or `axis` does not fit, or there is no class.
+      ValueError: a shape or `axis` does not fit, there is no class, or `weight` lies outside
+        [0, 1].
 
     Note:
       A class at -inf has the probability 0. An example with no class left by `where` has the
@@ -101,7 +118,8 @@ def softmax_jensen_shannon_divergence(
 
     References:
       J. Lin, `Divergence Measures Based on the Shannon Entropy
-      <https://doi.org/10.1109/18.61115>`_, 1991.
+      <https://doi.org/10.1109/18.61115>`_, 1991; R. Agarwal et al., `On-Policy Distillation
+      <https://arxiv.org/abs/2306.13649>`_, 2024, has other weights.
 
     Example:
       >>> import jxent
@@ -110,7 +128,10 @@ def softmax_jensen_shannon_divergence(
     """
     rows, z_q = rows_of("logits", logits, axis, where)
     z_p = rows.beside("target_logits", target_logits)
-    return rows.zero_masked(_softmax_js(z_q, z_p))
+    if isinstance(weight, float) and weight == 0.5:
+        return rows.zero_masked(_softmax_js(z_q, z_p))
+    w = scalar("weight", weight, jnp.zeros((), computing_dtype(z_q, z_p)))
+    return rows.zero_masked(_softmax_js(z_q, z_p, w, 1 - w))
 
 
 class Pair(NamedTuple):
@@ -236,30 +257,54 @@ def _softmax_kl_bwd(
 _softmax_kl = with_gradient(_softmax_kl_fwd, _softmax_kl_bwd, (True, True))
 
 
-def _softmax_js_fwd(logits: jax.Array, target_logits: jax.Array) -> tuple[jax.Array, Any]:
+def _shares(t: jax.Array, *weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``u = log(p/m)`` and ``v = log(q/m)`` for the mixture m, by default of halves."""
+    if not weights:
+        return mixture_ratio(t), mixture_ratio(-t)
+    of_p, of_q = weights
+    return weighted_mixture_ratio(t, of_p, of_q), weighted_mixture_ratio(-t, of_q, of_p)
+
+
+def _softmax_js_fwd(
+    logits: jax.Array, target_logits: jax.Array, *weights: jax.Array
+) -> tuple[jax.Array, Any]:
     known = _known((), target_logits, logits)
     pair = Pair.after(known, target_logits, logits)
-    t = _log_ratio((), *pair)
-    m = sum(pair.probabilities(())) / 2
-    from_p, from_q = (jnp.sum(m * excess(mixture_ratio(x)), axis=-1) for x in (t, -t))
-    return (from_p + from_q) / 2, (*known, from_p, from_q)
-
-
-# With u = log(p/m), v = log(q/m) the divergence is half of sum_j p_j u_j + q_j v_j, and since
-# p + q = 2m the terms from dm add to nothing: half of p_j (u_j - sum_i p_i u_i) for the logits
-# of p, and likewise for q.
-def _softmax_js_bwd(
-    cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array, *known: Any
-) -> tuple[jax.Array, jax.Array]:
-    pair, (*_, from_p, from_q) = Pair.after(known, target_logits, logits), known
-    t = _log_ratio((), *pair)
+    of_p, of_q = weights or (0.5, 0.5)
     p, q = pair.probabilities(())
+    m = of_p * p + of_q * q
+    shares = _shares(_log_ratio((), *pair), *weights)
+    # With halves no t is above log 2, and the terms need not look at the probabilities again.
+    pairs = zip(shares, (p, q), strict=True)
+    terms = [divergence_terms(t, x, m) if weights else m * excess(t) for t, x in pairs]
+    from_p, from_q = (jnp.sum(x, axis=-1) for x in terms)
+    divergence: jax.Array = of_p * from_p + of_q * from_q
+    return divergence, (*known, from_p, from_q)
 
-    def gradient(share: jax.Array, ratio: jax.Array, divergence: jax.Array) -> jax.Array:
+
+# With u = log(p/m), v = log(q/m) the divergence is the sum over j of w p_j u_j + (1 - w) q_j v_j.
+# Since w p/m + (1 - w) q/m = 1, and m sums to one, the terms from dm add to nothing:
+# w p_j (u_j - sum_i p_i u_i) for the logits of p, likewise for q, and D(p, m) - D(q, m) for w.
+def _softmax_js_bwd(
+    cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array, *given: Any
+) -> tuple[jax.Array | None, ...]:
+    *weights, of_p, of_q, change, from_p, from_q = given
+    pair = Pair.after((of_p, of_q, change, from_p, from_q), target_logits, logits)
+    p, q = pair.probabilities(())
+    u, v = _shares(_log_ratio((), *pair), *weights)
+
+    def gradient(
+        weight: Any, share: jax.Array, ratio: jax.Array, divergence: jax.Array
+    ) -> jax.Array:
         finite = jnp.where(ratio == -jnp.inf, 0.0, ratio)
-        return cotangent[..., None] * share * (finite - divergence[..., None]) / 2
+        gradient: jax.Array = cotangent[..., None] * weight * share
+        return gradient * (finite - divergence[..., None])
 
-    return gradient(q, mixture_ratio(-t), from_q), gradient(p, mixture_ratio(t), from_p)
+    w_p, w_q = weights or (0.5, 0.5)
+    to_logits = gradient(w_q, q, v, from_q), gradient(w_p, p, u, from_p)
+    if not weights:
+        return to_logits
+    return *to_logits, jnp.sum(cotangent * from_p), jnp.sum(cotangent * from_q)
 
 
 _softmax_js = with_gradient(_softmax_js_fwd, _softmax_js_bwd)

@@ -13,6 +13,14 @@ import numpy as np
 from ._elementary import exp, expm1, log, log1p, plain_log1p, power, softplus, with_partials
 
 
+@with_partials(lambda x: -1 / expm1(-x))
+def log_of_complement(x: jax.Array) -> jax.Array:
+    """``log(1 - e^x)`` for ``x <= 0``."""
+    near = x > -math.log(2)
+    small = log(-expm1(jnp.where(near, x, -1.0)))
+    return jnp.where(near, small, log1p(-exp(jnp.where(near, -1.0, x))))
+
+
 @with_partials(lambda a, b: 1 / b, lambda a, b: -quotient(quotient(a, b), b))
 def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a / b``. JAX's own derivative for b divides by b squared, which overflows."""
@@ -159,6 +167,23 @@ def mixture_ratio(t: jax.Array) -> jax.Array:
     near = jnp.abs(t) < 1
     close = -log1p(expm1(jnp.where(near, -t, 0.0)) / 2)
     return jnp.where(near, close, math.log(2) - softplus(-t))
+
+
+def weighted_mixture_ratio(t: jax.Array, own: jax.Array, other: jax.Array) -> jax.Array:
+    """``log(p/m)`` for m = own p + other q, with own + other = 1, and ``t = log(p/q)``.
+
+    With ``m/p = own + other e^-t = 1 + other expm1(-t)``, of which the first is a sum of positive
+    terms, and the second has the bits of what is near 1.
+    """
+    small = t < -60
+    change = other * expm1(-jnp.where(small, 0.0, t))
+    large = change < -0.5
+    positive = jnp.where(large, own + other * exp(-jnp.where(large, t, 0.0)), 1.0)
+    middle = jnp.where(large, log(positive), log1p(jnp.where(large, 0.0, change)))
+    # There m/p is 1 + other e^-t to all digits, and e^-t may overflow.
+    there = other > 0
+    far = softplus(log(jnp.where(there, other, 1.0)) - jnp.where(small, t, -61.0))
+    return -jnp.where(small, jnp.where(there, far, 0.0), middle)
 
 
 def two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

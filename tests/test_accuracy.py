@@ -24,6 +24,7 @@ OPTIONS = {
     "pos_weight": (2.7,),
     "alpha": (0.25,),
     "gamma": (0.5, 2.0),
+    "weight": (0.1, 1e-6, 1 - 2**-20),
 }
 """The values that each option takes in turn, all options at once."""
 

@@ -35,8 +35,9 @@ def test_what_does_not_count_contributes_nothing(poison, reduction):
 
     to_inputs, to_kernel = gradients(a["inputs"].at[jnp.array([2, 5, 7])].set(poison))
     clean_inputs, clean_kernel = gradients(a["inputs"])
-    np.testing.assert_array_equal(to_kernel, clean_kernel)
-    np.testing.assert_array_equal(to_inputs, clean_inputs)
+    # A weight of 0 may have a loss: then other examples are in the same chunk.
+    np.testing.assert_allclose(to_kernel, clean_kernel, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(to_inputs, clean_inputs, rtol=1e-5, atol=1e-6)
     assert np.all(np.asarray(to_inputs)[[2, 5, 7]] == 0)
 
 

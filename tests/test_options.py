@@ -23,6 +23,8 @@ OPTIONS = {
     "epsilon": ([INF, -INF, NAN], [0, -1, -1.5, 1e3], "; 0 switches it off"),
     "logit_softcap": ([0, 0.0, -0.0, -30, -INF, NAN, 1e-300], [1, 30, 1e30, INF],
                       "; None switches it off"),
+    "weight": ([-1e-6, 1.0001, INF, -INF, NAN], [0, 1, 0.0, 1.0, -0.0], ""),
+    "logit_scale": ([INF, -INF, NAN], [1, 0.0, -2.0, 1e30], "; None switches it off"),
 }  # fmt: skip
 FUNCTIONS = [(case, option) for case in BARE for option in OPTIONS if case.accepts(option)]
 every_option = pytest.mark.parametrize(("case", "option"), FUNCTIONS, ids=str)
@@ -39,7 +41,8 @@ def _kinds(number):
 
 
 def test_every_option_was_found():
-    numbers = {"label_smoothing", "z_loss", "gamma", "alpha", "epsilon", "logit_softcap"}
+    numbers = {"label_smoothing", "z_loss", "gamma", "alpha", "epsilon", "logit_softcap",
+               "logit_scale", "weight"}  # fmt: skip
     assert {option for _, option in FUNCTIONS} == numbers == set(OPTIONS)
     # What is no number: arrays, names, and what is known when a program is traced.
     others = {"axis", "where", "class_weights", "pos_weight", "weights", "bias", "class_mask",

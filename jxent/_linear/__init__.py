@@ -1,25 +1,31 @@
 r"""Cross-entropy of a linear head, whose logits never exist whole."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from .._arguments import (
-    ArrayLike,
-    boolean,
-    check_not_negative,
-    elementwise,
-    floating,
-    integer,
-    is_off,
-    scalar,
-)
+from .._arguments import ArrayLike, check_not_negative, is_off, scalar
+from .._cross_entropy import softmax_cross_entropy_with_integer_labels
 from .._dtypes import computing_dtype
-from .._reduction import mean
+from .._labels import in_range, weight_of_label
+from .._numerics import weighted_cost
 from .._rows import Rows
-from .._sharding import AxisName, axes_named, bound_axes, check_replicated, explicit_sharding
-from .chunks import Head, differs_between_shards
-from .head import head_losses, head_total
-from .mesh import AnyMesh, over_mesh
+from .._sharding import AxisName, MeshAxes, number_of_shards
+from .chunks import COUNTED, WEIGHTS, Arrays, Name, Plan
+from .logits import LinearLogits, arrays_of
+from .mesh import AnyMesh
+from .reduction import (
+    NO_MEAN,
+    axes_of_classes,
+    check_reduction,
+    checked_size,
+    over_examples,
+    with_weights,
+)
+
+LABELS, CLASS_WEIGHTS = Name("of examples", "labels"), Name("of classes", "class_weights")
+SMOOTHING, Z_LOSS = Name("shared", "label_smoothing"), Name("shared", "z_loss")
 
 
 def linear_softmax_cross_entropy(
@@ -34,6 +40,7 @@ def linear_softmax_cross_entropy(
     label_smoothing: ArrayLike = 0.0,
     ignore_index: int | None = None,
     z_loss: ArrayLike = 0.0,
+    logit_scale: ArrayLike | None = None,
     logit_softcap: ArrayLike | None = None,
     reduction: str = "mean",
     chunk_size: int | None = None,
@@ -60,6 +67,7 @@ def linear_softmax_cross_entropy(
       label_smoothing: a number in [0, 1].
       ignore_index: the label of examples that do not count.
       z_loss: the weight of the squared normaliser, not negative.
+      logit_scale: multiplies the logits, before the cap: one over a temperature. None for 1.
       logit_softcap: c > 0, for logits :math:`c \tanh(z / c)`, applied before the mask; None, or an
         infinite number, for no cap.
       reduction: ``"mean"``, which is the sum of the losses, z-loss and all, over the sum of the
@@ -104,88 +112,66 @@ def linear_softmax_cross_entropy(
       >>> print(jxent.linear_softmax_cross_entropy(inputs, kernel, jnp.array([0, 1, 2, 3])))
       3.9120
     """
-    x, w = floating("inputs", inputs), floating("kernel", kernel)
-    if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[0]:
-        raise ValueError(
-            "inputs and kernel must have the shapes [..., features] and [features, classes],"
-            f" got {x.shape} and {w.shape}"
-        )
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if w.shape[1] == 0:
-        raise ValueError(f"kernel must have at least one class, got shape {w.shape}")
-    chunk_size = _checked_size(chunk_size)
+    check_reduction(reduction)
+    arrays = arrays_of(LinearLogits(inputs, kernel, bias, class_mask=class_mask), 0)
+    x, w = arrays[Name("inputs")], arrays[Name("kernel")]
     like = jnp.zeros((), computing_dtype(x, w))
     rows = Rows("inputs @ kernel", (*x.shape[:-1], w.shape[1]), (x.ndim - 1,))
-    rows, y = rows.labels(labels, ignore_index)
-    options = {
-        "counted": rows.counted,
-        "weights": _example_weights(rows, weights, like),
-        "bias": rows.class_weights("bias", bias, like),
-        "class_weights": rows.class_weights("class_weights", class_weights, like),
-        "class_mask": _class_mask(rows, class_mask),
-    }
+    rows, arrays[LABELS] = rows.labels(labels, ignore_index)
+    if rows.counted is not None:
+        arrays[COUNTED] = rows.counted
+    if (of_classes := rows.class_weights("class_weights", class_weights, like)) is not None:
+        arrays[CLASS_WEIGHTS] = of_classes
     numbers = {
-        "label_smoothing": None if is_off(label_smoothing) else label_smoothing,
-        "z_loss": None if is_off(z_loss) else z_loss,
-        "logit_softcap": logit_softcap,
+        Name("scale"): ("logit_scale", logit_scale),
+        Name("softcap"): ("logit_softcap", logit_softcap),
+        SMOOTHING: ("label_smoothing", None if is_off(label_smoothing) else label_smoothing),
+        Z_LOSS: ("z_loss", None if is_off(z_loss) else z_loss),
     }
-    options |= {name: scalar(name, x, like) for name, x in numbers.items() if x is not None}
+    for name, (argument, number) in numbers.items():
+        if number is not None:
+            arrays[name] = scalar(argument, number, like)
     if reduction == "mean":
-        remedy = "Write reduction='sum' and divide by a number, or reduction='none'"
-        check_not_negative("weights", weights, remedy)
-        check_not_negative("class_weights", class_weights, remedy)
-    arrays = {"inputs": x, "kernel": w, "labels": y}
-    arrays |= {name: option for name, option in options.items() if option is not None}
-    if mesh is None:
-        if example_spec is not None:
-            raise ValueError(f"example_spec must come with a mesh, got {example_spec} alone")
-        axes = bound_axes(class_axis_name)
-        for name, array in arrays.items():
-            if sharding := explicit_sharding(array):
-                raise ValueError(
-                    f"{name} must not be sharded explicitly without mesh=, the mesh to compute on,"
-                    f" got {sharding.spec}"
-                )
-            if not differs_between_shards(name):
-                check_replicated(name, array, axes)
-    else:
-        axes = axes_named("class_axis_name", class_axis_name)
-    head = Head(precision, chunk_size, axes)
-    if reduction == "none":
-        losses: jax.Array = over_mesh(head_losses, mesh, example_spec, head, arrays)
-        return losses
-    total: jax.Array
-    total, count = over_mesh(head_total, mesh, example_spec, head, arrays, totals=True)
-    return total if reduction == "sum" else mean(total, count)
+        check_not_negative("class_weights", class_weights, NO_MEAN)
+    axes = axes_of_classes(mesh, class_axis_name)
+    if weights is not None:
+        classes = w.shape[1] * (number_of_shards(axes) if mesh is None else 1)
+        names_class = in_range(arrays[LABELS], classes)[..., 0]
+        arrays = with_weights(weights, reduction, arrays, names_class)
+    multiplier = arrays.pop(WEIGHTS, None) if reduction == "none" else None
+    plan = Plan(CrossEntropy(axes), precision, checked_size(chunk_size))
+    total, losses = over_examples(plan, arrays, reduction, mesh, class_axis_name, example_spec)
+    result: jax.Array = losses[0] if reduction == "none" else total
+    return result if multiplier is None else weighted_cost(multiplier, result)
 
 
-def _checked_size(chunk_size: int | None) -> int | None:
-    if chunk_size is None:
-        return None
-    try:
-        size = integer(chunk_size)
-    except TypeError:
-        raise TypeError(f"chunk_size must be an integer, got {chunk_size!r}") from None
-    if size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {size}")
-    return size
+class CrossEntropy(NamedTuple):
+    """The loss of a chunk of examples, as in `Plan`."""
 
+    axes: MeshAxes
+    """The mesh axes that the classes are spread over."""
 
-def _example_weights(rows: Rows, weights: ArrayLike | None, like: jax.Array) -> jax.Array | None:
-    if weights is None:
-        return None
-    array = jnp.broadcast_to(like, rows.examples)
-    return elementwise("weights", weights, "the examples", array).astype(like.dtype)
-
-
-def _class_mask(rows: Rows, class_mask: ArrayLike | None) -> jax.Array | None:
-    if class_mask is None:
-        return None
-    mask = boolean("class_mask", class_mask)
-    if mask.shape != rows.classes:
-        raise ValueError(
-            f"class_mask must have one value per class of {rows.name}, shape {rows.classes},"
-            f" got shape {mask.shape}"
+    def __call__(self, logits: list[jax.Array], arrays: Arrays) -> Any:
+        (z,) = logits
+        mask = arrays.get(Name("class_mask"))
+        losses = softmax_cross_entropy_with_integer_labels(
+            z,
+            arrays[LABELS],
+            # The classes present share in the smoothing.
+            where=None if mask is None else jnp.broadcast_to(mask, z.shape),
+            label_smoothing=arrays.get(SMOOTHING, 0.0),
+            class_weights=arrays.get(CLASS_WEIGHTS),
+            z_loss=arrays.get(Z_LOSS, 0.0),
+            class_axis_name=self.axes or None,
         )
-    return mask
+        return (losses,), ()
+
+    def shares(self, arrays: Arrays) -> jax.Array | None:
+        """The class weights of the labels, by which a mean is divided beside the weights."""
+        if CLASS_WEIGHTS not in arrays:
+            return None
+        return weight_of_label(arrays[CLASS_WEIGHTS], arrays[LABELS], self.axes)
+
+    def assembled(self, outs: tuple[jax.Array, ...], aux: tuple[()]) -> Any:
+        """What there is for each example."""
+        return outs

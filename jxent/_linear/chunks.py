@@ -1,8 +1,4 @@
-"""The arrays of a linear head, and loops over chunks of its examples.
-
-The arrays go by the names of the arguments; those that are not given are missing. Beside them are
-"counted", which says which examples `ignore_index` leaves, and "cotangents" of the losses.
-"""
+"""The arrays behind losses of linear logits, and loops over chunks of their examples."""
 
 import math
 from collections.abc import Callable
@@ -15,84 +11,142 @@ from jax.export import is_symbolic_dim
 
 from .._autodiff import of_perturbed_alone
 from .._dtypes import computing_dtype
-from .._sharding import MeshAxes
+from .._sharding import MeshAxes, varying_axes
 
 Out = TypeVar("Out")
-Arrays: TypeAlias = dict[str, jax.Array]
-Step: TypeAlias = Callable[[Any, Arrays], tuple[Any, Any]]
-"""Takes running totals and the arrays of some examples; returns the totals with these examples
-added, and what there is for each of the examples."""
+
+
+class Name(NamedTuple):
+    """The name of an array: its kind, and which of that kind it is."""
+
+    kind: str
+    which: int | str = 0
+
+    def __str__(self) -> str:
+        return self.which if isinstance(self.which, str) else self.kind
+
+
+Arrays: TypeAlias = dict[Name, jax.Array]
+COUNTED, WEIGHTS = Name("counted"), Name("weights")
 DIMENSIONS = {
     "inputs": "ef",
     "kernel": "fc",
-    "labels": "e",
+    "bias": "c",
+    "scale": "",
+    "softcap": "",
+    "class_mask": "c",
+    "of examples": "e",
+    "of classes": "c",
+    "shared": "",
+    "captured": "",
     "counted": "e",
     "weights": "e",
     "cotangents": "e",
-    "bias": "c",
-    "class_weights": "c",
-    "class_mask": "c",
-    "label_smoothing": "",
-    "z_loss": "",
-    "logit_softcap": "",
 }
-"""The dimensions of each array: e for the examples, f for the features, c for the classes."""
+"""The dimensions of each kind: e for the examples, f for the features, c for the classes.
+
+The first six kinds are the arrays of linear logits. "of examples", "of classes" and "shared" are
+arguments of the loss, and "captured" is what the loss closes over, of any shape. "counted" says
+which examples count; "cotangents" are those of the outputs.
+"""
 
 
-class Head(NamedTuple):
+class Plan(NamedTuple):
     """What is known when the program is traced."""
 
-    precision: jax.lax.PrecisionLike
-    chunk_size: int | None
+    loss: Any
+    """``loss(logits, arrays) -> (outs, aux)``: of the logits ``[examples, classes]`` of each head
+    and the other arrays, tuples of arrays ``[examples]``: those that are differentiated, which are
+    floating-point, and the others."""
+    precision: jax.lax.PrecisionLike = None
+    chunk_size: int | None = None
     mesh_axes: MeshAxes = ()
     """The mesh axes that the classes are spread over."""
-    names: tuple[str, ...] = ()
-    """The names of the arrays."""
+    names: tuple[Name, ...] = ()
+    reduced: bool = False
+    """Whether the sum of the losses is wanted."""
+    may_skip: bool = True
+    """Whether shards may differ in what they skip, and in the cotangents of their sums."""
+
+    @property
+    def heads(self) -> range:
+        """The numbers of the linear logits."""
+        return range(sum(name.kind == "inputs" for name in self.names))
 
 
-def differs_between_shards(name: str) -> bool:
+def is_of_classes(name: Name) -> bool:
     """Whether shards of the classes have an array of their own, or a gradient of their own.
 
-    The logits of a shard are made of inputs and cap, so that each shard has a part of their
+    The logits of a shard are made of inputs, scale and cap, so that each shard has a part of their
     gradients. The other arrays of examples, and the other scalars, meet the loss of whole rows.
     """
-    return "c" in DIMENSIONS[name] or name in ("inputs", "logit_softcap")
+    return "c" in DIMENSIONS[name.kind] or name.kind in ("inputs", "scale", "softcap")
 
 
-def with_chunk_size(head: Head, arrays: Arrays) -> Head:
-    """The head of these arrays, with a number of examples per chunk.
+def is_of_examples(name: Name) -> bool:
+    """Whether the array is cut along with the examples."""
+    return "e" in DIMENSIONS[name.kind]
+
+
+def number_of_examples(arrays: Arrays) -> Any:
+    """Of arrays whose examples are one dimension."""
+    return arrays[Name("inputs")].shape[0]
+
+
+def with_chunk_size(plan: Plan, arrays: Arrays) -> Plan:
+    """The plan for these arrays, with a number of examples per chunk.
 
     By default the logits of a chunk are small beside the gradient of the kernel, or small in any
     case. A chunk has at least 128 examples, so that arithmetic limits the products and not memory;
     and chunks have nearly equal sizes, in whole tiles.
     """
-    head = head._replace(names=tuple(arrays))
-    if head.chunk_size is not None:
-        return head
-    examples, (features, classes) = arrays["labels"].size, arrays["kernel"].shape
-    itemsize = computing_dtype(arrays["inputs"], arrays["kernel"]).itemsize
+    plan = plan._replace(names=tuple(arrays))
+    if plan.chunk_size is not None:
+        return plan
+    row = kernels = 0
+    for i in plan.heads:
+        x, w = arrays[Name("inputs", i)], arrays[Name("kernel", i)]
+        itemsize = computing_dtype(x, w).itemsize
+        row, kernels = row + w.shape[1] * itemsize, kernels + w.size * itemsize
+    examples = number_of_examples(arrays)
     budget = 3 * 2**23
-    if not is_symbolic_dim(features * classes):
-        budget = max(budget, features * classes * itemsize // 8)
+    if not is_symbolic_dim(kernels):
+        budget = max(budget, kernels // 8)
     # A symbol of `jax.export` may stand for any number: for many classes, or for few examples.
-    most = 2 if is_symbolic_dim(classes) else max(2, budget // (classes * itemsize) // 64)
+    most = 2 if is_symbolic_dim(row) else max(2, budget // row // 64)
     size = most * 64
     if not is_symbolic_dim(examples):
         number = max(1, math.ceil(examples / size))
         size = max(1, math.ceil(examples / number / 8) * 8)
-    return head._replace(chunk_size=size)
+    return plan._replace(chunk_size=size)
 
 
-def over_chunks(head: Head, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
-    """`step` over chunks of examples; the last chunk may be smaller, and none is padded."""
-    examples, size = arrays["inputs"].shape[0], head.chunk_size
+Step: TypeAlias = Callable[[Any, Arrays], tuple[Any, Any]]
+"""Takes running totals and the arrays of some examples; returns the totals with these examples
+added, and what there is for each of the examples."""
+
+
+def over_chunks(plan: Plan, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
+    """`step` over chunks of examples."""
+    examples, size = number_of_examples(arrays), plan.chunk_size
     assert size is not None
-    if is_symbolic_dim(examples):
-        return _over_any_number(size, arrays, step, carry)
+    if COUNTED in arrays and (is_symbolic_dim(examples) or examples):
+        return _over_those_that_count(plan, arrays, step, carry)
+    return _over_all(size, arrays, step, carry)
+
+
+def _over_all(size: int, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
+    """The last chunk may be smaller, and none is padded."""
+    examples = number_of_examples(arrays)
     number, rest = divmod(examples, size)
     if number == 0 or examples == size:
         return step(carry, arrays)
-    carry, outs = _over_equal_chunks(number, size, arrays, step, carry)
+
+    def chunk(carry: Any, arrays: Arrays, i: jax.Array) -> tuple[Any, Any]:
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size)
+        return step(carry, _of_examples(arrays, cut))
+
+    carry, outs = _loop(number, size, arrays, chunk, carry)
     if rest:
         cut = partial(jax.lax.slice_in_dim, start_index=number * size, limit_index=examples)
         carry, last = step(carry, _of_examples(arrays, cut))
@@ -100,46 +154,73 @@ def over_chunks(head: Head, arrays: Arrays, step: Step, carry: Any) -> tuple[Any
     return carry, outs
 
 
-def _over_any_number(size: int, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
-    """The same where the number of examples is a symbol of `jax.export`.
+def _over_those_that_count(plan: Plan, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
+    """The examples that count come first, in their order, and chunks that have none are skipped.
 
-    JAX refuses to compare symbols unless the answer is the same for all numbers, so the program
-    must not depend on how many examples there are. There is always at least one chunk, which has
-    all examples if they are few. The last chunk is filled up with examples that do not count, from
-    arrays that are made longer than need be, and then cut.
+    In place of the others the first example that counts is repeated, without weight: what is
+    computed of it is as good as what is computed anyway, whereas the others may be NaN, or be no
+    arguments for the loss. What there is for each of the others is 0.
     """
+    counted, examples = arrays[COUNTED], number_of_examples(arrays)
+    arrays = {name: x for name, x in arrays.items() if name != COUNTED}
+    number = (examples + plan.chunk_size - 1) // plan.chunk_size
+    size = jax.core.min_dim(examples, plan.chunk_size)
+    order = jnp.argsort(~counted, stable=True)
+    count = jnp.sum(counted.astype(order.dtype))
 
-    def longer(x: jax.Array, by: int) -> jax.Array:
-        return jnp.concatenate([x, jnp.zeros((by, *x.shape[1:]), x.dtype)])
+    def chunk(carry: Any, given: Any, i: jax.Array) -> tuple[Any, Any]:
+        arrays, order, count = given
+        place = i.astype(order.dtype) * size + jnp.arange(size, dtype=order.dtype)
+        is_counted = place < count
 
-    examples = arrays["inputs"].shape[0]
-    arrays = _of_examples(arrays, partial(longer, by=size))
-    number = (examples + size - 1) // size
-    size = jax.core.min_dim(examples, size)
-    carry, outs = _over_equal_chunks(number, size, arrays, step, carry)
-    return carry, jax.tree.map(lambda x: longer(x, examples)[:examples], outs)
+        def compute(carry: Any, arrays: Arrays) -> tuple[Any, Any]:
+            index = jnp.where(is_counted, jnp.take(order, place, mode="clip"), order[:1])
+            rows = _of_examples(arrays, partial(jnp.take, indices=index, axis=0, mode="clip"))
+            for name in rows:
+                if name.kind in ("weights", "cotangents"):
+                    rows[name] = jnp.where(is_counted, rows[name], 0)
+            carry, outs = step(carry, rows)
+            return carry, jax.tree.map(partial(_zero_unless, is_counted), outs)
+
+        def skip(carry: Any, arrays: Arrays) -> tuple[Any, Any]:
+            _, outs = jax.eval_shape(compute, carry, arrays)
+            return carry, jax.tree.map(_zeros, outs)
+
+        if not plan.may_skip:
+            return compute(carry, arrays)
+        result: tuple[Any, Any] = jax.lax.cond(is_counted[0], compute, skip, carry, arrays)
+        return result
+
+    carry, outs = _loop(number, size, (arrays, order, count), chunk, carry)
+    back = jnp.argsort(order)
+    return carry, jax.tree.map(lambda x: jnp.take(x, back, axis=0, mode="clip"), outs)
 
 
-def _over_equal_chunks(
-    number: int, size: int, arrays: Arrays, step: Step, carry: Any
-) -> tuple[Any, Any]:
+def _zero_unless(counted: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.where(counted.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+
+
+def _zeros(like: Any) -> jax.Array:
+    zeros = jnp.zeros(like.shape, like.dtype)
+    axes = tuple(sorted(varying_axes(like) - varying_axes(zeros)))
+    return jax.lax.pcast(zeros, axes, to="varying") if axes else zeros
+
+
+def _loop(number: Any, size: Any, given: Any, chunk: Any, carry: Any) -> tuple[Any, Any]:
     # Under a second derivative the loop would keep what each chunk computes. The checkpoint makes
     # it compute each chunk again.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def body(carry: Any, arrays: Arrays, i: jax.Array) -> tuple[Any, Any]:
-        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size)
-        return step(carry, _of_examples(arrays, cut))
+    body = jax.checkpoint(chunk, prevent_cse=False)
 
     @_differentiated_whole
-    def loop(carry: Any, arrays: Arrays) -> tuple[Any, Any]:
-        return jax.lax.scan(lambda carry, i: body(carry, arrays, i), carry, jnp.arange(number))
+    def loop(carry: Any, given: Any) -> tuple[Any, Any]:
+        return jax.lax.scan(lambda carry, i: body(carry, given, i), carry, jnp.arange(number))
 
-    carry, outs = loop(carry, arrays)
+    carry, outs = loop(carry, given)
     return carry, jax.tree.map(lambda x: x.reshape(number * size, *x.shape[2:]), outs)
 
 
 def _of_examples(arrays: Arrays, change: Callable[[jax.Array], jax.Array]) -> Arrays:
-    return {name: change(x) if "e" in DIMENSIONS[name] else x for name, x in arrays.items()}
+    return {name: change(x) if is_of_examples(name) else x for name, x in arrays.items()}
 
 
 def _differentiated_whole(loop: Callable[..., Out]) -> Callable[..., Out]:

@@ -1,4 +1,4 @@
-"""A function of a linear head over a mesh: global arrays in, `jax.shard_map` inside."""
+"""A function of linear logits over a mesh: global arrays in, `jax.shard_map` inside."""
 
 import math
 from collections.abc import Callable
@@ -10,42 +10,38 @@ from jax.export import is_symbolic_dim
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .._sharding import MeshAxes
-from .chunks import DIMENSIONS, Arrays, Head
+from .chunks import DIMENSIONS, Arrays, Name, Plan
+from .closures import Loss
 
 AnyMesh: TypeAlias = Mesh | AbstractMesh
 
 
 def over_mesh(
-    function: Callable[[Head, Arrays], Any],
+    function: Callable[[Plan, Arrays], Any],
     mesh: AnyMesh | None,
     example_spec: PartitionSpec | None,
-    head: Head,
+    plan: Plan,
     arrays: Arrays,
-    *,
-    totals: bool = False,
 ) -> Any:
-    """``function(head, arrays)``, of global arrays where there is a mesh.
+    """``function(plan, arrays)``, of global arrays where there is a mesh.
 
-    The function returns numbers ``[...]`` of the examples, or else `totals` over them.
+    The function returns totals over the examples, and numbers ``[...]`` of the examples.
     """
     if mesh is None:
-        return function(head, arrays)
-    spec = _checked(mesh, example_spec, head, arrays)
-    head = head._replace(names=tuple(arrays))
-    return _mapped(function, mesh, spec, head, totals)(*arrays.values())
+        return function(plan, arrays)
+    spec = _checked(mesh, example_spec, plan, arrays)
+    mapped = _mapped if isinstance(plan.loss, Loss) else _remembered
+    return mapped(function, mesh, spec, plan)(*arrays.values())
 
 
-@lru_cache
-def _mapped(
-    function: Any, mesh: AnyMesh, spec: PartitionSpec, head: Head, totals: bool
-) -> Callable[..., Any]:
-    in_specs = tuple(_spec_of(name, spec, head.mesh_axes) for name in head.names)
+def _mapped(function: Any, mesh: AnyMesh, spec: PartitionSpec, plan: Plan) -> Callable[..., Any]:
+    in_specs = tuple(_spec_of(name, spec, plan.mesh_axes) for name in plan.names)
 
     def local(*values: jax.Array) -> Any:
-        out = function(head, dict(zip(head.names, values, strict=True)))
-        return jax.lax.psum(out, _axes_in(spec)) if totals else out
+        totals, each = function(plan, dict(zip(plan.names, values, strict=True)))
+        return jax.lax.psum(totals, _axes_in(spec)), each
 
-    out_specs = PartitionSpec() if totals else spec
+    out_specs = (PartitionSpec(), spec)
     mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     if AxisType.Explicit not in mesh.axis_types:
         return jax.jit(mapped)
@@ -53,10 +49,13 @@ def _mapped(
     return jax.jit(lambda *values: mapped(*map(jax.reshard, values, shardings)))
 
 
-def _spec_of(name: str, examples: PartitionSpec, classes: MeshAxes) -> PartitionSpec:
-    """How an array lies on the mesh."""
+_remembered = lru_cache(_mapped)
+
+
+def _spec_of(name: Name, examples: PartitionSpec, classes: MeshAxes) -> PartitionSpec:
+    """How an array lies on the mesh; it is whole in the dimensions that no spec names."""
     axes = {"e": tuple(examples), "f": (None,), "c": (classes or None,)}
-    return PartitionSpec(*(axis for dimension in DIMENSIONS[name] for axis in axes[dimension]))
+    return PartitionSpec(*(axis for d in DIMENSIONS[name.kind] for axis in axes[d]))
 
 
 def _axes_in(spec: PartitionSpec) -> MeshAxes:
@@ -65,19 +64,20 @@ def _axes_in(spec: PartitionSpec) -> MeshAxes:
 
 
 def _checked(
-    mesh: AnyMesh, example_spec: PartitionSpec | None, head: Head, arrays: Arrays
+    mesh: AnyMesh, example_spec: PartitionSpec | None, plan: Plan, arrays: Arrays
 ) -> PartitionSpec:
     """How the examples lie on the mesh, an entry for each of their dimensions."""
-    *examples, features = arrays["inputs"].shape
-    if is_symbolic_dim(math.prod((*examples, features, arrays["kernel"].shape[1]))):
-        raise ValueError(
-            f"mesh must come with sizes that are numbers: what JAX exports of jax.shard_map crashes"
-            f" when it is called with others; got inputs {arrays['inputs'].shape} and kernel"
-            f" {arrays['kernel'].shape}"
-        )
-    _check_names("class_axis_name", head.mesh_axes, mesh)
+    heads = [(arrays[Name("inputs", i)], arrays[Name("kernel", i)]) for i in plan.heads]
+    for x, w in heads:
+        if is_symbolic_dim(math.prod((*x.shape, w.shape[1]))):
+            raise ValueError(
+                f"mesh must come with sizes that are numbers: what JAX exports of jax.shard_map"
+                f" crashes when it is called with others; got inputs {x.shape} and kernel {w.shape}"
+            )
+    examples = heads[0][0].shape[:-1]
+    _check_names("class_axis_name", plan.mesh_axes, mesh)
     if example_spec is None:
-        rest = tuple(axis for axis in mesh.axis_names if axis not in head.mesh_axes)
+        rest = tuple(axis for axis in mesh.axis_names if axis not in plan.mesh_axes)
         example_spec = PartitionSpec(rest or None) if examples else PartitionSpec()
     _check_names("example_spec", _axes_in(example_spec), mesh)
     if len(example_spec) > len(examples):
@@ -85,11 +85,12 @@ def _checked(
             f"example_spec must have at most one entry per dimension of the examples"
             f" {tuple(examples)}, got {example_spec}"
         )
-    if both := set(_axes_in(example_spec)) & set(head.mesh_axes):
+    if both := set(_axes_in(example_spec)) & set(plan.mesh_axes):
         raise ValueError(
             f"example_spec must not name the mesh axes of the classes, got {sorted(both)} in both"
         )
-    _check_classes(mesh, head.mesh_axes, arrays["kernel"].shape[1])
+    for _, w in heads:
+        _check_classes(mesh, plan.mesh_axes, w.shape[1])
     for dimension, (size, names) in enumerate(zip(examples, example_spec, strict=False)):
         axes = _axes_in(PartitionSpec(names))
         if size % (shards := _size(mesh, axes)):

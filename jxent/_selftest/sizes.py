@@ -214,14 +214,23 @@ def softmax_kl_divergence(result: Result, z_q: Array, z_p: Array) -> Sizes:
     return None, to_q, _less_its_mean(p, _finite(n_q) - _finite(n_p))
 
 
-def softmax_jensen_shannon_divergence(result: Result, z_q: Array, z_p: Array) -> Sizes:
+def softmax_jensen_shannon_divergence(
+    result: Result, z_q: Array, z_p: Array, weight: Any = ONE / 2
+) -> Sizes:
     p, q = _distribution(z_p)[0], _distribution(z_q)[0]
-    mean = np.where(p + q == 0, ONE, (p + q) / 2)
-    return None, *(_half(_less_its_mean(x, ln(x / mean))) for x in (q, p))
+    mean = np.where(p + q == 0, ONE, weight * p + (1 - weight) * q)
+    u, v = (np.where(x == 0, ZERO, ln(np.where(x == 0, ONE, x) / mean)) for x in (p, q))
+    to_weight = np.sum(times(p, u) + times(q, v))
+    return (
+        None,
+        _part(1 - weight, _less_its_mean(q, v)),
+        _part(weight, _less_its_mean(p, u)),
+        Size(to_weight, ZERO),
+    )
 
 
-def _half(size: Size) -> Size:
-    return Size(size.terms / 2, size.extra / 2)
+def _part(weight: Any, size: Size) -> Size:
+    return Size(weight * size.terms, weight * size.extra)
 
 
 def sigmoid_kl_divergence(result: Result, z_q: Array, z_p: Array) -> Sizes:

@@ -109,9 +109,11 @@ def softmax_kl_divergence(m: Any, z_q: Any, z_p: Any) -> Any:
     return relative_entropy(m, m.softmax(z_p), m.softmax(z_q))
 
 
-@row("logits", "target_logits", family="divergence")
-def softmax_jensen_shannon_divergence(m: Any, z_q: Any, z_p: Any) -> Any:
-    return jensen_shannon_divergence(m, m.softmax(z_p), m.softmax(z_q))
+@row("logits", "target_logits", family="divergence", options={"weight": 0.25})
+def softmax_jensen_shannon_divergence(m: Any, z_q: Any, z_p: Any, weight: Any = 0.5) -> Any:
+    p, q = m.softmax(z_p), m.softmax(z_q)
+    mean = weight * p + (1 - weight) * q
+    return weight * relative_entropy(m, p, mean) + (1 - weight) * relative_entropy(m, q, mean)
 
 
 @row("logits", family="sigmoid", binary=True)

@@ -1,0 +1,172 @@
+r"""Any loss of logits, over linear heads whose logits never exist whole."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from .._arguments import ArrayLike, any_array, boolean
+from .._sharding import AxisName
+from .chunks import COUNTED, Arrays, Name, Plan
+from .closures import Loss
+from .logits import LinearLogits, arrays_of
+from .mesh import AnyMesh
+from .reduction import check_reduction, checked_size, over_examples, with_weights
+
+
+def chunked(
+    loss: Callable[..., Any],
+    *,
+    reduction: str = "none",
+    has_aux: bool = False,
+    chunk_size: int | None = None,
+    precision: jax.lax.PrecisionLike = None,
+    mesh: AnyMesh | None = None,
+    class_axis_name: AxisName | None = None,
+    example_spec: jax.sharding.PartitionSpec | None = None,
+) -> Callable[..., Any]:
+    r"""A loss of logits, made one of linear logits: ``[..., classes], [...] -> [...]``.
+
+    .. math:: \operatorname{chunked}(\ell)(x, W, y)_i = \ell(x_i^\top W, y_i)
+
+    The function returned takes `LinearLogits` where `loss` takes logits, computes the logits of
+    some examples at a time, and forgets them.
+
+    Args:
+      loss: any traceable function of positional arguments that treats each example by itself. It
+        gets the logits ``[examples, classes]`` of a chunk, in float32 or float64, in place of each
+        `LinearLogits`, and those examples of the other arguments. It returns one array
+        ``[examples]`` or a tree of them, floating-point, boolean or integer. What it closes over
+        (a temperature, class weights) may be traced and is differentiated.
+      reduction: ``"none"``: all of them come back for every example, and the floating-point ones
+        are differentiated. ``"mean"`` and ``"sum"``: `loss` returns one floating-point array, which
+        is reduced; the mean is over the sum of the weights of what counts.
+      has_aux: `loss` returns ``(losses, aux)``, and `aux`, a tree of arrays ``[examples]``, comes
+        back beside the losses or their sum, for every example, not differentiated.
+      chunk_size: how many examples have logits at one time; by default chosen from the shapes.
+      precision: of the products, as in `linear_softmax_cross_entropy`.
+      mesh: for global arrays, the mesh to compute on, as if this were inside `jax.shard_map`.
+      class_axis_name: the mesh axis, or a tuple of them, over which the classes are spread. The
+        logits have the classes of one shard, and `loss` passes the name on to its losses; what it
+        returns must be the same for every shard. Inside `jax.shard_map` kernel, bias and class mask
+        are then the shard's own.
+      example_spec: how the examples ``[...]`` lie on the mesh; by default their first dimension
+        over all of its axes that `class_axis_name` leaves.
+
+    Returns:
+      A function ``(*args, where=None, weights=None)``. The arguments are those of `loss`: one
+      `LinearLogits` or several, with the same examples ``[...]``, and arrays, or trees of them,
+      whose first dimensions are the examples'. `where`, boolean ``[...]``, says which examples
+      count. `weights`, real numbers ``[...]``, multiply the losses that are reduced, and divide the
+      mean.
+
+    Raises:
+      TypeError: a dtype does not fit, no argument is a `LinearLogits`, or `loss` returns something
+        else than it should.
+      ValueError: a shape does not fit, among them those that `loss` returns, an option is out of
+        its range, weights come without a reduction, or one is negative under ``"mean"``.
+
+    Note:
+      Cost, in products of examples, features and classes: ``"mean"`` and ``"sum"`` take one for
+      each `LinearLogits`, and one for each of their inputs and kernels that is differentiated, as
+      the gradients are computed together with the loss. ``"none"`` takes one more for each
+      `LinearLogits` if anything is differentiated. So write an objective inside `loss` and reduce
+      it: a policy gradient with an entropy bonus takes 3 products, and 4 where its terms come out
+      of ``"none"``.
+
+      An example that does not count has losses of 0, gradients of 0, and an `aux` of 0 or False,
+      even if its inputs are NaN. Where `where` or weights of 0 leave examples out, chunks without
+      any other are skipped, after the others have been brought to the front. The mean of no
+      examples is 0. Outside of `jax.jit` each call traces and compiles anew.
+
+      A gradient for what `loss` closes over, on a mesh of several shards of examples, takes the
+      products of ``"none"``, and no chunk is skipped.
+
+    References:
+      P.-L. Hsu et al., `Liger Kernel <https://arxiv.org/abs/2410.10989>`_, 2024, computes gradients
+      with the loss, by a kernel for each loss.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> def objective(logits, tokens, advantages):
+      ...     nll = jxent.softmax_cross_entropy_with_integer_labels(logits, tokens)
+      ...     return advantages * nll - 0.01 * jxent.softmax_entropy(logits)
+      >>> policy = jxent.chunked(objective, reduction="mean")
+      >>> logits = jxent.LinearLogits(jnp.ones([4, 8]), jnp.zeros([8, 50]))
+      >>> print(policy(logits, jnp.array([0, 1, 2, 3]), jnp.array([1.0, -0.5, 0.5, 1.0])))
+      1.9169
+    """
+    check_reduction(reduction)
+    size = checked_size(chunk_size)
+
+    def function(
+        *args: Any, where: ArrayLike | None = None, weights: ArrayLike | None = None
+    ) -> Any:
+        """The loss of linear logits in place of logits."""
+        arguments = _checked(args)
+        arrays, examples = arguments.arrays, arguments.examples
+        if where is not None:
+            arrays[COUNTED] = boolean("where", where)
+            if arrays[COUNTED].shape != examples:
+                raise ValueError(
+                    f"where must have the shape of the examples {examples},"
+                    f" got shape {arrays[COUNTED].shape}"
+                )
+        if weights is not None:
+            if reduction == "none":
+                raise ValueError(
+                    "weights must come with the reduction 'mean' or 'sum': without one, multiply"
+                    " what comes back by them"
+                )
+            arrays = with_weights(weights, reduction, arrays)
+        users = Loss(loss, arguments.tree, arguments.leaves, reduction != "none", has_aux)
+        plan = Plan(users, precision, size)
+        total, each = over_examples(plan, arrays, reduction, mesh, class_axis_name, example_spec)
+        if reduction == "none":
+            return each
+        return (total, each) if has_aux else total
+
+    return function
+
+
+class _Arguments(NamedTuple):
+    """The positional arguments of a loss."""
+
+    tree: Any
+    leaves: tuple[Name, ...]
+    """The names of the tree's leaves."""
+    arrays: Arrays
+    examples: tuple[int, ...]
+    """The shape of the examples."""
+
+
+def _checked(args: tuple[Any, ...]) -> _Arguments:
+    found, tree = jax.tree_util.tree_flatten_with_path(
+        args, is_leaf=lambda x: isinstance(x, LinearLogits)
+    )
+    arrays: Arrays = {}
+    leaves: list[Name] = []
+    shapes: list[tuple[str, tuple[int, ...]]] = []
+    for path, x in found:
+        what = f"argument {path[0].idx}{jax.tree_util.keystr(path[1:])}"
+        if isinstance(x, LinearLogits):
+            name = Name("inputs", len(shapes))
+            arrays |= arrays_of(x, len(shapes))
+            shapes.append((what, arrays[name].shape[:-1]))
+        else:
+            name = Name("of examples", what)
+            arrays[name] = any_array(what, x)
+        leaves.append(name)
+    if not shapes:
+        raise TypeError(f"one of the {len(args)} arguments must be a LinearLogits, got none")
+    first, examples = shapes[0]
+    for what, shape in shapes:
+        if shape != examples:
+            raise ValueError(f"{what} must have the examples of {first}, {examples}, got {shape}")
+    for name, x in arrays.items():
+        if name.kind == "of examples" and x.shape[: len(examples)] != examples:
+            raise ValueError(
+                f"{name} must begin with the shape of the examples {examples}, got shape"
+                f" {x.shape}: what is the same for all examples belongs into the loss"
+            )
+    return _Arguments(tree, tuple(leaves), arrays, examples)

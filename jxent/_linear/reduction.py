@@ -1,0 +1,196 @@
+"""Losses of linear logits, or their sum or mean, from checked arrays, on one device or a mesh."""
+
+import math
+import operator
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.export import is_symbolic_dim
+
+from .._arguments import ArrayLike, check_not_negative, elementwise, integer
+from .._autodiff import aligned
+from .._dtypes import computing_dtype
+from .._reduction import mean
+from .._sharding import (
+    AxisName,
+    MeshAxes,
+    axes_named,
+    bound_axes,
+    check_replicated,
+    explicit_sharding,
+    varying_axes,
+)
+from .chunks import (
+    COUNTED,
+    WEIGHTS,
+    Arrays,
+    Name,
+    Plan,
+    is_of_classes,
+    is_of_examples,
+    with_chunk_size,
+)
+from .closures import Loss
+from .logits import without_masked_classes
+from .mesh import AnyMesh, over_mesh
+from .rules import (
+    of_classes,
+    outputs,
+    remembered_total_of,
+    remembered_values_of,
+    total_of,
+    values_of,
+    weighted_sum,
+)
+
+NO_MEAN = "Write reduction='sum' and divide by a number, or reduction='none'"
+
+
+def check_reduction(reduction: str) -> None:
+    """Refuses what is none of the three."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+
+
+def checked_size(chunk_size: int | None) -> int | None:
+    """`chunk_size` as a positive number."""
+    if chunk_size is None:
+        return None
+    try:
+        size = integer(chunk_size)
+    except TypeError:
+        raise TypeError(f"chunk_size must be an integer, got {chunk_size!r}") from None
+    if size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {size}")
+    return size
+
+
+def with_weights(
+    weights: ArrayLike, reduction: str, arrays: Arrays, has_loss: jax.Array | None = None
+) -> Arrays:
+    """The arrays with one real number per example, in the computing dtype of the logits.
+
+    An example of weight 0 is dropped for good only if its inputs are not finite, or if it has no
+    loss for another reason. Otherwise its loss may be wanted: it is the gradient of its weight.
+    """
+    x = arrays[Name("inputs")]
+    like = jnp.zeros(x.shape[:-1], computing_dtype(x, arrays[Name("kernel")]))
+    if reduction == "mean":
+        check_not_negative("weights", weights, NO_MEAN)
+    w = elementwise("weights", weights, "the examples", like).astype(like.dtype)
+    inputs = [x for name, x in arrays.items() if name.kind == "inputs"]
+    usable = [jnp.all(jnp.isfinite(x), axis=-1) for x in inputs]
+    usable += [] if has_loss is None else [has_loss]
+    counted = (w != 0) | reduce(operator.and_, usable)
+    if COUNTED in arrays:
+        counted = counted & arrays[COUNTED]
+    return arrays | {WEIGHTS: w, COUNTED: counted}
+
+
+def axes_of_classes(mesh: AnyMesh | None, class_axis_name: AxisName | None) -> MeshAxes:
+    """The axes of that name, of the mesh or of the enclosing `jax.shard_map`."""
+    if mesh is None:
+        return bound_axes(class_axis_name)
+    return axes_named("class_axis_name", class_axis_name)
+
+
+def over_examples(
+    plan: Plan,
+    arrays: Arrays,
+    reduction: str,
+    mesh: AnyMesh | None,
+    class_axis_name: AxisName | None,
+    example_spec: jax.sharding.PartitionSpec | None,
+) -> tuple[Any, Any]:
+    """The mean or sum, or None, and what there is for each example."""
+    axes = axes_of_classes(mesh, class_axis_name)
+    if mesh is None:
+        if example_spec is not None:
+            raise ValueError(f"example_spec must come with a mesh, got {example_spec} alone")
+        for name, array in arrays.items():
+            if sharding := explicit_sharding(array):
+                raise ValueError(
+                    f"{name} must not be sharded explicitly without mesh=, the mesh to compute on,"
+                    f" got {sharding.spec}"
+                )
+            if not is_of_classes(name):
+                check_replicated(str(name), array, axes)
+    examples = arrays[Name("inputs")].shape[:-1]
+    if is_symbolic_dim(math.prod(examples)) and COUNTED not in arrays:
+        # Their number is not known, so that the last chunk must be like the others.
+        arrays = arrays | {COUNTED: jnp.ones(examples, bool)}
+    plan = plan._replace(mesh_axes=axes, names=tuple(arrays), reduced=reduction != "none")
+    totals, each = over_mesh(_of_shard, mesh, example_spec, plan, arrays)
+    if reduction == "none":
+        return None, each
+    total, count = totals
+    return total if reduction == "sum" else mean(total, count), each
+
+
+def _of_shard(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
+    """The sum and the number to divide it by for a mean, if one is wanted; and each example's."""
+    shape = arrays[Name("inputs")].shape[:-1]
+    arrays = _in_one_dimension(without_masked_classes(arrays))
+    values = aligned(tuple(arrays.values()), plan.mesh_axes, of_classes(plan))
+    arrays = dict(zip(plan.names, values, strict=True))
+    plan = with_chunk_size(plan, arrays)
+    if is_users := isinstance(plan.loss, Loss):
+        plan, arrays = _with_captured(plan, arrays)
+    weights = arrays.get(WEIGHTS)
+    if plan.reduced and plan.may_skip:
+        rule = (total_of if is_users else remembered_total_of)(plan)
+        total, aux = rule(*arrays.values())
+        outs: tuple[jax.Array, ...] = ()
+    else:
+        rule = (values_of if is_users else remembered_values_of)(plan)
+        outs, aux = rule(*arrays.values())
+        total = None
+        if plan.reduced:
+            total, outs = weighted_sum(weights, outs[0]), ()
+    each = jax.tree.map(lambda x: x.reshape(shape), plan.loss.assembled(outs, aux))
+    return (() if total is None else (total, _count(plan, arrays, total.dtype))), each
+
+
+def _in_one_dimension(arrays: Arrays) -> Arrays:
+    """The arrays with the dimensions of the examples as one."""
+    shape = arrays[Name("inputs")].shape[:-1]
+    number = math.prod(shape)
+    return {
+        name: x.reshape(number, *x.shape[len(shape) :]) if is_of_examples(name) else x
+        for name, x in arrays.items()
+    }
+
+
+def _with_captured(plan: Plan, arrays: Arrays) -> tuple[Plan, Arrays]:
+    """The plan with the user's loss traced, and the arrays with those that it closes over."""
+
+    def run(loss: Any) -> None:
+        tracing = plan._replace(loss=loss)
+        for x in jax.tree.leaves(jax.eval_shape(partial(outputs, tracing), arrays)):
+            check_replicated("what loss returns", x, plan.mesh_axes)
+
+    loss, captured = plan.loss.traced(run)
+    # Inside `jax.shard_map` the loss knows the type of what it closes over. If that varies over
+    # fewer axes than the examples, its gradient is summed over the others in each chunk. Then all
+    # shards must compute as many chunks, and no cotangent can come after that sum.
+    axes = frozenset().union(*map(varying_axes, arrays.values())) - set(plan.mesh_axes)
+    may_skip = not any(
+        isinstance(x, jax.core.Tracer)
+        and jnp.issubdtype(x.dtype, jnp.floating)
+        and axes - varying_axes(x)
+        for x in captured.values()
+    )
+    arrays = arrays | captured
+    return plan._replace(loss=loss, names=tuple(arrays), may_skip=may_skip), arrays
+
+
+def _count(plan: Plan, arrays: Arrays, dtype: Any) -> jax.Array:
+    """What the total is divided by for a mean: the weights of the examples that count."""
+    weights = arrays.get(WEIGHTS, jnp.ones(arrays[Name("inputs")].shape[:1], dtype))
+    if (shares := plan.loss.shares(arrays)) is not None:
+        weights = weights * shares
+    if COUNTED in arrays:
+        weights = jnp.where(arrays[COUNTED], weights, 0.0)
+    return jnp.sum(weights.astype(dtype))

@@ -1,0 +1,190 @@
+"""A loss of linear logits: its values, its sum, and their gradient rules.
+
+Here examples are one dimension. The rules take the arrays in the order of the plan's names.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._autodiff import in_every_mode
+from .._dtypes import computing_dtype, upcast
+from .chunks import COUNTED, WEIGHTS, Arrays, Name, Plan, is_of_classes, is_of_examples, over_chunks
+from .logits import finished, gradients_of_product, product
+
+
+def values_of(plan: Plan) -> Any:
+    """The function ``(*arrays) -> (outs, aux)``; gradients compute the logits again."""
+
+    @jax.custom_vjp
+    def reverse(*values: jax.Array) -> Any:
+        return outputs(plan, _named(plan, values))
+
+    def fwd(*args: Any) -> tuple[Any, Any]:
+        arrays = _named(plan, [x.value for x in args])
+        # Residuals must be arrays, so the names that are wanted are the keys of an empty tree.
+        return outputs(plan, arrays), (arrays, dict.fromkeys(_wanted(plan, args), ()))
+
+    def bwd(residuals: Any, cotangents: Any) -> tuple[jax.Array | None, ...]:
+        arrays, wanted = residuals
+        to_outs, _ = cotangents
+        *_, gradients = _outputs_and_gradients(plan, arrays, to_outs, frozenset(wanted))
+        return _cotangents(plan, gradients, arrays)
+
+    reverse.defvjp(fwd, bwd, symbolic_zeros=True)
+    return in_every_mode(reverse, plan.mesh_axes, of_classes(plan), has_aux=True)
+
+
+def total_of(plan: Plan) -> Any:
+    """The function ``(*arrays) -> (total, aux)``, the weighted sum of the first output.
+
+    Its gradients are computed together with it, from the same logits.
+    """
+
+    @jax.custom_vjp
+    def reverse(*values: jax.Array) -> Any:
+        arrays = _without_weightless(_named(plan, values))
+        (losses,), aux = outputs(plan, arrays)
+        return weighted_sum(arrays.get(WEIGHTS), losses), aux
+
+    def fwd(*args: Any) -> tuple[Any, Any]:
+        wanted = _wanted(plan, args)
+        arrays = _named(plan, [x.value for x in args])
+        # The loss of an example is the gradient of its weight.
+        arrays = arrays if WEIGHTS in wanted else _without_weightless(arrays)
+        (losses,), aux, gradients = _outputs_and_gradients(
+            plan, arrays, _cotangents_of_losses(arrays), wanted - {WEIGHTS}
+        )
+        if WEIGHTS in wanted:
+            gradients[WEIGHTS] = _zero_if_weightless(arrays[WEIGHTS], losses)
+            # As where their losses are not wanted, and not computed.
+            aux = tuple(jnp.where(arrays[WEIGHTS] == 0, jnp.zeros_like(x), x) for x in aux)
+        # The rule below needs only the dtypes of the arguments, so it gets empty arrays.
+        dtypes = {name: jnp.zeros(0, arrays[name].dtype) for name in wanted}
+        return (weighted_sum(arrays.get(WEIGHTS), losses), aux), (gradients, dtypes)
+
+    # The total is linear in its cotangent: the gradients were computed for 1, and wait for it in
+    # the computing dtype, so that a loss scale reaches them before they are rounded.
+    def bwd(residuals: Any, cotangents: Any) -> tuple[jax.Array | None, ...]:
+        gradients, dtypes = residuals
+        scaled = {name: _times(cotangents[0], gradients[name]) for name in dtypes}
+        return _cotangents(plan, scaled, dtypes)
+
+    reverse.defvjp(fwd, bwd, symbolic_zeros=True)
+    return in_every_mode(reverse, plan.mesh_axes, of_classes(plan), has_aux=True)
+
+
+remembered_values_of, remembered_total_of = lru_cache(values_of), lru_cache(total_of)
+"""The same for a loss that is always the same function: eager calls then compile once."""
+
+
+def of_classes(plan: Plan) -> tuple[bool | None, ...]:
+    """Of each array, whether each shard of the classes has its own; None where its type says it."""
+    return tuple(None if name.kind == "captured" else is_of_classes(name) for name in plan.names)
+
+
+def _without_weightless(arrays: Arrays) -> Arrays:
+    """Examples without weight do not count, either."""
+    if WEIGHTS not in arrays:
+        return arrays
+    return arrays | {COUNTED: arrays[COUNTED] & (arrays[WEIGHTS] != 0)}
+
+
+def _cotangents_of_losses(arrays: Arrays) -> list[jax.Array]:
+    """For their weighted sum; where all of them count alike, none, which means 1."""
+    if WEIGHTS in arrays:
+        return [arrays[WEIGHTS]]
+    return [jnp.ones_like(arrays[COUNTED], np.float32)] if COUNTED in arrays else []
+
+
+def weighted_sum(weights: jax.Array | None, losses: jax.Array) -> jax.Array:
+    """The sum of the losses times their weights, without those of no weight."""
+    (losses,) = upcast(losses)
+    if weights is None:
+        return jnp.sum(losses)
+    return jnp.sum(_times(weights, _zero_if_weightless(weights, losses)))
+
+
+def _times(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Their product, though a loss may be less precise than its logits."""
+    a, b = upcast(a, b)
+    return a * b
+
+
+def _zero_if_weightless(weights: jax.Array, losses: jax.Array) -> jax.Array:
+    return jnp.where((weights == 0) & ~jnp.isfinite(losses), 0.0, losses)
+
+
+def outputs(plan: Plan, arrays: Arrays) -> Any:
+    """Of all examples, with one product for each head."""
+
+    def step(carry: None, rows: Arrays) -> tuple[None, Any]:
+        logits = [finished(rows, i, product(plan, rows, i)) for i in plan.heads]
+        return None, plan.loss(logits, rows)
+
+    return over_chunks(plan, arrays, step, None)[1]
+
+
+def _outputs_and_gradients(
+    plan: Plan, arrays: Arrays, cotangents: Sequence[jax.Array], wanted: frozenset[Name]
+) -> tuple[Any, Any, Arrays]:
+    """The outputs, and the gradients of ``sum(cotangents * outs)`` for the arrays `wanted`.
+
+    No cotangents mean 1.
+
+    One product for each head, and one for each kernel and for each inputs that are wanted; the
+    gradients are in the computing dtype, whatever their arguments' dtypes.
+    """
+    numbers = [Name("cotangents", k) for k in range(len(cotangents))]
+    arrays = arrays | dict(zip(numbers, cotangents, strict=True))
+    of_products = frozenset(name for name in wanted if name.kind in ("inputs", "kernel"))
+    shared = sorted(name for name in wanted if not is_of_examples(name))
+
+    def step(totals: Arrays, rows: Arrays) -> tuple[Arrays, Any]:
+        products = {i: product(plan, rows, i) for i in plan.heads}
+        others = {name: upcast(rows[name])[0] for name in wanted - of_products}
+
+        def outputs(products_wanted: dict[int, jax.Array], others: Arrays) -> Any:
+            given = rows | others
+            z = products | products_wanted
+            return plan.loss([finished(given, i, z[i]) for i in plan.heads], given)
+
+        heads = {name.which for name in of_products}
+        of_wanted = {i: z for i, z in products.items() if i in heads}
+        outs, pullback, aux = jax.vjp(outputs, of_wanted, others, has_aux=True)
+        given = [rows[name].astype(x.dtype) for name, x in zip(numbers, outs, strict=False)]
+        to_products, gradients = pullback(tuple(given) or jax.tree.map(jnp.ones_like, outs))
+        for i, to_product in to_products.items():
+            gradients |= gradients_of_product(plan, rows, i, to_product, of_products)
+        totals = {name: totals[name] + gradients[name] for name in shared}
+        of_rows = {name: x for name, x in gradients.items() if is_of_examples(name)}
+        return totals, (outs, aux, of_rows)
+
+    zeros = {name: jnp.zeros_like(arrays[name], _gradient_dtype(arrays, name)) for name in shared}
+    totals, (outs, aux, of_rows) = over_chunks(plan, arrays, step, zeros)
+    return outs, aux, totals | of_rows
+
+
+def _gradient_dtype(arrays: Arrays, name: Name) -> Any:
+    if name.kind == "kernel":
+        return computing_dtype(arrays[Name("inputs", name.which)], arrays[name])
+    return computing_dtype(arrays[name])
+
+
+def _named(plan: Plan, values: Any) -> Arrays:
+    return dict(zip(plan.names, values, strict=True))
+
+
+def _wanted(plan: Plan, args: Any) -> frozenset[Name]:
+    return frozenset(name for name, x in zip(plan.names, args, strict=True) if x.perturbed)
+
+
+def _cotangents(plan: Plan, gradients: Arrays, like: Arrays) -> tuple[jax.Array | None, ...]:
+    return tuple(
+        gradients[name].astype(like[name].dtype) if name in gradients else None
+        for name in plan.names
+    )

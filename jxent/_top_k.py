@@ -1,0 +1,250 @@
+r"""Divergence from a teacher of whom only the likeliest classes are known."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._arguments import ArrayLike, Axis, any_array, floating
+from ._autodiff import differentiated_by
+from ._dtypes import computing_dtype, upcast
+from ._elementary import exp, expm1, log, log1p, with_partials
+from ._numerics import divergence_terms, log_of_complement, nan_where
+from ._rows import Rows, rows_of
+from ._softmax import _log_softmax
+from ._statistics.surprisals import surprisals
+
+
+def softmax_kl_divergence_with_top_k_targets(
+    logits: ArrayLike,
+    target_indices: ArrayLike,
+    target_log_probs: ArrayLike,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""Divergence from a teacher's top k: ``[..., classes], [..., k], [..., k] -> [...]``.
+
+    .. math::
+        \sum_{i=1}^k p_i \log \frac{p_i}{q_{y_i}} + p_* \log \frac{p_*}{q_*}, \qquad
+        q = \operatorname{softmax}(\text{logits}), \;
+        p_* = 1 - \sum_i p_i, \; q_* = \sum_{j \notin y} q_j
+
+    The classes that the teacher does not name are one more outcome, for both. This is a divergence
+    of distributions, and as a sum of non-negative terms it is never negative, as the sum over the
+    named classes alone may be.
+
+    Args:
+      logits: floating-point array ``[..., classes]``, the prediction.
+      target_indices: :math:`y`, integers ``[..., k]`` in [0, classes), different from each other.
+      target_log_probs: :math:`\log p_i`, floating-point ``[..., k]``: the teacher's logarithms of
+        probabilities among all classes, not among the k.
+      axis: the axis of the classes, and of the k.
+      where: boolean, of the shape of `logits` or of the examples: what counts.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64. Logits and log-probabilities are differentiated.
+
+    Raises:
+      TypeError: logits or log-probabilities are not floating-point, indices not integers, or
+        `where` not boolean.
+      ValueError: a shape or `axis` does not fit, or there is no class.
+
+    Note:
+      With all classes named it is `softmax_kl_divergence` of these log-probabilities. Probabilities
+      that sum to more than 1, by rounding, are taken as they are, and :math:`p_*` is 0. Where no
+      other class is possible, as all are named or at -inf, a :math:`p_*` of up to four roundings is
+      none; more of it costs +inf, as does a named class at -inf.
+
+      A log-probability of -inf means that the class has none, and its index may then be out of
+      range, or named twice, as padding. Otherwise such an index gives NaN. Classes that `where`
+      leaves out do not exist, and the teacher is renormalised without those of them that it names.
+
+    References:
+      S. Kullback, R. A. Leibler, `On Information and Sufficiency
+      <https://doi.org/10.1214/aoms/1177729694>`_, 1951, section 4: grouping outcomes loses
+      information, and never gains any.
+
+    Example:
+      >>> import jax.numpy as jnp, jxent
+      >>> indices, log_probs = jnp.array([0, 2]), jnp.log(jnp.array([0.5, 0.25]))
+      >>> print(
+      ...     jxent.softmax_kl_divergence_with_top_k_targets(jnp.zeros(4), indices, log_probs)
+      ... )
+      0.1733
+    """
+    rows, z = rows_of("logits", logits, _single(axis), where)
+    index, log_p = _targets(rows, target_indices, target_log_probs)
+    # Rounded in the dtype that was given, the probabilities of all classes sum to nearly 1.
+    rounding = jnp.asarray(4 * _eps(log_p), computing_dtype(z, log_p))
+    z, log_p = upcast(z, log_p)
+    # Entries of one class lie side by side, first the one with a probability.
+    index, _, log_p = jax.lax.sort(
+        (index, (log_p == -jnp.inf).astype(index.dtype), log_p), dimension=-1, num_keys=2
+    )
+    first = jnp.ones_like(index[..., :1], bool)
+    is_new = jnp.concatenate([first, index[..., 1:] != index[..., :-1]], axis=-1)
+    names = is_new & (index >= 0) & (index < z.shape[-1])
+    undefined = jnp.any(~names & (log_p != -jnp.inf), axis=-1)
+    log_q = jnp.where(names, _at(_log_softmax(z), index), -jnp.inf)
+    log_p = jnp.where(names, log_p, -jnp.inf)
+    if rows.present is not None:
+        log_p = _renormalized(log_p, names & ~_at(rows.present, index))
+    divergence = _divergence(log_p, log_q, _log_share_of_others(z, index), rounding)
+    return rows.zero_masked(nan_where(undefined, divergence))
+
+
+def _eps(x: jax.Array) -> float:
+    finfo: Any = jnp.finfo
+    return float(finfo(x.dtype).eps)
+
+
+def _single(axis: Axis) -> Axis:
+    if isinstance(axis, tuple) and len(axis) != 1:
+        raise ValueError(f"axis must be a single one, got {axis}")
+    return axis
+
+
+def _targets(
+    rows: Rows, target_indices: ArrayLike, target_log_probs: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """Indices and log-probabilities ``[..., k]``; none in the examples that do not count."""
+    index, log_p = (
+        any_array("target_indices", target_indices),
+        floating("target_log_probs", target_log_probs),
+    )
+    if not jnp.issubdtype(index.dtype, jnp.integer):
+        raise TypeError(f"target_indices must be integers, got dtype {index.dtype}")
+    index = index if index.dtype.itemsize >= 4 else index.astype(jnp.int32)
+    (axis,) = rows.axes
+    for name, x in (("target_indices", index), ("target_log_probs", log_p)):
+        others = (*x.shape[:axis], *x.shape[axis + 1 :])
+        if x.ndim != len(rows.shape) or others != rows.examples or x.shape != index.shape:
+            raise ValueError(
+                f"{name} must have the shape of logits {rows.shape} but for the axis {axis} of the"
+                f" classes, where both have k, got target_indices {index.shape} and"
+                f" target_log_probs {log_p.shape}"
+            )
+    index, log_p = (jnp.moveaxis(x, axis, -1) for x in (index, log_p))
+    if rows.counted is not None:
+        log_p = jnp.where(rows.counted[..., None], log_p, -jnp.inf)
+    return index, log_p
+
+
+def _at(x: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, index, axis=-1, mode="clip")
+
+
+def _log_share_of_others(z: jax.Array, index: jax.Array) -> jax.Array:
+    """``log q`` of the classes that are not named, as ``[..., 1]``; -inf if none is possible."""
+    named = jnp.put_along_axis(
+        jnp.zeros(z.shape, bool), jnp.where(index < 0, z.shape[-1], index), True, axis=-1,
+        inplace=False, mode="drop",
+    )  # fmt: skip
+    # The share does not know of a common shift of the logits, in which it would lose its bits.
+    largest = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+    z = z - jnp.where(jnp.isinf(largest), 0.0, largest)
+    is_possible = jnp.any(~named & (z > -jnp.inf), axis=-1, keepdims=True)
+    others = jnp.where(named & is_possible, -jnp.inf, jnp.where(is_possible, z, 0.0))
+    share = _normalizer(others) - _normalizer(z)
+    return jnp.where(is_possible, share, -jnp.inf)
+
+
+def _normalizer(z: jax.Array) -> jax.Array:
+    return surprisals((), z, None, None).normalizer[..., None]
+
+
+def _renormalized(log_p: jax.Array, is_lost: jax.Array) -> jax.Array:
+    """The log-probabilities without some of them: -inf, and the others over what is left."""
+    lost = jnp.where(is_lost, log_p, -jnp.inf)
+    any_lost = jnp.any(lost > -jnp.inf, axis=-1, keepdims=True)
+    left = _log_complement(jnp.where(any_lost, lost, -1.0))
+    kept = jnp.where(is_lost, -jnp.inf, log_p)
+    return jnp.where(any_lost, kept - left, kept)
+
+
+def _log_complement(log_p: jax.Array) -> jax.Array:
+    """``log(1 - sum_i p_i)`` as ``[..., 1]``; -inf where they sum to 1, or to more."""
+    return log_of_complement(jnp.minimum(_normalizer(log_p), 0.0))
+
+
+@with_partials(
+    lambda log_p, log_q: jnp.ones_like(log_p), lambda log_p, log_q: -jnp.ones_like(log_q)
+)
+def _log_ratio(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """``log(p/q)``: 0 where both are 0, else ±inf where one is."""
+    both = (log_p > -jnp.inf) & (log_q > -jnp.inf)
+    one_sided = jnp.where(log_p == log_q, 0.0, jnp.where(log_p > log_q, jnp.inf, -jnp.inf))
+    t = jnp.where(both, log_p, 0.0) - jnp.where(both, log_q, 0.0)
+    return nan_where(jnp.isnan(log_p) | jnp.isnan(log_q), jnp.where(both, t, one_sided))
+
+
+# p_* = 1 - sum_i p_i, so that d log(p_*/q_*) = -sum_i (p_i/p_*) d log p_i - d log q_*. It gets no
+# derivative for q_i: that q_* is what they leave is known to the logits.
+def _log_ratio_of_rest_bwd(
+    cotangent: jax.Array, log_p: jax.Array, log_q: jax.Array, log_q_rest: jax.Array, *rounding: Any
+) -> tuple[jax.Array | None, ...]:
+    t = _log_ratio_of_rest(log_p, log_q, log_q_rest, *rounding)
+    is_there = jnp.isfinite(t) & (log_q_rest > -jnp.inf)
+    log_p_rest = jnp.where(is_there, t + log_q_rest, 0.0)
+    to_rest = jnp.where(is_there, cotangent, 0.0)
+    return -to_rest * exp(log_p - log_p_rest), None, -to_rest, None
+
+
+@differentiated_by(_log_ratio_of_rest_bwd)
+def _log_ratio_of_rest(
+    log_p: jax.Array, log_q: jax.Array, log_q_rest: jax.Array, rounding: jax.Array
+) -> jax.Array:
+    """``log(p_*/q_*)`` as ``[..., 1]``; 0 where p_* is no more than rounding, and q_* is 0.
+
+    Where the two nearly agree it is made of the differences p_i - q_i, which leave p_* - q_*.
+    """
+    surplus = -jnp.sum(_shortfall(log_p, log_q), axis=-1, keepdims=True)
+    q_rest = exp(log_q_rest)
+    near = jnp.abs(surplus) < q_rest / 2
+    close = log1p(-jnp.where(near, surplus / jnp.where(near, q_rest, 1.0), 0.0))
+    log_p_rest = _log_complement(log_p)
+    t = jnp.where(near, close, _log_ratio(log_p_rest, log_q_rest))
+    return jnp.where((q_rest == 0) & (log_p_rest <= log(rounding)), 0.0, t)
+
+
+@with_partials(lambda log_p, log_q: -exp(log_p), lambda log_p, log_q: exp(log_q))
+def _shortfall(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """``q - p``, exact where both nearly agree."""
+    t, p, q = _log_ratio(log_p, log_q), exp(log_p), exp(log_q)
+    near = t < 1
+    return jnp.where(near, -q * expm1(jnp.where(near, t, 0.0)), q - p)
+
+
+# With t = log(p/q), and the same for the rest, D = sum_i q_i φ(t_i) + q_* φ(t_*), and
+# dD = sum_i p_i (t_i - t_*) d log p_i + (q_i - p_i) d log q_i + (q_* - p_*) d log q_*.
+def _divergence_bwd(
+    cotangent: jax.Array, log_p: jax.Array, log_q: jax.Array, log_q_rest: jax.Array, *rounding: Any
+) -> tuple[jax.Array | None, ...]:
+    cotangent = cotangent[..., None]
+    t = _log_ratio(log_p, log_q)
+    t_rest = _log_ratio_of_rest(log_p, log_q, log_q_rest, *rounding)
+    # A rest without probability is 0 whatever the log-probabilities that leave it.
+    finite, finite_rest = (jnp.where(jnp.isinf(x), 0.0, x) for x in (t, t_rest))
+    to_p = exp(log_p) * (finite - finite_rest)
+    log_p_rest = _log_p_rest(log_p, log_q_rest, t_rest)
+    to_rest = _shortfall(log_p_rest, log_q_rest)
+    return cotangent * to_p, cotangent * _shortfall(log_p, log_q), cotangent * to_rest, None
+
+
+def _log_p_rest(log_p: jax.Array, log_q_rest: jax.Array, t_rest: jax.Array) -> jax.Array:
+    is_possible = log_q_rest > -jnp.inf
+    beside = jnp.where(is_possible, log_q_rest, 0.0) + jnp.where(is_possible, t_rest, 0.0)
+    alone = jnp.where(t_rest == jnp.inf, jax.lax.stop_gradient(_log_complement(log_p)), -jnp.inf)
+    return jnp.where(is_possible, beside, alone)
+
+
+@differentiated_by(_divergence_bwd)
+def _divergence(
+    log_p: jax.Array, log_q: jax.Array, log_q_rest: jax.Array, rounding: jax.Array
+) -> jax.Array:
+    """The sum of non-negative terms, for ``[..., k]``, ``[..., k]``, and ``[..., 1]``."""
+    t_rest = _log_ratio_of_rest(log_p, log_q, log_q_rest, rounding)
+    log_p_rest = _log_p_rest(log_p, log_q_rest, t_rest)
+    named = divergence_terms(_log_ratio(log_p, log_q), exp(log_p), exp(log_q))
+    rest = divergence_terms(t_rest, exp(log_p_rest), exp(log_q_rest))
+    return jnp.sum(named, axis=-1) + rest[..., 0]

@@ -1,0 +1,274 @@
+"""Divergence from a teacher's top k: exact, never negative, and what of impossible targets."""
+
+import functools
+import math
+from decimal import Decimal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import fast_jit
+from tiers import quick
+from tolerances import eps, many_digits
+
+import jxent
+
+INF, NAN = math.inf, math.nan
+loss = jxent.softmax_kl_divergence_with_top_k_targets
+
+
+def logs(*p):
+    return np.log(np.float32(p), where=np.float32(p) > 0, out=np.full(len(p), -np.inf, np.float32))
+
+
+def exact(z, index, log_p):
+    """The formula in many digits, and how far off rounding of logarithms may be, in eps."""
+    z, log_p = ([Decimal(float(x)) for x in row] for row in (z, log_p))
+    e = [(x - max(z)).exp() for x in z]
+    p = [x.exp() for x in log_p]
+    p_rest = 1 - sum(p)
+    outcomes = [(a, x, e[i] / sum(e)) for a, x, i in zip(p, log_p, index, strict=True)]
+    q_rest = sum(x for i, x in enumerate(e) if i not in set(index)) / sum(e)
+    value = sum(a * (x - q.ln()) for a, x, q in outcomes if a)
+    ratios = [x - q.ln() for _, x, q in outcomes]
+    rest = Decimal(0)
+    if p_rest > 0 and q_rest:
+        rest = (p_rest / q_rest).ln()
+        value += p_rest * rest
+    else:
+        value += p_rest
+    terms = [
+        a * abs(t - rest) * (1 + abs(x) + abs(q.ln()))
+        for (a, x, q), t in zip(outcomes, ratios, strict=True)
+    ]
+    return value, value + sum(terms)
+
+
+@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
+@pytest.mark.parametrize("k", quick([8, 1, 39, 40]))
+def test_accuracy(k, dtype):
+    """From far apart to nearly equal, with rests from nearly nothing to nearly everything."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for scale, change, offset in [
+        (scale, change, offset)
+        for scale in (0.1, 1, 5, 20)
+        for change in (1e-4, 1e-2, 1, 10)
+        for offset in (0, 1e4)
+    ]:
+        z = (offset + scale * rng.normal(size=(3, 40))).astype(dtype)
+        teacher = z + change * rng.normal(size=z.shape)
+        log_p = teacher - np.log(np.sum(np.exp(teacher - offset), -1, keepdims=True)) - offset
+        index = np.argsort(-log_p, axis=-1)[:, :k]
+        rows.append((z, index, np.take_along_axis(log_p, index, -1).astype(dtype)))
+    with jax.enable_x64(dtype == "float64"):
+        z, index, log_p = map(np.concatenate, zip(*rows, strict=True))
+        got = np.asarray(fast_jit(loss)(z, index, log_p))
+    assert got.dtype == dtype
+    assert np.all(got >= 0)
+    with many_digits(dtype):
+        for x, *row in zip(got, z, index.tolist(), log_p, strict=True):
+            value, size = exact(*row)
+            assert abs(Decimal(float(x)) - value) <= 16 * Decimal(eps(dtype)) * size
+
+
+def test_never_negative_and_zero_where_both_agree():
+    rng = np.random.default_rng(1)
+    z = jnp.asarray(10.0 ** rng.uniform(-3, 1.5, (5000, 1)) * rng.normal(size=(5000, 9)), "float32")
+
+    @fast_jit
+    def both(z, teacher):
+        log_p, index = jax.lax.top_k(jxent.log_softmax(teacher), 4)
+        return loss(z, index, log_p)
+
+    for change in (0, 1e-7, 1e-5, 1e-3):
+        divergence = np.asarray(both(z, z + change * rng.normal(size=z.shape).astype("float32")))
+        assert np.all(divergence >= 0)
+        if change == 0:
+            assert np.median(divergence) == 0
+            assert np.all(divergence < 1e-7)
+
+
+def test_all_classes_and_axes():
+    """Of all classes it is the divergence of the logits; the classes may be any axis."""
+    rng = np.random.default_rng(2)
+    z, teacher = (jnp.asarray(rng.normal(size=(4, 6)), jnp.float32) for _ in range(2))
+    index = jnp.asarray(rng.permuted(np.tile(np.arange(6), (4, 1)), axis=1))
+    log_p = jnp.take_along_axis(jxent.log_softmax(teacher), index, axis=-1)
+    divergence = loss(z, index, log_p)
+    np.testing.assert_allclose(divergence, jxent.softmax_kl_divergence(z, teacher), rtol=1e-5)
+    columns = loss(z.T, index.T, log_p.T, axis=0, where=jnp.arange(4) != 1)
+    np.testing.assert_array_equal(columns, jnp.where(jnp.arange(4) != 1, divergence, 0))
+
+
+def test_derivatives():
+    """Of every order and in every mode, for both arguments."""
+    rng = np.random.default_rng(3)
+    with jax.enable_x64(True):
+        z = jnp.asarray(rng.normal(size=(2, 5)))
+        log_p = jnp.log(jnp.asarray(rng.dirichlet(np.ones(5), 2)))[:, :3]
+        index = jnp.asarray([[0, 1, 2], [3, 4, 1]])
+
+        def plain(z, log_p):
+            q = jax.nn.softmax(z)
+            named = jnp.sum(jax.nn.one_hot(index, 5, dtype=z.dtype), axis=1)
+            q_rest, p_rest = jnp.sum(q * (1 - named), -1), 1 - jnp.sum(jnp.exp(log_p), -1)
+            ratio = log_p - jnp.log(jnp.take_along_axis(q, index, -1))
+            return jnp.sum(jnp.exp(log_p) * ratio, -1) + p_rest * jnp.log(p_rest / q_rest)
+
+        def derivatives(f, *args):
+            return (
+                jax.jvp(f, args, tuple(map(jnp.cos, args))),
+                jax.jacrev(f, (0, 1))(*args),
+                jax.hessian(lambda *args: jnp.sum(f(*args)), (0, 1))(*args),
+            )
+
+        functions = lambda z, log_p: loss(z, index, log_p), plain
+        both = fast_jit(lambda *args: [derivatives(f, *args) for f in functions])(z, log_p)
+        for got, expected in zip(*map(jax.tree.leaves, both), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+
+
+LOGITS = [0.0, 1.0, 2.0, 3.0]
+P = np.exp(np.array(LOGITS))
+P = P / P.sum()
+
+
+def of(p, *named):
+    """The divergence of some of `LOGITS`' classes by the formula."""
+    q = [P[list(i)].sum() for i in named]
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a)
+
+
+@pytest.mark.parametrize("debug_nans", [False, True])
+def test_policies(debug_nans):
+    """In one program; what is finite has finite gradients, also under `jax_debug_nans`."""
+    rows = [
+        ("no probability", LOGITS, [0, 1], logs(0.5, 0), of([0.5, 0, 0.5], (0,), (1,), (2, 3))),
+        ("padding out of range", LOGITS, [0, -1], logs(0.5, 0), of([0.5, 0.5], (0,), (1, 2, 3))),
+        ("padding twice", LOGITS, [0, 0], logs(0.5, 0), of([0.5, 0.5], (0,), (1, 2, 3))),
+        ("more than 1", LOGITS, [0, 1], logs(0.6, 0.4000002), of([0.6, 0.4], (0,), (1,))),
+        ("nothing left", LOGITS, [0, 1], logs(0.5, 0.5), of([0.5, 0.5], (0,), (1,))),
+        ("no other is possible", [0.0, 1.0, -INF, -INF], [0, 1], logs(0.4, 0.6), None),
+    ]
+    impossible = [
+        ("named twice", LOGITS, [0, 0], logs(0.5, 0.2), NAN),
+        ("out of range", LOGITS, [0, 4], logs(0.5, 0.2), NAN),
+        ("negative", LOGITS, [-1, 2], logs(0.5, 0.2), NAN),
+        ("NaN logit", [0.0, NAN, 2.0, 3.0], [0, 2], logs(0.5, 0.2), NAN),
+        ("NaN target", LOGITS, [0, 2], np.float32([NAN, -1]), NAN),
+        ("a named class at -inf", [-INF, 1.0, 2.0, 3.0], [0, 1], logs(0.5, 0.2), INF),
+        ("the others at -inf", [0.0, 1.0, -INF, -INF], [0, 1], logs(0.5, 0.4), INF),
+    ]
+    rows += [] if debug_nans else impossible
+    _, z, index, log_p, _ = (list(column) for column in zip(*rows, strict=True))
+
+    def total(z, log_p):
+        losses = loss(z, jnp.asarray(index), log_p)
+        return jnp.sum(losses), losses
+
+    with jax.debug_nans(debug_nans):
+        gradients, losses = jax.jit(jax.grad(total, (0, 1), has_aux=True))(
+            jnp.asarray(z), jnp.asarray(log_p)
+        )
+    for (name, *_, value), x, *to in zip(rows, losses, *gradients, strict=True):
+        if value is not None:
+            np.testing.assert_allclose(x, value, rtol=1e-5, err_msg=name)
+        assert np.isfinite(x) <= np.all(np.isfinite(to[0])), name
+        assert np.isfinite(x) <= np.all(np.isfinite(to[1])), name
+        assert np.isnan(x) <= np.all(np.isnan(to[0])), name
+
+
+def test_masks():
+    """A masked class does not exist; the teacher is renormalised without it."""
+    where = np.array([[True] * 4, [True, False, True, True], [True, True, False, False]])
+    index, log_p = np.array([[0, 1]] * 3), np.stack([logs(0.4, 0.3)] * 2 + [logs(0.4, 0.6)])
+    z = np.float32([LOGITS] * 3)
+    losses = fast_jit(loss)(z, index, log_p, where=where)
+    # 3/7 of what is left, beside two others; and the softmax of the first two alone.
+    p, q = np.array([4 / 7, 3 / 7]), P[[0, 2, 3]] / P[[0, 2, 3]].sum()
+    few = np.sum(p * np.log(p / [q[0], q[1] + q[2]]))
+    p, q = np.array([0.4, 0.6]), P[:2] / P[:2].sum()
+    np.testing.assert_allclose(losses[1:], [few, np.sum(p * np.log(p / q))], rtol=2e-6)
+    counted = np.array([True, False, False])
+    bad = log_p * np.array([[1], [np.nan], [np.inf]], np.float32)
+    index = index + 9 * ~counted[:, None]
+
+    def total(log_p):
+        return jnp.sum(loss(z, index, log_p, where=counted))
+
+    value, gradient = fast_jit(jax.value_and_grad(total))(jnp.asarray(bad))
+    np.testing.assert_allclose(value, losses[0], rtol=1e-6)
+    np.testing.assert_array_equal(np.any(gradient != 0, axis=-1), counted)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_rounded_targets(dtype):
+    """All classes named in 16 bits: what their sum lacks of 1 is no other outcome."""
+    rng = np.random.default_rng(4)
+    p = rng.dirichlet(np.ones(6), 200)
+    index = np.tile(np.arange(6), (200, 1))
+    log_p = jnp.asarray(np.log(p), dtype)
+    z = jnp.asarray(rng.normal(size=(200, 6)), dtype)
+    losses = loss(z, index, log_p)
+    assert losses.dtype == jnp.float32
+    expected = jxent.softmax_kl_divergence(z, log_p)
+    np.testing.assert_allclose(losses, expected, atol=0.03)
+    assert jax.grad(lambda z: jnp.sum(loss(z, index, log_p)))(z).dtype == dtype
+
+
+def test_transformations():
+    """`vmap` over each argument, and inside `jxent.chunked`."""
+    rng = np.random.default_rng(5)
+    x, w = jnp.asarray(rng.normal(size=(9, 3))), jnp.asarray(rng.normal(size=(3, 8)))
+    log_p, index = jax.lax.top_k(jxent.log_softmax(jnp.asarray(rng.normal(size=(9, 8)))), 3)
+    where = jnp.arange(9) % 3 != 1
+
+    def gradients(function):
+        return jax.value_and_grad(lambda *args: jnp.sum(function(*args)), (0, 1, 2))(x, w, log_p)
+
+    distil = jxent.chunked(loss, chunk_size=4, precision="highest")
+    ways = (
+        lambda x, w, log_p: distil(jxent.LinearLogits(x, w), index, log_p, where=where),
+        lambda x, w, log_p: loss(jnp.dot(x, w, precision="highest"), index, log_p, where=where),
+        lambda x, w, log_p: jnp.where(
+            where, jax.vmap(loss)(jnp.dot(x, w, precision="highest"), index, log_p), 0
+        ),
+    )
+    first, *others = fast_jit(lambda: [gradients(way) for way in ways])()
+    for other in others:
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            (np.zeros((2, 4)), [[0.0], [1.0]], np.zeros((2, 1))),
+            TypeError,
+            "target_indices must be integers, got dtype float32",
+        ),
+        (
+            (np.zeros((2, 4)), [[0], [1]], [[0], [0]]),
+            TypeError,
+            "target_log_probs must have a floating-point dtype, got int32",
+        ),
+        (
+            (np.zeros((2, 4)), [[0], [1]], np.zeros((2, 3))),
+            ValueError,
+            "target_log_probs must have the shape of logits (2, 4) but for the axis 1 of the"
+            " classes, where both have k, got target_indices (2, 1) and target_log_probs (2, 3)",
+        ),
+        (
+            (np.zeros((2, 4)), [[0], [1]], np.zeros((2, 1)), (0, 1)),
+            ValueError,
+            "axis must be a single one, got (0, 1)",
+        ),
+    ],
+)
+def test_mistakes(arguments, error, message):
+    with pytest.raises(error) as caught:
+        functools.partial(loss)(*arguments)
+    assert str(caught.value) == message
