@@ -77,9 +77,9 @@ def with_weights(
     """
     x = arrays[Name("inputs")]
     like = jnp.zeros(x.shape[:-1], computing_dtype(x, arrays[Name("kernel")]))
+    w = elementwise("weights", weights, "the examples", like).astype(like.dtype)
     if reduction == "mean":
         check_not_negative("weights", weights, NO_MEAN)
-    w = elementwise("weights", weights, "the examples", like).astype(like.dtype)
     inputs = [x for name, x in arrays.items() if name.kind == "inputs"]
     usable = [jnp.all(jnp.isfinite(x), axis=-1) for x in inputs]
     usable += [] if has_loss is None else [has_loss]
