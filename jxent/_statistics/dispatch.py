@@ -121,10 +121,7 @@ def on_gpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
 def on_cpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """With sums, and so cut that XLA:CPU makes vectorised loops (``benchmarks/dense.py``)."""
     classes = logits.shape[-1]
-    is_open = is_symbolic_dim(classes)
-    if not is_open and not has_whole_rows(logits):
-        return by_logsumexp(logits, request, dtype)  # XLA of JAX 0.10 partitions others wrongly.
-    if is_open or is_short(logits):
+    if not has_whole_rows(logits) or is_short(logits):
         return by_plain_sums(logits, request, dtype)
     if classes < 256:
         width = 8 if classes >= 128 else 4 if classes >= 64 or classes % 4 == 0 else 5
