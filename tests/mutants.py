@@ -838,9 +838,9 @@ MUTANTS = [
     ),
     Mutant(
         "_statistics/slices.py",
-        "from_here = labels >= k * width",
-        "from_here = labels >= start",
-        "a label among the classes that the last slice shares is not found",
+        "first = jnp.where(from_here, start, first)",
+        "first = jnp.where(from_here, 0, first)",
+        "a label beyond the first slice is not found",
         ("row_sums",),
         "logit_of_the_label and of_3",
     ),

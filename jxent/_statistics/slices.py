@@ -58,8 +58,8 @@ def label_logit(
     A row has one label, so that its slice is chosen once for the row, not for each class.
     """
     x, first = _slice(logits, 0, width, dtype), jnp.zeros_like(labels)
-    for k, start in enumerate(_starts(logits.shape[-1], width)[1:], 1):
-        from_here = labels >= k * width
+    for start in _starts(logits.shape[-1], width)[1:]:
+        from_here = labels >= start
         x = jnp.where(from_here[..., None], _slice(logits, start, width, dtype), x)
         first = jnp.where(from_here, start, first)
     return jnp.where(is_label(labels - first, width), x, -jnp.inf)
