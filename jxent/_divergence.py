@@ -20,7 +20,7 @@ from ._numerics import (
 from ._rows import rows_of
 from ._sharding import AxisName, MeshAxes, sum_classes
 from ._statistics import Statistics, shift
-from ._statistics.dispatch import statistics
+from ._statistics.primitive import statistics
 from ._statistics.surprisals import probability, surprisal, to_logits_of_surprisals
 
 

@@ -13,7 +13,7 @@ from ._numerics import power_of_share, weighted_cost
 from ._rows import labelled_rows, rows_of
 from ._sigmoid import binary_loss
 from ._statistics import Statistics
-from ._statistics.dispatch import statistics
+from ._statistics.primitive import statistics
 from ._statistics.surprisals import complement, probability, sum_of_others, surprisals
 
 

@@ -9,7 +9,7 @@ from ._dtypes import upcast
 from ._rows import rows_of
 from ._sharding import AxisName, MeshAxes
 from ._statistics import Statistics
-from ._statistics.dispatch import statistics
+from ._statistics.primitive import statistics
 from ._statistics.surprisals import (
     finite_surprisal,
     probability,

@@ -11,7 +11,7 @@ from tiers import quick_rows
 from tolerances import DTYPES, UNITS, computing, eps
 
 import jxent
-from jxent._statistics import dispatch
+from jxent._statistics import primitive
 
 SIZES = [(dtype, 5_000) for dtype in DTYPES] + [("float32", 200_000), ("float64", 200_000)]
 EVERY_SIZE = pytest.mark.parametrize(("dtype", "classes"), quick_rows(SIZES, 4))

@@ -14,6 +14,7 @@ from jxent._statistics import Request
 from jxent._statistics.dispatch import on_cpu, on_gpu, on_tpu
 from jxent._statistics.merging import without_limit_nan
 from jxent._statistics.one_pass import by_reduction
+from jxent._statistics.primitive import row_statistics
 from jxent._statistics.row_sums import by_logsumexp, by_plain_sums, by_sums
 
 INF, NAN = np.inf, np.nan
@@ -173,15 +174,45 @@ def _assert_close(stats, expected):
         np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
-@EVERY_WAY
-def test_derivative_without_the_rule(way):
-    """Loops inside of rules lose the rule of the statistics: then the sums are differentiated."""
+def _of_statistics(z, w):
+    """What is made of them: a normalizer, a logit, a soft cross-entropy and what entropies need."""
+    labels = jnp.asarray([1, 0, 3])
+    stats = row_statistics(z, Request(labels, w, exp_gap=True), FLOAT32)
+    m, s, label_logit, gap, top, rest, exp_gap = stats
+    return m + jnp.log1p(s), label_logit, gap + (top + rest) * jnp.log1p(s), exp_gap / (1 + s)
+
+
+def _in_a_loop(z, w):
+    return jax.lax.scan(lambda _, z: (None, _of_statistics(z, w)), None, z[None])[1]
+
+
+@pytest.mark.parametrize("derivative", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("function", [_of_statistics, _in_a_loop])
+def test_derivative(derivative, function):
+    """Also in loops, where JAX 0.10 loses the rules of a `jax.custom_jvp`."""
     z = jnp.asarray([[0.5, -1.0, 2.0, 0.0], [1.0, 1.0, 0.0, -3.0], [1.0, 0.0, 1.0, 0.5]])
+    w = jnp.asarray([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.0, 0.0], [0.3, 0.4, 0.4, 0.1]])
 
-    def normalizer(z):
-        m, s, *_ = way(z, Request())
-        return jnp.sum(m + jnp.log1p(s))
+    def plainly(z, w):
+        log_p = jax.nn.log_softmax(z)
+        normalizer = jax.nn.logsumexp(z, axis=-1, keepdims=True)
+        label_logit = jnp.take_along_axis(z, jnp.asarray([[1], [0], [3]]), axis=-1)
+        down = z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+        soft, exp_gap = (-jnp.sum(x, -1, keepdims=True) for x in (w * log_p, jnp.exp(log_p) * down))
+        return normalizer, label_logit, soft, exp_gap
 
-    p = jax.nn.softmax(z)
-    np.testing.assert_allclose(jax.grad(normalizer)(z), p, rtol=1e-6)
-    np.testing.assert_allclose(jax.jvp(normalizer, (z,), (z,))[1], jnp.sum(p * z), rtol=1e-6)
+    found = fast_jit(derivative(function, (0, 1)))(z, w)
+    for x, y in zip(*map(jax.tree.leaves, (found, jax.jacrev(plainly, (0, 1))(z, w))), strict=True):
+        np.testing.assert_allclose(x.reshape(y.shape), y, atol=1e-6)
+
+
+def test_mapped():
+    """Over any dimension of each argument, and over none."""
+    z, w = np.random.default_rng(0).uniform(size=(2, 3, 4, 5)).astype(np.float32)
+
+    def mapped(z, w):
+        return row_statistics(z, Request(weights=w, exp_gap=True), FLOAT32)
+
+    alone = [mapped(x, w[:, 0]) for x in jnp.swapaxes(z, 0, 1)]
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *alone)
+    _assert_close(jax.vmap(mapped, in_axes=(1, None))(z, w[:, 0]), expected)

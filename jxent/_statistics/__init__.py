@@ -54,9 +54,9 @@ class Statistics(NamedTuple):
 class Request(NamedTuple):
     """Which statistics are wanted beside the first two."""
 
-    labels: jax.Array | None = None
+    labels: IfRequested = None
     """Integers ``[...]``: for `label_logit`."""
-    weights: jax.Array | None = None
+    weights: IfRequested = None
     """Numbers like the logits: for `weighted_gap`, `max_weight` and `weight_rest`."""
     exp_gap: bool = False
     """Whether `exp_gap` is wanted, which the entropy is made of."""

@@ -40,8 +40,6 @@ def merged(
     sum of each array over an axis or over mesh axes, so are the entries.
     """
     tops = largest(tops_of(parts))
-    # The maximum is only where the sums are anchored, so the derivatives need not go through it.
-    tops |= {n: jax.lax.stop_gradient(tops[n]) for n in ("maximum", "max_weight") if n in tops}
     terms = [_terms(part, tops) for part in parts]
     sums = total(jax.tree.map(lambda *x: reduce(jax.lax.add, x), *terms))
     # Each part leaves out its own maximum. All but one of those that are the row's maximum belong
@@ -66,9 +64,9 @@ def _terms(part: Statistics, tops: Named) -> Named:
     m = jnp.broadcast_to(tops["maximum"], part.maximum.shape)
     is_top = part.maximum == m
     terms = seen_from(m, part)
-    # A single class that is the maximum counts 0, with the derivative of its exponential.
-    own = _below(part, m) if part.sumexp_rest is None else part.sumexp_rest
-    terms["sumexp_rest"] = jax.lax.select(is_top, own, terms["sumexp_rest"])
+    others = terms["sumexp_rest"]
+    own = jnp.zeros_like(others) if part.sumexp_rest is None else part.sumexp_rest
+    terms["sumexp_rest"] = jax.lax.select(is_top, own, others)
     terms["maxima"] = is_top.astype(m.dtype)
     if part.max_weight is not None:
         is_heaviest = part.max_weight == tops["max_weight"]
@@ -93,7 +91,11 @@ def seen_from(m: jax.Array, part: Statistics, one: Any = 1.0) -> Named:
         # Beside +inf every other class is infinitely far. What has no weight costs nothing.
         reaches = part.maximum == m
         gap = jax.lax.select(reaches, -down, m - jax.lax.select(reaches, zero, part.maximum))
-        step = weight * jax.lax.select(weight == 0, zero, gap)
+        is_nothing = weight == 0
+        if not is_single:
+            # The sums of shards are differentiated, and a weight of 0 has the gap as derivative.
+            is_nothing &= gap == np.inf
+        step = weight * jax.lax.select(is_nothing, zero, gap)
         sums |= {"weighted_gap": part.weighted_gap + step, "weight_rest": weight}
     if part.exp_gap is not None:
         gap = jax.lax.select(scale == 0, zero, -down)

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import Request, Statistics
 from .merging import Named, merged, seen_from, tops_of
-from .slices import all_perturbed, label_logit, slices
+from .slices import label_logit, slices
 
 UNIT = 2.0**64
 """Exponentials are reduced in units of 1 / UNIT, so that a small sum's error does not underflow."""
@@ -31,10 +31,8 @@ def by_reduction(
     a `block`, so many classes are reduced first, and then the blocks.
     """
     row, *others = slices(logits, request, dtype, width)
-    perturbed = row.maximum
     if others:
         row = merged([row, *others])
-        perturbed = row.sumexp_rest
     if request.labels is not None:
         row = row._replace(label_logit=label_logit(logits, request.labels, dtype, width))
     unit = np.asarray(UNIT, dtype)
@@ -44,7 +42,7 @@ def by_reduction(
         row = row._replace(exp_gap=row.exp_gap * unit)
     sums = {"sumexp_rest", "weighted_gap", "weight_rest", "exp_gap"}
     errors = {name: zero for name, x in row._asdict().items() if name in sums and x is not None}
-    both = all_perturbed((row, errors), perturbed)
+    both = (row, errors)
     if block:
         both = _reduced(jax.tree.map(lambda x: x.reshape(*x.shape[:-1], -1, block), both))
     row, errors = jax.tree.map(lambda x: jnp.expand_dims(x, -1), _reduced(both))

@@ -14,9 +14,9 @@ def of_all_shards(stats: Statistics, has_label: jax.Array | None, axes: MeshAxes
     `has_label` ``[..., 1]`` says whether the shard has the label's class. The shards communicate
     twice: about the maxima, and then about all sums.
     """
+    label = {}
     if has_label is not None:
-        label_logit = jnp.where(has_label, stats.label_logit, -jnp.inf)
-        stats = stats._replace(label_logit=label_logit)
+        label = {"label_logit": jnp.where(has_label, stats.label_logit, 0.0)}
 
     def largest(tops: Named) -> Named:
         # A maximum over the shards may ignore NaN, and then the sums have it.
@@ -24,7 +24,7 @@ def of_all_shards(stats: Statistics, has_label: jax.Array | None, axes: MeshAxes
         return of_row
 
     def total(sums: Named) -> Named:
-        of_row: Named = jax.lax.psum(sums, axes)
+        of_row: Named = jax.lax.psum(sums | label, axes)
         return of_row
 
-    return merged([stats], largest, total)
+    return merged([stats._replace(label_logit=None)], largest, total)

@@ -4,7 +4,7 @@ Each entry of what is merged is a row that has one class of every slice. Only th
 take the steps that are expensive.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,6 @@ import numpy as np
 from .._labels import is_label
 from . import Request, Statistics
 from .merging import of_single_classes
-
-Tree = TypeVar("Tree")
 
 
 def slices(
@@ -63,13 +61,3 @@ def label_logit(
         x = jnp.where(from_here[..., None], _slice(logits, start, width, dtype), x)
         first = jnp.where(from_here, start, first)
     return jnp.where(is_label(labels - first, width), x, -jnp.inf)
-
-
-def all_perturbed(arrays: Tree, perturbed: jax.Array) -> Tree:
-    """The arrays, each of which is said to depend on one that is perturbed.
-
-    JAX differentiates a reduction of several arrays only if each of them has a tangent.
-    """
-    never = jnp.zeros_like(perturbed, bool)
-    same: Tree = jax.tree.map(lambda x: jnp.where(never, perturbed, x), arrays)
-    return same

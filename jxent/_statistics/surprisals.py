@@ -27,7 +27,7 @@ from .._elementary import expm1, plain_log1p
 from .._labels import is_label, nan_if_out_of_range
 from .._sharding import MeshAxes, sum_classes
 from . import IfRequested, Statistics, finite_shift, shift, unnormalized
-from .dispatch import statistics
+from .primitive import statistics
 
 ToLogits: TypeAlias = tuple[jax.Array, None]
 """The cotangent of the logits; that of the statistics is None."""

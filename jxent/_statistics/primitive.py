@@ -1,0 +1,154 @@
+"""The statistics of logits, as one operation of JAX that each platform computes in its own way.
+
+As an operation it is traced once, not once for each platform, and it has a derivative of its own
+wherever JAX differentiates: the rule of a `jax.custom_jvp` gets lost inside of loops.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from .._labels import at_label, in_range
+from .._sharding import MeshAxes, of_this_shard
+from . import Request, Statistics, finite_shift, unnormalized
+from .dispatch import on_cpu, on_gpu, on_tpu
+from .merging import without_limit_nan
+from .row_sums import by_logsumexp
+from .shards import of_all_shards
+
+Way: TypeAlias = Callable[[jax.Array, Request, np.dtype[Any]], Statistics]
+
+
+def statistics(
+    axes: MeshAxes,
+    dtype: np.dtype[Any],
+    logits: jax.Array,
+    labels: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    exp_gap: bool = False,
+) -> Statistics:
+    """The statistics of each row of logits, in this computing dtype.
+
+    `labels`, `weights` and `exp_gap` say which, as in `Request`. Where the classes are spread over
+    the mesh axes `axes` the statistics are those of the whole row, and labels number all classes.
+    """
+    if not axes:
+        return without_limit_nan(row_statistics(logits, Request(labels, weights, exp_gap), dtype))
+    here = None if labels is None else of_this_shard(labels, logits.shape[-1], axes)
+    has_label = None if here is None else in_range(here, logits.shape[-1])
+    of_shard = row_statistics(logits, Request(here, weights, exp_gap), dtype)
+    return without_limit_nan(of_all_shards(of_shard, has_label, axes))
+
+
+def row_statistics(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
+    """The statistics of the classes that are here, which say nothing where there is no limit."""
+    args = jax.tree.leaves((logits, request.labels, request.weights))
+    given = Request(request.labels is not None, request.weights is not None, request.exp_gap)
+    return _named(given, _row_statistics.bind(*args, dtype=dtype, given=given))
+
+
+def _named(given: Request, values: Sequence[Any]) -> Statistics:
+    """The statistics that this request asks for, of which only whether each is given is read."""
+    names = ["maximum", "sumexp_rest"]
+    names += ["label_logit"] if given.labels else []
+    names += ["weighted_gap", "max_weight", "weight_rest"] if given.weights else []
+    names += ["exp_gap"] if given.exp_gap else []
+    return Statistics(**dict(zip(names, values, strict=True)))
+
+
+def _request(given: Request, args: Sequence[Any]) -> Request:
+    remaining = iter(args)
+    labels, weights = (next(remaining) if x else None for x in given[:2])
+    return Request(labels, weights, given.exp_gap)
+
+
+_row_statistics = Primitive("row_statistics")
+_row_statistics.multiple_results = True
+
+
+def _types(logits: Any, *_: Any, dtype: np.dtype[Any], given: Request) -> list[Any]:
+    rows = logits.sharding.update(spec=(*logits.sharding.spec[:-1], None))
+    shape = (*logits.shape[:-1], 1)
+    row = logits.update(shape=shape, dtype=dtype, weak_type=False, sharding=rows)
+    return [row] * (2 + bool(given.labels) + 3 * bool(given.weights) + given.exp_gap)
+
+
+_row_statistics.def_abstract_eval(_types)
+
+
+def _eagerly(*args: jax.Array, **parameters: Any) -> list[jax.Array]:
+    # As one program, also where the user has disabled `jax.jit`: operations are always compiled.
+    with jax.disable_jit(False):
+        results: list[jax.Array] = jax.jit(partial(_row_statistics.bind, **parameters))(*args)
+    return results
+
+
+_row_statistics.def_impl(_eagerly)
+
+
+def _mapped(args: Sequence[jax.Array], dims: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
+    """The mapped dimension becomes the first one of every array."""
+    (size,) = {x.shape[dim] for x, dim in zip(args, dims, strict=True) if dim is not None}
+    args = [
+        jnp.broadcast_to(x, (size, *x.shape)) if dim is None else jnp.moveaxis(x, dim, 0)
+        for x, dim in zip(args, dims, strict=True)
+    ]
+    values = _row_statistics.bind(*args, **parameters)
+    return values, [0] * len(values)
+
+
+batching.primitive_batchers[_row_statistics] = _mapped
+
+
+# m is only where the sums are anchored: what is made of them does not depend on it, so its
+# tangent may be taken as zero. Then 1 + s = sum_j exp(z_j - m) gives s its tangent, in which the
+# maximum counts like every other class; and likewise with the largest weight and the rest.
+def _tangents(
+    primals: Sequence[jax.Array], tangents: Sequence[Any], *, dtype: np.dtype[Any], given: Request
+) -> tuple[list[jax.Array], list[Any]]:
+    logits, *others = primals
+    request = _request(given, others)
+    stats = row_statistics(logits, request, dtype)
+    z_dot, *others_dot = (ad.instantiate_zeros(dot) for dot in tangents)
+    z, z_dot = logits.astype(dtype), z_dot.astype(dtype)
+    e, down = unnormalized(z, stats.maximum), finite_shift(z, stats.maximum)
+
+    dots: dict[str, Any] = {"sumexp_rest": _sum(e * z_dot)}
+    if request.labels is not None:
+        dots["label_logit"] = at_label(z_dot, request.labels)
+    if request.weights is not None:
+        w, w_dot = (x.astype(dtype) for x in (request.weights, others_dot[-1]))
+        gap_dot = w_dot * jnp.where(z > -jnp.inf, down, 0.0) + w * z_dot
+        dots |= {"weighted_gap": -_sum(gap_dot), "weight_rest": _sum(w_dot)}
+    if given.exp_gap:
+        dots["exp_gap"] = _sum(jnp.where(e > 0, -e * (down + 1), 0.0) * z_dot)
+    known = {n: x for n, x in stats._asdict().items() if x is not None}
+    none = ad.Zero(jax.typeof(stats.maximum).to_tangent_aval())
+    return list(known.values()), [dots.get(name, none) for name in known]
+
+
+ad.primitive_jvps[_row_statistics] = _tangents
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    return jnp.sum(x, axis=-1, keepdims=True)
+
+
+def _by(way: Way) -> Callable[..., Any]:
+    def of_arrays(
+        logits: jax.Array, *others: jax.Array, dtype: np.dtype[Any], given: Request
+    ) -> list[jax.Array]:
+        return jax.tree.leaves(way(logits, _request(given, others), dtype))
+
+    return mlir.lower_fun(of_arrays, multiple_results=True)
+
+
+mlir.register_lowering(_row_statistics, _by(by_logsumexp))
+for _platform, _way in {"cpu": on_cpu, "tpu": on_tpu, "cuda": on_gpu}.items():
+    mlir.register_lowering(_row_statistics, _by(_way), platform=_platform)
