@@ -749,7 +749,7 @@ MUTANTS = [
         "[softmax_cross_entropy_with_integer_labels-plain",
     ),
     Mutant(
-        "_statistics/dispatch.py",
+        "_statistics/primitive.py",
         "of_this_shard(labels, logits.shape[-1], axes)",
         "labels",
         "each shard takes a label for the number of one of its own classes",

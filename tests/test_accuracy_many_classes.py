@@ -11,7 +11,7 @@ from tiers import quick_rows
 from tolerances import DTYPES, UNITS, computing, eps
 
 import jxent
-from jxent._statistics import primitive
+from jxent._statistics.dispatch import WAYS
 
 SIZES = [(dtype, 5_000) for dtype in DTYPES] + [("float32", 200_000), ("float64", 200_000)]
 EVERY_SIZE = pytest.mark.parametrize(("dtype", "classes"), quick_rows(SIZES, 4))
@@ -56,7 +56,7 @@ def assert_near(got, exact, bound, dtype):
 @pytest.fixture
 def _one_pass_everywhere(monkeypatch):
     """The way of other platforms, on this one."""
-    monkeypatch.setattr(dispatch, "sums_on_platform", dispatch.on_tpu)
+    monkeypatch.setitem(WAYS, "cpu", WAYS["tpu"])
     jax.clear_caches()
     yield
     jax.clear_caches()

@@ -1,5 +1,6 @@
 """The way of summing rows that suits each platform."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -67,3 +68,11 @@ def has_whole_rows(logits: jax.Array) -> bool:
     if is_symbolic_dim(logits.shape[-1]) or of_classes is not None:
         return False
     return not automatic_axes(logits)
+
+
+WAYS: dict[str, Callable[[jax.Array, Request, np.dtype[Any]], Statistics]] = {
+    "cpu": on_cpu,
+    "tpu": on_tpu,
+    "cuda": on_gpu,
+}
+"""Of each platform that has a way of its own. The others sum by `by_logsumexp`."""

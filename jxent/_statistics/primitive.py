@@ -6,7 +6,7 @@ wherever JAX differentiates: the rule of a `jax.custom_jvp` gets lost inside of 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,10 @@ from jax.interpreters import ad, batching, mlir
 from .._labels import at_label, in_range
 from .._sharding import MeshAxes, of_this_shard
 from . import Request, Statistics, finite_shift, unnormalized
-from .dispatch import on_cpu, on_gpu, on_tpu
+from .dispatch import WAYS
 from .merging import without_limit_nan
 from .row_sums import by_logsumexp
 from .shards import of_all_shards
-
-Way: TypeAlias = Callable[[jax.Array, Request, np.dtype[Any]], Statistics]
 
 
 def statistics(
@@ -140,15 +138,16 @@ def _sum(x: jax.Array) -> jax.Array:
     return jnp.sum(x, axis=-1, keepdims=True)
 
 
-def _by(way: Way) -> Callable[..., Any]:
+def _by_the_way_of(platform: str) -> Callable[..., Any]:
     def of_arrays(
         logits: jax.Array, *others: jax.Array, dtype: np.dtype[Any], given: Request
     ) -> list[jax.Array]:
+        way = WAYS.get(platform, by_logsumexp)
         return jax.tree.leaves(way(logits, _request(given, others), dtype))
 
     return mlir.lower_fun(of_arrays, multiple_results=True)
 
 
-mlir.register_lowering(_row_statistics, _by(by_logsumexp))
-for _platform, _way in {"cpu": on_cpu, "tpu": on_tpu, "cuda": on_gpu}.items():
-    mlir.register_lowering(_row_statistics, _by(_way), platform=_platform)
+mlir.register_lowering(_row_statistics, _by_the_way_of("others"))
+for _platform in WAYS:
+    mlir.register_lowering(_row_statistics, _by_the_way_of(_platform), platform=_platform)
