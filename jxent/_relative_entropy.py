@@ -164,5 +164,6 @@ def _jensen_shannon_to_q(p: jax.Array, q: jax.Array) -> jax.Array:
 @loss_with_partials(_jensen_shannon_to_p, _jensen_shannon_to_q, axis=(-1,))
 def _jensen_shannon(p: jax.Array, q: jax.Array) -> jax.Array:
     t = log_quotient(p, q)
-    halves = (excess(mixture_ratio(t)) + excess(mixture_ratio(-t))) / 2
-    return jnp.sum((p / 2 + q / 2) * halves, axis=-1)
+    quarters = (excess(mixture_ratio(t)) + excess(mixture_ratio(-t))) / 4
+    # XLA would turn p / 2 + q / 2 into (p + q) / 2, which overflows for the largest numbers.
+    return jnp.sum(p * quarters + q * quarters, axis=-1)
