@@ -8,6 +8,9 @@ import pytest
 # Traces are many objects that live long: by default their collection takes 7 % of the time.
 gc.set_threshold(100_000, 20, 20)
 
+# GPUs and TPUs would round the factors of float32 products to fewer bits.
+jax.config.update("jax_default_matmul_precision", "highest")
+
 # Sharding is tested over eight devices where the platform can pretend to have them.
 jax.config.update("jax_num_cpu_devices", 8)
 
