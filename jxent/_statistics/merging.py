@@ -40,13 +40,13 @@ def merged(
     sum of each array over an axis or over mesh axes, so are the entries.
     """
     tops = largest(tops_of(parts))
-    terms = [_terms(part, tops) for part in parts]
-    sums = total(jax.tree.map(lambda *x: reduce(jax.lax.add, x), *terms))
+    first, *others = parts
+    sums = total(reduce(lambda sums, part: _added(sums, part, tops), others, _terms(first, tops)))
     # Each part leaves out its own maximum. All but one of those that are the row's maximum belong
     # to the sum; likewise the largest weights. A row at -inf has no class, but perhaps NaN.
-    others = sums["sumexp_rest"] + (sums.pop("maxima") - 1)
+    rest = sums["sumexp_rest"] + (sums.pop("maxima") - 1)
     has_class = tops["maximum"] > -jnp.inf
-    sums["sumexp_rest"] = jnp.where(has_class, others, jnp.maximum(others, 0))
+    sums["sumexp_rest"] = jnp.where(has_class, rest, jnp.maximum(rest, 0))
     if "heaviest" in sums:
         sums["weight_rest"] += (sums.pop("heaviest") - 1) * tops["max_weight"]
     return Statistics(**tops, **sums)
@@ -58,6 +58,13 @@ def tops_of(parts: Sequence[Statistics]) -> Named:
     given = [{n: x for n in names if (x := getattr(part, n)) is not None} for part in parts]
     tops: Named = jax.tree.map(lambda *x: reduce(jax.lax.max, x), *given)
     return tops
+
+
+# As a program of its own it is traced once for all parts, not once for each.
+@jax.jit
+def _added(sums: Named, part: Statistics, tops: Named) -> Named:
+    total: Named = jax.tree.map(jax.lax.add, sums, _terms(part, tops))
+    return total
 
 
 def _terms(part: Statistics, tops: Named) -> Named:
