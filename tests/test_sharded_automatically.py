@@ -37,8 +37,9 @@ def value_and_gradients(case):
         out = case.call(*args)
         return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)), out
 
-    # Not `fast_jit`: without LLVM's polish XLA of JAX 0.10 gives wrong values of soft labels here.
-    return jax.jit(jax.grad(total, case.differentiable, has_aux=True))
+    # Without LLVM's polish XLA of JAX 0.10 rounds in one loop otherwise than in another, so that
+    # this sees whether a row's sums agree on which class is the maximum.
+    return fast_jit(jax.grad(total, case.differentiable, has_aux=True))
 
 
 @functools.cache

@@ -68,7 +68,21 @@ def _largest(tops: Named) -> Named:
 
 
 def _total(sums: Named) -> Named:
-    return {name: jnp.sum(x, axis=-1, keepdims=True) for name, x in sums.items()}
+    """The sums over the last axis.
+
+    What leaves the maxima out is summed together with their number, as a complex number. In
+    separate loops XLA may compute again what the entries are made of, with other rounding: then an
+    entry that is counted as a maximum in one loop is none in the other.
+    """
+    pairs = [(rest, n) for rest, n in _RESTS_AND_MAXIMA.items() if rest in sums]
+    together = {rest: jax.lax.complex(sums[rest], sums[number]) for rest, number in pairs}
+    others = {name: x for name, x in sums.items() if name not in _RESTS_AND_MAXIMA.values()}
+    totals = {n: jnp.sum(x, axis=-1, keepdims=True) for n, x in (others | together).items()}
+    numbers = {number: jnp.imag(totals[rest]) for rest, number in pairs}
+    return totals | {rest: jnp.real(totals[rest]) for rest in together} | numbers
+
+
+_RESTS_AND_MAXIMA = {"sumexp_rest": "maxima", "weight_rest": "heaviest"}
 
 
 def _in_one_loop(sums: Named) -> Named:
