@@ -169,14 +169,16 @@ def _compare(result: Any, truth: list[Quantity], family: Family, dtype: str) -> 
     narrow, largest = _finfo(dtype).bits < 32, float(_finfo(dtype).max)
     values, gradients = result
     value, *exact_gradients = truth
+    examples = values.size // len(values)
+    finite = [all(v.is_finite() for v in np.ravel(row)) for row in value.exact]
     for i, (x, true, size, _) in enumerate(_entries(values, value)):
         unit = eps * max(size, TINY)
-        of_value.meet(_distance(x, true, size) / unit, _bound(family.value, size), i)
+        of_value.meet(_distance(x, true, size) / unit, _bound(family.value, size), i // examples)
     for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
         entries = gradient.size // len(gradient)
         for i, (x, true, size, steep) in enumerate(_entries(gradient, exact_gradient)):
             row = i // entries
-            if steep or not size <= largest or not value.exact[row].is_finite():
+            if steep or not size <= largest or not finite[row]:
                 continue
             unit = _last_place(size, dtype) if narrow else eps * max(size, TINY)
             bound = 1.0 if narrow else _bound(family.gradient, size)

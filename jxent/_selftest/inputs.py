@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from . import heads
 from .rows import Row
 
 Array = np.ndarray[Any, Any]
@@ -23,6 +24,8 @@ NAMES = {
     ("log_predictions", "labels"): "log-probabilities, labels",
     ("log_predictions", "distributions"): "log-probabilities, probabilities",
     ("log_predictions", "log_distributions"): "two log-probabilities",
+    ("inputs", "kernel", "labels"): "head, labels",
+    ("inputs", "kernel", "inputs", "kernel"): "two heads",
 }
 """What a function's kinds of arguments are called here."""
 
@@ -72,6 +75,7 @@ def inputs() -> dict[str, tuple[Array, ...]]:
         "log-probabilities, labels": (log_p, likely),
         "log-probabilities, probabilities": (log_q, p),
         "two log-probabilities": (log_q, log_p),
+        **heads.inputs(),
     }
 
 

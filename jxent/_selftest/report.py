@@ -1,7 +1,7 @@
 """The numerics report: which losses, within which bounds, beside what, and how it reads."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import jxent
 
 from .errors import DTYPES, Error, Family, Functions, Line
+from .heads import of_logits
 from .inputs import names_of
+from .rows import Row
 from .table import TABLE
 
 BOUNDS = {
@@ -62,10 +64,47 @@ TEXTBOOK = SimpleNamespace(
 """The arithmetic with which the table's formulas are what textbooks print."""
 
 
+def _of_whole_logits(row: Row, dense: Row) -> Callable[..., jax.Array]:
+    """What the textbook has of a head: its logits, and their loss."""
+    product = partial(jnp.matmul, precision="highest")
+
+    def function(*arguments: jax.Array) -> jax.Array:
+        assert dense.formula
+        losses = dense.formula(TEXTBOOK, *of_logits(row.kinds, arguments, product))
+        return jnp.mean(losses, axis=-1) if row.mean else losses
+
+    return function
+
+
+def _each_head(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function of one head, of one after the other."""
+    return lambda *arguments: jax.lax.map(lambda head: function(*head), arguments)
+
+
+def _chunked(x: jax.Array, w: jax.Array, other_x: jax.Array, other_w: jax.Array) -> jax.Array:
+    function = jxent.chunked(jxent.softmax_kl_divergence, chunk_size=2, precision="highest")
+    result: jax.Array = function(jxent.LinearLogits(x, w), jxent.LinearLogits(other_x, other_w))
+    return result
+
+
+HEADS: Functions = {
+    "linear_softmax_cross_entropy": _each_head(
+        partial(jxent.linear_softmax_cross_entropy, chunk_size=2, precision="highest")
+    ),
+    "chunked": _each_head(_chunked),
+}
+"""How the library's functions over heads are called: in chunks, and several heads at once."""
+
+
 def implementations() -> dict[str, Functions]:
     """The library, the textbook and, where it is installed, optax."""
-    plain = {row.name: partial(row.formula, TEXTBOOK) for row in TABLE.values() if row.formula}
-    found: dict[str, Functions] = {"jxent": vars(jxent), "plain": plain}
+    plain: dict[str, Callable[..., Any]] = {}
+    for row in TABLE.values():
+        if row.formula:
+            plain[row.name] = partial(row.formula, TEXTBOOK)
+        elif row.of_logits:
+            plain[row.name] = _of_whole_logits(row, row.of_logits)
+    found: dict[str, Functions] = {"jxent": {**vars(jxent), **HEADS}, "plain": plain}
     try:
         return {**found, "optax": vars(import_module("optax.losses"))}
     except ImportError:
@@ -159,7 +198,9 @@ WIDTH = 43
 
 
 def _title(name: str, inputs: str) -> str:
-    return "  the same, 8192 classes" if inputs.startswith("many") else name
+    if inputs.startswith("many"):
+        return "  the same, 8192 classes"
+    return "chunked(softmax_kl_divergence), two heads" if name == "chunked" else name
 
 
 def _in_words(bound: tuple[float, float]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import exact, sizes
+from . import exact, heads, sizes
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Row:
     """whether the result has an axis of classes"""
     reported: bool = True
     """whether it stands in the report"""
+    of_logits: "Row | None" = None
+    """the loss of logits that this is, where it takes inputs and kernels of linear heads"""
+    mean: bool = False
+    """whether it averages the examples of a head"""
 
     def truth(
         self,
@@ -36,6 +40,12 @@ class Row:
         cotangent: Any = None,
     ) -> list[sizes.Quantity]:
         """The exact values, and the gradients for the arguments and options, with their sizes."""
+        if self.of_logits:
+            decimals = tuple(map(exact.decimals, arguments))
+            dense = heads.of_logits(self.kinds, decimals, np.matmul)
+            return heads.carried(
+                self.kinds, arguments, self.of_logits.truth(tuple(dense)), self.mean
+            )
         assert self.formula
         options = options or {}
         result = exact.evaluate(self.formula, arguments, options, cotangent)

@@ -231,11 +231,21 @@ def weighted_mean(m: Any, losses: Any, weights: Any) -> Any:
 TABLE["linear_softmax_cross_entropy"] = Row(
     "linear_softmax_cross_entropy",
     ("inputs", "kernel", "labels"),
+    family="softmax",
     options={
         **_SOFTMAX_OPTIONS,
         "bias": [0.5, -0.25, 1.0],
         "weights": [0.5, 1.5],
         "logit_softcap": 4.0,
     },
-    reported=False,
+    of_logits=TABLE["softmax_cross_entropy_with_integer_labels"],
+    mean=True,
+)
+
+# Of all that it makes, the divergence of two heads.
+TABLE["chunked"] = Row(
+    "chunked",
+    ("inputs", "kernel", "inputs", "kernel"),
+    family="divergence",
+    of_logits=TABLE["softmax_kl_divergence"],
 )
