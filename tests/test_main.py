@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import tomllib
@@ -16,10 +17,11 @@ from tiers import quick
 
 import jxent
 from jxent import __main__
-from jxent._selftest import errors, exact, iris, report
-from jxent._selftest.inputs import inputs
+from jxent._selftest import choices, errors, exact, heads, iris, report
+from jxent._selftest.inputs import inputs, names_of
 from jxent._selftest.table import TABLE
 
+FAMILIES = report.FAMILIES
 MANY = "many logits, labels"
 LOSS = "softmax_cross_entropy_with_integer_labels"
 SMALL = (
@@ -31,6 +33,14 @@ def run(*options):
     return subprocess.run(
         [sys.executable, "-m", "jxent", *options], capture_output=True, text=True, check=False
     )
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A report of one loss, which jxent alone has."""
+    monkeypatch.setattr(report, "FAMILIES", SMALL)
+    monkeypatch.setattr(report, "implementations", lambda: {"jxent": vars(jxent)})
+    monkeypatch.setattr(iris, "train", lambda: ([(0, 1.0)], 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +73,8 @@ def test_it_prints_nothing_beside_the_document(finished):
 @pytest.mark.full
 def test_it_names_device_and_versions(document):
     device = jax.devices()[0]
-    assert document["device"] == {"platform": device.platform, "kind": device.device_kind}
+    kind = {"platform": device.platform, "kind": device.device_kind, "id": device.id}
+    assert document["device"] == kind
     versions = document["versions"]
     assert versions["jxent"] == jxent.__version__
     assert versions["jax"] == jax.__version__
@@ -105,10 +116,80 @@ def test_help_explains():
     assert result.returncode == 0
     assert "worst error" in result.stdout
     assert "--json" in result.stdout
+    assert "--device" in result.stdout
+    assert all(name in result.stdout for name in choices.names())
 
 
 def test_an_unknown_option_is_refused():
     assert run("--unknown").returncode == 2
+
+
+@pytest.mark.parametrize("name", ["linear_softmax_cross_entropy", "chunked"])
+def test_losses_are_chosen(name, small, monkeypatch, capsys):
+    """And that of a head has a row, which is within its bounds."""
+    monkeypatch.setattr(errors, "DTYPES", ("bfloat16",))
+    monkeypatch.setattr(report, "FAMILIES", FAMILIES)
+    monkeypatch.setattr(report, "implementations", lambda: {"jxent": report.HEADS})
+    assert __main__.main(["--losses", name, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (line,) = document["numerics"]
+    assert line["loss"] == name
+    for kind in ("value", "gradient"):
+        assert line[kind]["jxent"]["entries"] >= 12
+        assert line[kind]["jxent"]["of_bound"] < 1
+    assert document["verdict"].startswith("For the losses chosen, this device keeps the promise")
+
+
+def test_families_are_of_the_chosen_losses():
+    chosen = ["chunked", "entropy", LOSS]
+    found = {name for family in choices.families(chosen) for name, _ in family.losses}
+    assert found == set(chosen)
+    assert len([loss for f in choices.families([LOSS]) for loss in f.losses]) == 2
+    assert choices.families(None) == report.FAMILIES
+
+
+def test_an_unknown_loss_is_refused(capsys):
+    for name, wanted in (("chunkd", "like chunked, got"), ("hinge", "one of log_softmax, ")):
+        with pytest.raises(SystemExit, match="2"):
+            __main__.main(["--losses", "entropy", name])
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert f"argument --losses: must be a loss of the report, {wanted}" in message
+        assert message.endswith(f"got '{name}'")
+
+
+def test_the_device_is_chosen(small, monkeypatch, capsys):
+    found = []
+
+    def look(x):
+        found.append(x.devices())
+        return np.asarray(x, np.float64)
+
+    def train():
+        found.append(jnp.zeros(3).devices())
+        return [(0, 1.0)], 1.0
+
+    monkeypatch.setattr(errors, "_as_float64", look)
+    monkeypatch.setattr(iris, "train", train)
+    name = f"{jax.default_backend()}:{len(jax.local_devices()) - 1}"
+    last = jax.local_devices()[-1]
+    assert __main__.main(["--device", name]) == 0
+    assert f"device: {last.platform}:{last.id} ({last.device_kind})" in capsys.readouterr().out
+    assert len(found) > 4
+    assert set().union(*found) == {last}
+
+
+def test_a_platform_is_its_first_device():
+    assert choices.device("cpu") == choices.device("cpu:0") == jax.local_devices(backend="cpu")[0]
+
+
+@pytest.mark.parametrize("name", ["abacus", "cpu:99", "cpu:", "cpu:x", ":0", ""])
+def test_an_unknown_device_is_refused(name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main(["--device", name])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "argument --device: must be a device of this machine (" in message
+    assert "cpu:0" in message
+    assert message.endswith(f"got '{name}'")
 
 
 def broken(logits, labels):
@@ -145,29 +226,40 @@ def test_nan_is_beyond_every_bound():
 
 
 @pytest.mark.parametrize(("function", "status"), [(getattr(jxent, LOSS), 0), (broken, 1)])
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_the_exit_status_tells(function, status, options, monkeypatch, capsys):
-    monkeypatch.setattr(report, "FAMILIES", SMALL)
+@pytest.mark.parametrize("options", [[], ["--json"], ["--losses", LOSS]])
+def test_status_and_last_line_tell(function, status, options, small, monkeypatch, capsys):
+    monkeypatch.setattr(errors, "DTYPES", ("float32",))
     monkeypatch.setattr(report, "implementations", lambda: {"jxent": {LOSS: function}})
     assert __main__.main(options) == status
     out, err = capsys.readouterr()
     assert err == ""
-    assert (f"{LOSS}, float64: value beyond its bound" in out) == bool(status)
-    assert ("Every value and gradient of jxent is within its bound." in out) == (
-        not status and not options
+    assert (f"{LOSS}, float32: value beyond its bound" in out) == bool(status)
+    last = json.loads(out)["verdict"] if "--json" in options else out.splitlines()[-1]
+    subject, of = (
+        ("For the losses chosen, this", LOSS) if "--losses" in options else ("This", "jxent")
     )
+    if status:
+        assert last.startswith(f"{subject} device does not keep the promise: ")
+        number, total = map(int, re.findall(r"(\d+) of (\d+) values and gradient entries", last)[0])
+        assert 0 < number < total
+        assert last.endswith(f"entries of {of} are beyond their bounds.")
+    else:
+        assert last == (
+            f"{subject} device keeps the promise: every value and gradient of {of} is within its"
+            " bound."
+        )
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_report_of_another_kind_of_device_says_so(known, monkeypatch, capsys):
-    monkeypatch.setattr(report, "FAMILIES", SMALL)
-    monkeypatch.setattr(report, "implementations", lambda: {"jxent": vars(jxent)})
+def test_a_report_of_another_kind_of_device_says_so(known, small, monkeypatch, capsys):
+    monkeypatch.setattr(errors, "DTYPES", ("float32",))
     kind = jax.devices()[0].device_kind
     monkeypatch.setattr(__main__, "KNOWN", {kind} if known else set())
     __main__.main([])
     text = capsys.readouterr().out
     assert ("This is the first report of its kind" in text) == (not known)
     assert (f"no figures for {kind}.\nPlease send it to {__main__.ISSUES}\n" in text) == (not known)
+    assert text.splitlines()[-1].startswith("This device keeps the promise")
     __main__.main(["--json"])
     assert json.loads(capsys.readouterr().out)["first_of_its_kind"] == (not known)
 
@@ -183,13 +275,15 @@ def test_without_optax_its_column_is_empty(monkeypatch):
     assert list(report.implementations()) == ["jxent", "plain"]
 
 
-def test_a_terminal_sees_progress(monkeypatch, capsys):
-    monkeypatch.setattr(report, "FAMILIES", SMALL)
-    monkeypatch.setattr(report, "implementations", lambda: {"jxent": vars(jxent)})
+def test_a_terminal_sees_progress(small, monkeypatch, capsys):
+    monkeypatch.setattr(errors, "DTYPES", ("float32", "float16"))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     __main__.main(["--json"])
     out, err = capsys.readouterr()
-    assert "numerics: 4 of 4, float64" in err
+    counts = re.findall(r"(\d) of 2 programs compiled, (\d) of 2 errors found", err)
+    assert counts == sorted(counts)
+    assert {("0", "0"), ("2", "1"), ("2", "2")} <= set(counts) | {("2", "1")}
+    assert err.split("\r")[-1] == ""
     json.loads(out)
 
 
@@ -260,8 +354,40 @@ def test_exact_values_are_the_textbook_formulas(name, kind):
         for x in inputs()[kind]
     ]
     with localcontext(exact.context(errors.DIGITS)):
-        value, *_ = errors._truth(name, tuple(arguments))
+        value, *gradients = errors._truth(name, tuple(arguments))
     with jax.enable_x64(True):
         textbook = report.implementations()["plain"][name]
-        values, _ = errors._value_and_gradients(name, textbook, tuple(map(jnp.asarray, arguments)))
-    np.testing.assert_allclose(values[0], float(value.exact[0]), rtol=1e-12)
+        values, slopes = errors._value_and_gradients(
+            name, textbook, tuple(map(jnp.asarray, arguments))
+        )
+    for got, true in zip((values, *slopes), (value, *gradients), strict=True):
+        assert np.all(true.terms >= abs(true.exact) * (1 - Decimal("1e-25")))
+        np.testing.assert_allclose(got, true.exact.astype(float), rtol=1e-12, atol=1e-14)
+
+
+def test_logits_of_heads_are_exact_in_every_dtype():
+    """The numbers, their products, and every partial sum of these."""
+    for arguments in heads.inputs().values():
+        for x in arguments:
+            for dtype in errors.DTYPES:
+                np.testing.assert_array_equal(x.astype(jnp.dtype(dtype)).astype(x.dtype), x)
+        for x, w in zip(arguments[::2], arguments[1::2], strict=False):
+            for terms in x[..., None] * w[:, None]:
+                unit = next(u for u in 2.0 ** np.arange(6, -30, -1) if not np.any(terms % u))
+                assert np.all(np.sum(np.abs(terms), axis=1) < 2**24 * unit)
+
+
+@pytest.mark.parametrize("kind", ["head, labels", "two heads"])
+def test_every_argument_of_a_head_counts(kind):
+    """An error in the gradient of any one of them is seen."""
+    arguments = heads.inputs()[kind]
+    (row,) = (row for row in TABLE.values() if row.of_logits and kind in names_of(row))
+    (family,) = (f for f in FAMILIES if (row.name, kind) in f.losses)
+    with localcontext(exact.context(errors.DIGITS)):
+        truth = row.truth(arguments)
+        value, *gradients = (x.exact.astype(float) for x in truth)
+        for i in range(-1, len(gradients)):
+            results = [gradient * (1.001 if j == i else 1) for j, gradient in enumerate(gradients)]
+            of_value, of_gradient = errors._compare((value, results), truth, family, "float32")
+            assert of_value.beyond == 0
+            assert (of_gradient.beyond > 0) == (i >= 0)

@@ -71,8 +71,18 @@ def measure(
     families: tuple[Family, ...],
     implementations: Mapping[str, Functions],
     dtypes: tuple[str, ...] = DTYPES,
+    device: jax.Device | None = None,
+    on_program: Callable[[], object] = lambda: None,
 ) -> Iterator[Line]:
-    """The errors of every loss in every dtype, one by one."""
+    """The errors of every loss in every dtype, one by one.
+
+    Args:
+      families: the losses and their bounds.
+      implementations: functions by the losses' names, one program for each of the dtypes.
+      dtypes: of the arguments.
+      device: None for JAX's default.
+      on_program: called whenever a program has run.
+    """
     losses = [(family, loss) for family in families for loss in family.losses]
     rounded = {
         dtype: {kind: _rounded(x, dtype) for kind, x in inputs().items()} for dtype in dtypes
@@ -81,11 +91,13 @@ def measure(
     with ThreadPoolExecutor(2) as pool:
         pending = {
             (dtype, who): pool.submit(
-                _evaluate, functions, [loss for _, loss in losses], rounded[dtype], dtype
+                _evaluate, functions, [loss for _, loss in losses], rounded[dtype], dtype, device
             )
             for dtype in dtypes
             for who, functions in implementations.items()
         }
+        for program in pending.values():
+            program.add_done_callback(lambda _: on_program())
         for dtype in dtypes:
             results = {who: pending[dtype, who].result() for who in implementations}
             for family, loss in losses:
@@ -112,7 +124,11 @@ def _rounded(arguments: tuple[Array, ...], dtype: str) -> tuple[Array, ...]:
 
 
 def _evaluate(
-    functions: Functions, losses: list[Loss], arguments: Mapping[str, tuple[Array, ...]], dtype: str
+    functions: Functions,
+    losses: list[Loss],
+    arguments: Mapping[str, tuple[Array, ...]],
+    dtype: str,
+    device: jax.Device | None,
 ) -> dict[Loss, Any]:
     """Values and gradients of those losses that there are, compiled as one program."""
     found = [(name, kind) for name, kind in losses if name in functions]
@@ -122,16 +138,18 @@ def _evaluate(
             _value_and_gradients(name, functions[name], arguments[kind]) for name, kind in found
         ]
 
-    with jax.enable_x64(dtype == "float64"):
+    # JAX keeps both settings for each thread.
+    with jax.enable_x64(dtype == "float64"), jax.default_device(device):
         used = {kind: arguments[kind] for _, kind in found}
-        compiled = jax.jit(run).lower(used).compile(compiler_options())
+        compiled = jax.jit(run).lower(used).compile(compiler_options(device))
         results = compiled(used)
         return dict(zip(found, jax.tree.map(_as_float64, results), strict=True))
 
 
-def compiler_options() -> dict[str, str | bool]:
+def compiler_options(device: jax.Device | None = None) -> dict[str, str | bool]:
     """For CPU the same operations without LLVM's polish: a third less time to compile."""
-    return {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else {}
+    platform = device.platform if device else jax.default_backend()
+    return {"xla_backend_optimization_level": "0"} if platform == "cpu" else {}
 
 
 def _value_and_gradients(name: str, function: Any, arguments: tuple[jax.Array, ...]) -> Any:

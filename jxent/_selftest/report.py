@@ -125,6 +125,20 @@ def missed(lines: Iterable[Line]) -> list[str]:
     return found
 
 
+def verdict(lines: list[Line], complete: bool) -> str:
+    """Whether the device keeps the promise, in a sentence; `complete`: these are all losses."""
+    errors = [error for line in lines for error in line.errors["jxent"]]
+    beyond, entries = sum(e.beyond for e in errors), sum(e.entries for e in errors)
+    names = " and ".join(dict.fromkeys(line.loss[0] for line in lines))
+    of, who = ("jxent", "This") if complete else (names, "For the losses chosen, this")
+    if beyond:
+        return (
+            f"{who} device does not keep the promise: {beyond} of {entries} values and gradient"
+            f" entries of {of} are beyond their bounds."
+        )
+    return f"{who} device keeps the promise: every value and gradient of {of} is within its bound."
+
+
 def as_text(lines: list[Line]) -> str:
     """Two tables, of values and of gradients, and what they say."""
     tables = [_table(lines, kind) for kind in (0, 1)]
