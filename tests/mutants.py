@@ -713,7 +713,7 @@ MUTANTS = [
         "lambda a, b: -a / (b * b)",
         "lambda a, b: -a / b",
         "the exact gradient of a quotient is another one",
-        ("main",),
+        ("exact",),
         "exact_gradients",
     ),
     Mutant(
@@ -721,7 +721,7 @@ MUTANTS = [
         "return b @ a if transposed else a @ b",
         "return a @ b",
         "the exact gradient of a head's kernel is another one",
-        ("main",),
+        ("exact",),
         "textbook and head",
     ),
     Mutant(
@@ -729,7 +729,7 @@ MUTANTS = [
         "OFFSET = 4096.0",
         "OFFSET = 4097.0",
         "heads that bfloat16 cannot hold are rounded by it",
-        ("main",),
+        ("exact",),
         "logits_of_heads",
     ),
     Mutant(
@@ -737,7 +737,7 @@ MUTANTS = [
         '"two log-probabilities": (log_q, log_p)',
         '"two log-probabilities": (log_q,)',
         "the numerics report gives one argument to a loss of two",
-        ("main",),
+        ("exact",),
         "textbook and log_targets",
     ),
     Mutant(
