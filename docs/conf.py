@@ -1,6 +1,11 @@
 """Sphinx: the API reference from the docstrings, and the notebooks as they were committed."""
 
+import ast
+import inspect
+import textwrap
 from pathlib import Path
+
+from docutils import nodes
 
 import jxent
 from jxent._contents import groups
@@ -17,7 +22,7 @@ extensions = [
     "sphinx-mathjax-offline",
 ]
 nitpicky = True
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]
 templates_path = ["_templates"]
 
 # The outputs in the repository are shown: the tests execute the notebooks.
@@ -26,7 +31,7 @@ nb_merge_streams = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
 
-autodoc_typehints = "none"
+python_maximum_signature_line_length = 68
 autosummary_generate = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -35,6 +40,33 @@ default_role = "code"
 html_theme = "furo"
 html_title = f"jxent {release}"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+OF_JAX = {
+    "jax.Array": "_autosummary/jax.Array.html",
+    "jax.lax.PrecisionLike": "jax.lax.html",
+    "jax.sharding.PartitionSpec": "jax.sharding.html",
+}
+"""The types in signatures that JAX's own documentation explains."""
+
+TYPES = r"""
+.. py:type:: ArrayLike
+
+   What JAX takes for an array: a `jax.Array`, a NumPy array, a number, or a list of such.
+
+.. py:type:: Axis
+
+   One axis, a tuple of axes, or None for all of them.
+
+.. py:type:: AxisName
+
+   The name of one axis of a mesh, or a tuple of such names.
+
+.. py:type:: AnyMesh
+
+   A `jax.sharding.Mesh` or a `jax.sharding.AbstractMesh`.
+"""
 
 
 def write_reference():
@@ -49,9 +81,33 @@ def write_reference():
         names = "\n".join(f"   {function.__name__}" for function in functions)
         options = ".. currentmodule:: jxent\n\n.. autosummary::\n   :toctree: .\n   :nosignatures:"
         page += [f"## {title}", f"```{{eval-rst}}\n{options}\n\n{names}\n```"]
+    types = f"```{{eval-rst}}\n.. currentmodule:: jxent\n{TYPES}```"
+    page += ["## Types in the signatures", types]
     directory = Path(__file__).parent / "generated"
     directory.mkdir(exist_ok=True)
     (directory / "reference.md").write_text("\n\n".join(page) + "\n")
+
+
+def as_written(app, what, name, obj, options, signature, returned):
+    """The signature of a function with its types as its source names them, not what they mean."""
+    if what != "function":
+        return None
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(obj))).body
+    return f"({ast.unparse(function.args)})", ast.unparse(function.returns)
+
+
+def link_to_jax(app, env, node, content):
+    """A type of JAX leads to JAX's documentation."""
+    if page := OF_JAX.get(node["reftarget"]):
+        address = f"https://docs.jax.dev/en/latest/{page}"
+        return nodes.reference("", "", content, refuri=address, internal=False)
+    return None
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-signature", as_written)
+    app.connect("missing-reference", link_to_jax)
 
 
 write_reference()
