@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 from docutils import nodes
+from sphinx.addnodes import pending_xref
 
 import jxent
 from jxent._contents import groups
@@ -104,8 +105,44 @@ def link_to_jax(app, env, node, content):
     return None
 
 
+def link_to_functions(app, doctree):
+    """The name of a public function leads to its page, wherever it stands in a text."""
+    here = app.env.docname
+    names = {f.__name__ for functions in groups(vars(jxent)).values() for f in functions}
+    for literal in list(doctree.findall(nodes.literal)):
+        name = literal.astext().removeprefix("jxent.")
+        is_link = isinstance(literal.parent, (nodes.reference, pending_xref, nodes.title))
+        if name in names and not is_link and here != f"generated/jxent.{name}":
+            role = "class" if inspect.isclass(getattr(jxent, name)) else "func"
+            link = pending_xref(
+                "", refdomain="py", reftype=role, reftarget=f"jxent.{name}", refdoc=here
+            )
+            literal.replace_self(link)
+            link += literal
+
+
+def link_to_notebooks(app, doctree):
+    """A link to a notebook's file leads to its page: `docs/notebooks` is a link of the file system.
+
+    MyST follows it, and would look for the page outside of the documentation.
+    """
+    outside = f"{Path(app.srcdir).resolve().parent}/notebooks/"
+    for link in doctree.findall(pending_xref):
+        if link["reftarget"].startswith(outside):
+            link["reftarget"] = f"notebooks/{link['reftarget'].removeprefix(outside)}"
+
+
+def in_chinese(app, page, template, context, doctree):
+    """Pages in Chinese say so, that a browser takes the glyphs of that language."""
+    if page.endswith(".zh"):
+        context["language"] = "zh-CN"
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("doctree-read", link_to_functions)
+    app.connect("doctree-read", link_to_notebooks)
+    app.connect("html-page-context", in_chinese)
     app.connect("autodoc-process-signature", as_written)
     app.connect("missing-reference", link_to_jax)
 
