@@ -14,6 +14,9 @@ pytestmark = pytest.mark.peer
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+CHINESE = [page for page in PAGES if page.name.endswith(".zh.md")]
+# The figures, and the page for those who want to learn the method.
+ENGLISH_ALONE = {"exactness.md", "performance.md"}
 
 
 def blocks(readme, language):
@@ -21,13 +24,23 @@ def blocks(readme, language):
     return re.findall(pattern, readme.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
-BLOCKS = [(page, block) for page in (READMES[0], *PAGES) for block in blocks(page, "python")]
+BLOCKS = [
+    (page, block)
+    for page in (READMES[0], *PAGES)
+    if page not in CHINESE
+    for block in blocks(page, "python")
+]
+# A page that takes its text from the README, or figures from programs, has no code of its own.
+WITHOUT_CODE = {"guarantees.md", "performance.md", "which_loss.md"}
 
 
 def test_there_are_blocks():
-    """One to run and one to compare, at least."""
+    """Two in the README, and one on every page."""
     assert sum(page == READMES[0] for page, _ in BLOCKS) >= 2
-    assert any(">>>" in block for _, block in BLOCKS)
+    assert {page.name for page in PAGES if page not in CHINESE} == {
+        *(page.name for page, _ in BLOCKS if page != READMES[0]),
+        *WITHOUT_CODE,
+    }
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[page.name for page, _ in BLOCKS])
@@ -37,6 +50,8 @@ def test_block(page, block):
         exec(compile(block, page.name, "exec"), {})
         return
     example = doctest.DocTestParser().get_doctest(block, {}, page.stem, page.name, 0)
+    # Each block compares something: one that prints nothing would pass whatever it computes.
+    assert any(step.want for step in example.examples)
     printed = []
     doctest.DocTestRunner().run(example, out=printed.append)
     assert not printed, "".join(printed)
@@ -50,10 +65,38 @@ def test_chinese_has_the_same_blocks():
     assert tables[0] == tables[1]
 
 
+def test_chinese_has_the_same_pages():
+    """All of the others are there in Chinese."""
+    english = {page.name for page in PAGES if page not in CHINESE} - ENGLISH_ALONE
+    assert {page.name.replace(".zh.md", ".md") for page in CHINESE} == english
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda path: path.name)
+def test_chinese_page_is_complete(page):
+    """It has the code, the rows of expressions and as many sections as the page that it is of."""
+
+    def shape(page):
+        text = page.read_text("utf-8")
+        code = [blocks(page, language) for language in ("python", "sh")]
+        rows = re.findall(r"^\| `(?:F|losses)\..*$", text, re.MULTILINE)
+        return code, rows, len(re.findall(r"^## ", text, re.MULTILINE))
+
+    english = page.with_name(page.name.replace(".zh.md", ".md"))
+    assert shape(page) == shape(english)
+    assert f"]({page.name})" in english.read_text("utf-8")
+    assert f"]({english.name})" in page.read_text("utf-8")
+
+
+def test_install_line():
+    """The landing page has a command of the README's, which is run from a checkout."""
+    (line,) = blocks(ROOT / "docs/index.md", "sh")
+    assert line in blocks(READMES[0], "sh")[0]
+
+
 @pytest.mark.parametrize("page", [*READMES, *PAGES], ids=lambda path: path.name)
 def test_links_lead_somewhere(page):
-    """To files of the repository."""
-    links = re.findall(r"\]\((?!https?:)(.*?)\)", page.read_text("utf-8"))
+    """To files of the repository. What is generated is there once the documentation is built."""
+    links = re.findall(r"\]\((?!https?:|generated/)(.*?)\)", page.read_text("utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
