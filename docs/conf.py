@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import textwrap
 from pathlib import Path
 
@@ -31,6 +32,10 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
+# MathJax would set a space into names such as log1p.
+mathjax3_config = {
+    "tex": {"macros": {"operatorname": [r"\mathop{\mathrm{#1}}\nolimits", 1]}},
+}
 
 python_maximum_signature_line_length = 68
 autosummary_generate = True
@@ -121,6 +126,16 @@ def link_to_functions(app, doctree):
             link += literal
 
 
+def break_in_tables(app, doctree):
+    """Code in a table may be broken behind an underscore, a bracket or a sign."""
+    for table in doctree.findall(nodes.table):
+        for literal in list(table.findall(nodes.literal)):
+            words = re.split(r"(?<=[_(=.])(?=\w)", literal.astext())
+            literal.clear()
+            for word in words:
+                literal += [nodes.raw("", "<wbr>", format="html"), nodes.Text(word)]
+
+
 def link_to_notebooks(app, doctree):
     """A link to a notebook's file leads to its page: `docs/notebooks` is a link of the file system.
 
@@ -141,6 +156,7 @@ def in_chinese(app, page, template, context, doctree):
 def setup(app):
     """Called by Sphinx."""
     app.connect("doctree-read", link_to_functions)
+    app.connect("doctree-read", break_in_tables)
     app.connect("doctree-read", link_to_notebooks)
     app.connect("html-page-context", in_chinese)
     app.connect("autodoc-process-signature", as_written)

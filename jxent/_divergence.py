@@ -35,7 +35,7 @@ def softmax_kl_divergence(
     r"""Kullback-Leibler divergence of softmaxes: ``[..., classes], [..., classes] -> [...]``.
 
     .. math::
-        D(p \,\|\, q) = \sum_j p_j \log \frac{p_j}{q_j}, \qquad
+        D(p \,\|\, q) = \sum_j p_j \log \frac{p_j}{q_j}, \\
         p = \operatorname{softmax}(\text{target_logits}), \;
         q = \operatorname{softmax}(\text{logits})
 

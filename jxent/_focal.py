@@ -126,8 +126,8 @@ def sigmoid_focal_loss(
     r"""Focal loss of the sigmoid of logits: ``[...], [...] -> [...]``.
 
     .. math::
-        \alpha_t (1 - p_t)^\gamma \operatorname{bce}(z, y), \qquad
-        1 - p_t = y \sigma(-z) + (1 - y) \sigma(z), \quad
+        \alpha_t (1 - p_t)^\gamma \operatorname{bce}(z, y), \\
+        1 - p_t = y \sigma(-z) + (1 - y) \sigma(z), \\
         \alpha_t = \alpha y + (1 - \alpha) (1 - y)
 
     Args:

@@ -101,7 +101,7 @@ def sigmoid_kl_divergence(
     r"""Kullback-Leibler divergence of sigmoids: ``[...], [...] -> [...]``.
 
     .. math::
-        p \log \frac pq + (1 - p) \log \frac{1 - p}{1 - q}, \qquad
+        p \log \frac pq + (1 - p) \log \frac{1 - p}{1 - q}, \\
         p = \sigma(\text{target_logits}), \; q = \sigma(\text{logits})
 
     Args:

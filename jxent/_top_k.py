@@ -25,7 +25,7 @@ def softmax_kl_divergence_with_top_k_targets(
     r"""Divergence from a teacher's top k: ``[..., classes], [..., k], [..., k] -> [...]``.
 
     .. math::
-        \sum_{i=1}^k p_i \log \frac{p_i}{q_{y_i}} + p_* \log \frac{p_*}{q_*}, \qquad
+        \sum_{i=1}^k p_i \log \frac{p_i}{q_{y_i}} + p_* \log \frac{p_*}{q_*}, \\
         q = \operatorname{softmax}(\text{logits}), \;
         p_* = 1 - \sum_i p_i, \; q_* = \sum_{j \notin y} q_j
 
