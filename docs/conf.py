@@ -44,6 +44,8 @@ napoleon_numpy_docstring = False
 default_role = "code"
 
 html_theme = "furo"
+# The default underlines modules, like links.
+pygments_dark_style = "github-dark"
 html_title = f"jxent {release}"
 html_show_copyright = False
 html_static_path = ["_static"]
