@@ -55,6 +55,10 @@ def softmax_kl_divergence_with_top_k_targets(
       other class is possible, as all are named or at -inf, a :math:`p_*` of up to four roundings is
       none; more of it costs +inf, as does a named class at -inf.
 
+      It is zero where the log-probabilities are those of `log_softmax` of the same logits. Where
+      both nearly agree it is exact for log-probabilities that are one rounding away: they are
+      rounded themselves, and what they leave to the other classes is uncertain by that.
+
       A log-probability of -inf means that the class has none, and its index may then be out of
       range, or named twice, as padding. Otherwise such an index gives NaN. Classes that `where`
       leaves out do not exist, and the teacher is renormalised without those of them that it names.

@@ -3,11 +3,13 @@
 Two examples of three classes everywhere, so that little is compiled.
 """
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -134,6 +136,20 @@ ALL = BARE + [case for case in CASES if case.options]
 def fast_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """`jax.jit` without LLVM's polish on a CPU, for programs that run once."""
     return jax.jit(function, compiler_options=compiler_options(), **options)
+
+
+@contextlib.contextmanager
+def no_leaks() -> Iterator[None]:
+    """A check that no tracer is left behind.
+
+    Each trace ends with a search for garbage, which need not look at what was there before.
+    """
+    gc.freeze()
+    try:
+        with jax.check_tracer_leaks():
+            yield
+    finally:
+        gc.unfreeze()
 
 
 def value_and_gradients(call: Callable[..., jax.Array], differentiable: tuple[int, ...]) -> Any:

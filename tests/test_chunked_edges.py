@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import fast_jit
+from cases import fast_jit, no_leaks
 from jax import export
 from tiers import quick
 
@@ -156,7 +156,7 @@ def test_without_jit_and_without_leaks():
     expected = jax.grad(lambda t: jnp.sum(jnp.tanh((X @ W)[2:] * t)))(0.5)
     with jax.disable_jit():
         np.testing.assert_allclose(jax.grad(total)(0.5), expected, rtol=1e-5)
-    with jax.check_tracer_leaks():
+    with no_leaks():
         jax.make_jaxpr(jax.grad(total))(0.5)
         jax.make_jaxpr(jax.vmap(lambda t: jax.jvp(total, (t,), (t,))))(jnp.ones(2))
 

@@ -186,8 +186,9 @@ def _in_a_loop(z, w):
     return jax.lax.scan(lambda _, z: (None, _of_statistics(z, w)), None, z[None])[1]
 
 
-@pytest.mark.parametrize("derivative", [jax.jacfwd, jax.jacrev])
-@pytest.mark.parametrize("function", [_of_statistics, _in_a_loop])
+@pytest.mark.parametrize(
+    ("derivative", "function"), [(jax.jacfwd, _of_statistics), (jax.jacrev, _in_a_loop)]
+)
 def test_derivative(derivative, function):
     """Also in loops, where JAX 0.10 loses the rules of a `jax.custom_jvp`."""
     z = jnp.asarray([[0.5, -1.0, 2.0, 0.0], [1.0, 1.0, 0.0, -3.0], [1.0, 0.0, 1.0, 0.5]])

@@ -1,7 +1,5 @@
 """Every function under JAX's transformations, one after the other."""
 
-import gc
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ from cases import (
     cotangent_of,
     expected,
     fast_jit,
+    no_leaks,
     of_some,
     value_and_gradients,
 )
@@ -206,12 +205,9 @@ _TRACED = [
 @pytest.mark.parametrize("case", quick(BARE, *_TRACED), ids=str)
 def test_no_leaked_tracers(case):
     floats, args = case.of_floats(case.args())
-    # Each trace ends with a search for garbage, which need not look at what was there before.
-    gc.freeze()
-    with jax.check_tracer_leaks():
+    with no_leaks():
         jax.make_jaxpr(jax.grad(lambda *xs: jnp.sum(floats(*xs))))(*args)
         jax.make_jaxpr(lambda *xs: jax.jvp(floats, xs, xs))(*args)
-    gc.unfreeze()
 
 
 def test_every_kind_of_argument_has_an_example():

@@ -33,6 +33,7 @@ def test_it_runs():
     assert len(space["losses"]) == 2 * len(BARE) + len(CASES)
 
 
+@pytest.mark.full
 def test_it_is_well_typed(tmp_path):
     """And a program that is not is told so: the annotations say something."""
     pytest.importorskip("mypy", reason="mypy is not installed")
