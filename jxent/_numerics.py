@@ -64,10 +64,10 @@ def nan_where(condition: jax.Array, x: jax.Array) -> jax.Array:
 
     A constant NaN must not be used: `jax_debug_nans` with `jax_disable_jit` stops at each array
     that has a NaN, even in a branch that is not taken. Here a NaN appears only where the condition
-    holds, as infinity minus infinity. A quotient 0/0 would do the same, but XLA would not fuse it.
+    holds, as 0 times infinity. A quotient 0/0 would do the same, but XLA would not fuse it.
     """
-    one_or_infinity = jnp.where(condition, jnp.inf, 1.0).astype(x.dtype)
-    return x * ((one_or_infinity - one_or_infinity) + 1)
+    zero, infinity = (jnp.where(condition, c, 1.0).astype(x.dtype) for c in (0.0, jnp.inf))
+    return x * (zero * infinity)
 
 
 def zero_if_weightless(weight: jax.Array, cost: jax.Array) -> jax.Array:

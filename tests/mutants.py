@@ -316,8 +316,8 @@ MUTANTS = [
     ),
     Mutant(
         "_numerics.py",
-        "return x * ((one_or_infinity - one_or_infinity) + 1)",
-        "return jnp.where(condition, one_or_infinity - one_or_infinity, x)",
+        "return x * (zero * infinity)",
+        "return jnp.where(condition, zero * infinity, x)",
         "what is undefined has the value NaN, but the gradient 0",
         ("policies",),
         "[negative_log_likelihood-plain",

@@ -48,7 +48,7 @@ def by_plain_sums(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> 
     # Without the barrier XLA:CPU would search the maximum again for each class.
     z, w, tops = jax.lax.optimization_barrier((logits, request.weights, known))
     classes = slices(z, request._replace(weights=w), dtype, z.shape[-1])
-    total = _in_one_loop if is_short(logits) else _total
+    total = _in_one_loop if is_short(logits) else _together
     return _with_label(merged(classes, lambda _: tops, total), logits, request)
 
 
@@ -68,18 +68,21 @@ def _largest(tops: Named) -> Named:
 
 
 def _total(sums: Named) -> Named:
-    """The sums over the last axis.
+    return {name: jnp.sum(x, axis=-1, keepdims=True) for name, x in sums.items()}
 
-    What leaves the maxima out is summed together with their number, as a complex number. In
-    separate loops XLA may compute again what the entries are made of, with other rounding: then an
-    entry that is counted as a maximum in one loop is none in the other.
+
+def _together(sums: Named) -> Named:
+    """`_total`, but what leaves the maxima out is summed with their number, as a complex number.
+
+    In separate loops XLA may compute again what the entries are made of, with other rounding. Then
+    an entry that is counted as a maximum in one loop is none in the other.
     """
-    pairs = [(rest, n) for rest, n in _RESTS_AND_MAXIMA.items() if rest in sums]
-    together = {rest: jax.lax.complex(sums[rest], sums[number]) for rest, number in pairs}
+    pairs = [(rest, number) for rest, number in _RESTS_AND_MAXIMA.items() if rest in sums]
+    complexes = {rest: jax.lax.complex(sums[rest], sums[number]) for rest, number in pairs}
     others = {name: x for name, x in sums.items() if name not in _RESTS_AND_MAXIMA.values()}
-    totals = {n: jnp.sum(x, axis=-1, keepdims=True) for n, x in (others | together).items()}
+    totals = _total(others | complexes)
     numbers = {number: jnp.imag(totals[rest]) for rest, number in pairs}
-    return totals | {rest: jnp.real(totals[rest]) for rest in together} | numbers
+    return totals | {rest: jnp.real(totals[rest]) for rest in complexes} | numbers
 
 
 _RESTS_AND_MAXIMA = {"sumexp_rest": "maxima", "weight_rest": "heaviest"}
