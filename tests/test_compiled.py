@@ -1,6 +1,6 @@
-"""Bytes moved and temporaries of every function, as the compilers for a TPU and an H100 count them.
+"""Bytes moved and temporaries of the functions, as the compilers for a TPU and an H100 count them.
 
-The cross-entropies and the entropy keep what the README promises. Every function is bounded by
+The cross-entropies and the entropy keep what the README promises. Each function is bounded by
 what was measured, so that a change which makes XLA write the exponentials to memory is seen; one
 that has not been measured, by what two looks at its arguments take.
 ``python tests/test_compiled.py`` measures, and prints the table that stands here.
@@ -32,40 +32,18 @@ PROMISED = [
     ("softmax_entropy", None, False),
 ]
 TEMPORARIES = {"v5e": 0.01, "h100": 0.04}
-DTYPES = ("bfloat16", "float32")
+# A TPU's compiler takes half a minute for a program, so it gets one dtype, and of the functions
+# one of each kind that stands below. `test_compiled_rows.py` has the other dtype.
+DTYPES = {"v5e": ["bfloat16"], "h100": ["bfloat16", "float32"]}
 KINDS = ("passes", "temporaries", "passes with gradient", "temporaries with gradient")
 
 # Forward, then value and gradient with respect to every argument that has one: bytes moved, and
 # temporaries, each divided by the bytes of the logits.
 MEASURED = {
     "v5e": {
-        "logsumexp": (1.0, 0.0, 3.0, 0.0),
-        "log_softmax": (4.0, 0.0, 4.001, 0.0),
-        "softmax": (4.0, 0.0, 4.001, 0.0),
-        "softmax_entropy": (1.0, 0.0, 3.001, 0.0),
-        "softmax_cross_entropy": (2.001, 0.0, 6.001, 0.0),
-        "softmax_cross_entropy_with_integer_labels": (1.001, 0.0, 3.001, 0.0),
-        "safe_softmax_cross_entropy": (2.001, 0.0, 6.001, 0.0),
-        "poly_loss_cross_entropy": (5.001, 0.0, 13.003, 0.0),
-        "softmax_focal_loss_with_integer_labels": (1.001, 0.0, 3.001, 0.0),
         "softmax_kl_divergence": (6.004, 0.0, 12.006, 0.001),
-        "softmax_jensen_shannon_divergence": (8.004, 0.0, 14.008, 0.001),
-        "sigmoid_entropy": (3.0, 0.0, 2.0, 0.0),
         "sigmoid_binary_cross_entropy": (4.0, 0.0, 4.0, 0.0),
-        "sigmoid_kl_divergence": (4.0, 0.0, 4.0, 0.0),
-        "sigmoid_focal_loss": (4.0, 0.0, 4.0, 0.0),
-        "kl_divergence": (2.0, 0.0, 4.0, 0.0),
-        "kl_divergence_with_log_targets": (2.0, 0.0, 4.0, 0.0),
-        "generalized_kl_divergence": (2.0, 0.0, 4.0, 0.0),
-        "entropy": (1.0, 0.0, 2.0, 0.0),
         "cross_entropy": (2.0, 0.0, 4.0, 0.0),
-        "relative_entropy": (4.0, 0.0, 6.0, 0.0),
-        "jensen_shannon_divergence": (2.0, 0.0, 4.0, 0.0),
-        "cross_entropy_with_integer_labels": (1.0, 0.0, 2.0, 0.0),
-        "negative_log_likelihood": (1.0, 0.0, 2.0, 0.0),
-        "binary_entropy": (3.0, 0.0, 2.0, 0.0),
-        "binary_cross_entropy": (4.0, 0.0, 6.0, 0.0),
-        "weighted_mean": (2.0, 0.0, 6.0, 0.0),
         "linear_softmax_cross_entropy": (0.751, 0.0, 3.185, 0.329),
     },
     "h100": {
@@ -115,11 +93,13 @@ def test_bytes_moved_and_temporaries(device):
     assert figures.pop(COPY)[0] == pytest.approx(2, abs=0.01)
     from cases import BARE  # Not above: as a program, this file must be the first to import JAX.
 
-    rows = {case.name: two_looks(case) for case in BARE} | MEASURED[device]
+    rows = MEASURED[device]
+    if device == "h100":
+        rows = {case.name: two_looks(case) for case in BARE} | rows
     expected = {name: map(bound, row) for name, row in rows.items()} | {
         promised_name(*promised, dtype): promise(promised[1], TEMPORARIES[device])
         for promised in PROMISED
-        for dtype in DTYPES
+        for dtype in DTYPES[device]
     }
     assert figures.keys() == expected.keys()
     worse = [
@@ -198,8 +178,9 @@ def measure(device):
 
     copied = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), "float32")
     copy = compilers.compile_for(device, jnp.negative, copied)
-    jobs = [lambda case=case: of_case(case) for case in cases.BARE]
-    jobs += [lambda p=p, d=d: of_promise(*p, d) for p in PROMISED for d in DTYPES]
+    chosen = [c for c in cases.BARE if device == "h100" or c.name in MEASURED[device]]
+    jobs = [lambda case=case: of_case(case) for case in chosen]
+    jobs += [lambda p=p, d=d: of_promise(*p, d) for p in PROMISED for d in DTYPES[device]]
     with ThreadPoolExecutor(2) as threads:
         table = dict(threads.map(lambda job: job(), jobs))
     return {COPY: [copy.bytes_moved / (copied.size * 4)]} | table

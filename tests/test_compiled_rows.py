@@ -3,6 +3,7 @@
 ``python tests/test_compiled_rows.py v5e`` prints the figures of a device.
 """
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.aot
+# One worker has them all, so that each device is compiled for once.
+pytestmark = [pytest.mark.aot, pytest.mark.xdist_group("rows")]
 
 EXAMPLES, CLASSES, FEW = 4096, 32768, 256
 # Cycles on a TPU, microseconds on an H100: forward, integer labels.
@@ -35,6 +37,7 @@ def test_classes_that_xla_spreads_stay_where_they_are():
     assert 0 < figures("v5e")["carried"] <= 100 * FEW
 
 
+@functools.cache
 def figures(device):
     """From a process of its own: the compiler changes what JAX finds."""
     command = [sys.executable, __file__, device]
