@@ -25,12 +25,16 @@ def on_tpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
 def on_gpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """In one reduction by blocks that fit a thread block, if some size of them divides the classes.
 
-    XLA:GPU cuts longer rows itself, into more blocks, whose sums then move much more memory. With
-    slices its model estimates a longer time.
+    XLA:GPU cuts longer rows itself, into more blocks, whose sums then move much more memory. Slices
+    take longer, but for short rows: with a slice for each class a thread has a whole row, and takes
+    0.7 of optax's time on an H200, where 2 to 16 classes on several threads take 2 to 9 times that.
     """
-    classes, block = logits.shape[-1], 0
-    if has_whole_rows(logits):
-        block = max((n for n in range(256, 2049) if classes % n == 0 and classes > n), default=0)
+    classes = logits.shape[-1]
+    if not has_whole_rows(logits):
+        return by_reduction(logits, request, dtype, classes)
+    if classes <= 32:
+        return by_reduction(logits, request, dtype, width=1)
+    block = max((n for n in range(256, 2049) if classes % n == 0 and classes > n), default=0)
     return by_reduction(logits, request, dtype, classes, block)
 
 
