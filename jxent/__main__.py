@@ -20,7 +20,7 @@ and gradient over inputs that are hard for them, in each dtype, against exact ar
 the textbook formula's and, where it is installed, optax's. The last line says whether this device
 keeps the promise; if an error of jxent's exceeds its bound, the status is 1. Takes about a minute
 on two CPU cores."""
-KNOWN = {"cpu"}
+KNOWN = {"cpu", "NVIDIA H200"}
 """The kinds of devices that the documentation has measured figures for."""
 ISSUES = "https://github.com/jxent/jxent/issues"
 """Where to send a report of another kind."""

@@ -17,8 +17,12 @@ def on_tpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
     """In one reduction of slices that are made of whole registers, which hold 128 classes.
 
     The compilers estimate the fewest cycles with 16 slices, and with 8 where more is requested.
+    Weights that were made of others, as their dtype tells, are not cut: XLA would write them.
     """
-    much = request.labels is not None and request.weights is not None
+    labels, weights, _ = request
+    if labels is None and weights is not None and weights.dtype != logits.dtype:
+        return by_reduction(logits, request, dtype, logits.shape[-1])
+    much = labels is not None and weights is not None
     return by_reduction(logits, request, dtype, _width(logits, 8 if much else 16, 128))
 
 
