@@ -208,7 +208,10 @@ def _log_ratio_of_rest(
     close = log1p(-jnp.where(near, surplus / jnp.where(near, q_rest, 1.0), 0.0))
     log_p_rest = _log_complement(log_p)
     t = jnp.where(near, close, _log_ratio(log_p_rest, log_q_rest))
-    return jnp.where((q_rest == 0) & (log_p_rest <= log(rounding)), 0.0, t)
+    # A rounded logarithm has an error of its own size.
+    nats = jnp.sum(exp(log_p) * jnp.where(log_p == -jnp.inf, 0.0, -log_p), axis=-1, keepdims=True)
+    is_rounding = log_p_rest <= log(rounding * (1 + nats))
+    return jnp.where((q_rest == 0) & is_rounding, 0.0, t)
 
 
 @with_partials(lambda log_p, log_q: -exp(log_p), lambda log_p, log_q: exp(log_q))

@@ -26,7 +26,9 @@ def follow(copy):
         path = copy / name
         text = path.read_text("utf-8") if path.exists() else ""
         places = {
-            "jxent/__init__.py": [m.end() for m in re.finditer(r"^from \._.*\n", text, re.M)],
+            "jxent/__init__.py": [
+                m.end() for m in re.finditer(r"^from \._[^(\n]*(\([^)]*\))?\n", text, re.M)
+            ],
             "README.md": [m.end() for m in re.finditer(r"^\| `\w+`.* \|\n", text, re.M)],
         }
         at = places.get(name, [len(text)])[-1]
