@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -15,4 +16,18 @@ def computing_dtype(*arrays: jax.Array | None) -> np.dtype[Any]:
 def upcast(*arrays: jax.Array | None) -> tuple[Any, ...]:
     """The arrays in their common computing dtype; None stays None."""
     dtype = computing_dtype(*arrays)
-    return tuple(None if x is None else x.astype(dtype) for x in arrays)
+    return tuple(None if x is None else widened(x, dtype) for x in arrays)
+
+
+def widened(x: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
+    """The array in a dtype that is not narrower, and with no more bits than it has.
+
+    What is computed in 16 bits XLA may compute in 32, without rounding it. Of the logits that one
+    program makes, the label's could then be rounded and the others not, or the maximum alone.
+    """
+    is_narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+    if not is_narrow:
+        return x.astype(dtype)
+    finfo: Any = jnp.finfo
+    bits = {"exponent_bits": 8, "mantissa_bits": finfo(x.dtype).nmant}
+    return jax.lax.reduce_precision(x.astype(np.float32), **bits).astype(dtype)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from .._dtypes import widened
 from .._labels import at_label, in_range
 from .._sharding import MeshAxes, of_this_shard
 from . import Request, Statistics, finite_shift, unnormalized
@@ -114,14 +115,14 @@ def _tangents(
     request = _request(given, others)
     stats = row_statistics(logits, request, dtype)
     z_dot, *others_dot = (ad.instantiate_zeros(dot) for dot in tangents)
-    z, z_dot = logits.astype(dtype), z_dot.astype(dtype)
+    z, z_dot = widened(logits, dtype), z_dot.astype(dtype)
     e, down = unnormalized(z, stats.maximum), finite_shift(z, stats.maximum)
 
     dots: dict[str, Any] = {"sumexp_rest": _sum(e * z_dot)}
     if request.labels is not None:
         dots["label_logit"] = at_label(z_dot, request.labels)
     if request.weights is not None:
-        w, w_dot = (x.astype(dtype) for x in (request.weights, others_dot[-1]))
+        w, w_dot = widened(request.weights, dtype), others_dot[-1].astype(dtype)
         gap_dot = w_dot * jnp.where(z > -jnp.inf, down, 0.0) + w * z_dot
         dots |= {"weighted_gap": -_sum(gap_dot), "weight_rest": _sum(w_dot)}
     if given.exp_gap:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
 
+from .._dtypes import widened
 from .._elementary import exp
 from .._labels import at_label
 from .._numerics import nan_where, weighted_cost
@@ -59,7 +60,7 @@ def _in_groups(x: jax.Array, groups: int) -> jax.Array:
 def _with_label(row: Statistics, logits: jax.Array, request: Request) -> Statistics:
     if request.labels is None:
         return row
-    label_logit = at_label(logits, request.labels).astype(row.maximum.dtype)
+    label_logit = widened(at_label(logits, request.labels), row.maximum.dtype)
     return row._replace(label_logit=label_logit)
 
 
@@ -99,7 +100,7 @@ def _in_one_loop(sums: Named) -> Named:
 def by_logsumexp(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """With `jax.nn.logsumexp` over all classes but the maxima, which are counted."""
     labels, weights, exp_gap = request
-    z = logits.astype(dtype)
+    z = widened(logits, dtype)
     m = jnp.max(z, axis=-1, keepdims=True)
     anchor = jnp.where(jnp.isinf(m), 0.0, m)
     # NaN is not equal to the maximum, so this sum sees it even if a compiler's maximum ignores it.
@@ -110,7 +111,7 @@ def by_logsumexp(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> S
     if labels is not None:
         stats = stats._replace(label_logit=at_label(z, labels))
     if weights is not None:
-        weights = weights.astype(dtype)
+        weights = widened(weights, dtype)
         largest = jnp.max(weights, axis=-1, keepdims=True)
         below = jnp.sum(jnp.where(weights == largest, 0.0, weights), axis=-1, keepdims=True)
         ties = jnp.sum(weights == largest, axis=-1, keepdims=True).astype(z.dtype)

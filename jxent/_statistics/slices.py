@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._dtypes import widened
 from .._labels import is_label
 from . import Request, Statistics
 from .merging import of_single_classes
@@ -45,7 +46,7 @@ def _starts(classes: int, width: int) -> list[int]:
 def _slice(x: jax.Array, start: int, width: int, dtype: np.dtype[Any]) -> jax.Array:
     if x.shape[-1] != width:
         x = jax.lax.slice_in_dim(x, start, start + width, axis=x.ndim - 1)
-    return x.astype(dtype)
+    return widened(x, dtype)
 
 
 def label_logit(
