@@ -54,14 +54,15 @@ NAMES = {"PyTorch", "jxent", "log 2", "logit", "optax", "pos_weight=14"}
 # Added to the cell that translates, and to the last one: no text without a translation is drawn.
 WATCH = """
 def watch(text, words, original=Text.set_text):
-    drawn.add(str(words))
+    drawn.add(str(words or ""))
     original(text, words)
 
 drawn, Text.set_text = set(), watch"""
 ALL_KNOWN = f"""
 import re
 unknown = drawn - {{*CHINESE, *CHINESE.values()}} - {NAMES}
-assert [text for text in unknown if re.search("[A-Za-z]{{3}}", re.sub("[$].*?[$]", "", text))] == []
+unknown = {{text for text in unknown if re.search("[A-Za-z]{{3}}", re.sub("[$].*?[$]", "", text))}}
+assert not unknown, unknown
 assert set(CHINESE) <= drawn"""
 
 
