@@ -138,6 +138,14 @@ def test_weighted_gap_without_limit(way, classes):
 
 
 @EVERY_WAY
+@pytest.mark.parametrize("classes", [8, 100, 1024, 4096])
+def test_no_rows(way, classes):
+    z = jax.ShapeDtypeStruct((0, classes), np.float32)
+    stats = jax.eval_shape(lambda z, w: way(z, Request(weights=w, exp_gap=True)), z, z)
+    assert {x.shape for x in jax.tree.leaves(stats)} == {(0, 1)}
+
+
+@EVERY_WAY
 def test_exp_gap_without_limit(way):
     z = np.float32([[0, -INF, 0, -INF], [INF, 0, -INF, 1e30], [0, 1e30, 1e38, -1e38]])
     stats = jax.jit(lambda z: way(z, Request(exp_gap=True)))(z)

@@ -44,7 +44,8 @@ def by_reduction(
     errors = {name: zero for name, x in row._asdict().items() if name in sums and x is not None}
     both = (row, errors)
     if block:
-        both = _reduced(jax.tree.map(lambda x: x.reshape(*x.shape[:-1], -1, block), both))
+        blocks = (row.maximum.shape[-1] // block, block)
+        both = _reduced(jax.tree.map(lambda x: x.reshape(*x.shape[:-1], *blocks), both))
     row, errors = jax.tree.map(lambda x: jnp.expand_dims(x, -1), _reduced(both))
     # The error of an infinite sum would make it NaN.
     known = {n: jnp.where(jnp.isinf(x := getattr(row, n)), x, x + errors[n]) for n in errors}

@@ -32,7 +32,7 @@ def by_sums(
     # Without the barrier XLA:CPU would merge the slices again for each of the sums.
     row = jax.lax.optimization_barrier(merged(parts))
     if groups > 1:
-        row = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], -1), row)
+        row = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], groups * width), row)
     total = _in_one_loop if row.maximum.shape[-1] <= 64 else _total
     row = merged([row], _largest, total)
     return _with_label(row, logits, request)
@@ -54,7 +54,8 @@ def by_plain_sums(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> 
 
 
 def _in_groups(x: jax.Array, groups: int) -> jax.Array:
-    return x.reshape(*x.shape[:-1], groups, -1)
+    # Not -1: with no examples it would be undetermined.
+    return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
 
 
 def _with_label(row: Statistics, logits: jax.Array, request: Request) -> Statistics:
