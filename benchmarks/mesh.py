@@ -42,7 +42,7 @@ SETTINGS = [
 ]
 CHUNK = 512
 """Examples per chunk, a divisor of those of a chip: then the number of chunks is known."""
-WIDTHS = {"bf16": 2, "f32": 4, "c64": 8, "s32": 4, "u32": 4, "pred": 1}
+WIDTHS = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 
 class Figures(NamedTuple):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, is_off, scalar
-from ._dtypes import computing_dtype, upcast
+from ._dtypes import computing_dtype, upcast, widened
 from ._labels import as_row, times_weight_of_label
 from ._numerics import weighted_cost
 from ._rows import Rows, labelled_rows, rows_of
@@ -71,7 +71,7 @@ def softmax_cross_entropy(
     rows, z = rows_of("logits", logits, axis, where, class_axis_name)
     y = rows.distributions("labels", labels, z, "softmax_cross_entropy_with_integer_labels")
     if not is_off(label_smoothing):
-        y = y.astype(computing_dtype(z, y))
+        y = widened(y, computing_dtype(z, y))
         epsilon = scalar("label_smoothing", label_smoothing, y)
         y = (1 - epsilon) * y + epsilon * _uniform(rows, y)
     y = _weighted(y, rows.class_weights("class_weights", class_weights, z))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, boolean, elementwise, is_off, scalar, trailing
-from ._dtypes import computing_dtype
+from ._dtypes import computing_dtype, widened
 from ._numerics import nan_where
 
 
@@ -55,7 +55,7 @@ class Elements:
     ) -> tuple[jax.Array, jax.Array]:
         """The weights of the positive and of the negative term; NaN for a label outside [0, 1]."""
         y = elementwise("labels", labels, self.name, self.like)
-        y = self.probabilities(y.astype(computing_dtype(self.like, y)))
+        y = self.probabilities(widened(y, computing_dtype(self.like, y)))
         positive, negative = y, 1 - y
         if not is_off(label_smoothing):
             epsilon = scalar("label_smoothing", label_smoothing, y)

@@ -186,11 +186,16 @@ def weighted_mixture_ratio(t: jax.Array, own: jax.Array, other: jax.Array) -> ja
     return -jnp.where(small, jnp.where(there, far, 0.0), middle)
 
 
+def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``a + b`` rounded, and the rounding error (D. E. Knuth, TAOCP 2, 4.2.2)."""
+    total = a + b
+    seen = total - a
+    return total, (a - (total - seen)) + (b - seen)
+
+
 def two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``a - b`` rounded, and the rounding error (D. E. Knuth, TAOCP 2, 4.2.2)."""
-    difference = a - b
-    virtual = difference - a
-    return difference, (a - (difference - virtual)) - (b + virtual)
+    """``a - b`` rounded, and the rounding error."""
+    return two_sum(a, -b)
 
 
 def signed_sum(x: jax.Array, bound: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, axes_of, check_not_negative, elementwise, floating
-from ._dtypes import computing_dtype
+from ._dtypes import upcast
 
 
 def weighted_mean(
@@ -50,8 +50,7 @@ def weighted_mean(
         else elementwise("weights", weights, "losses", values)
     )
     check_not_negative("weights", weights, "Write jnp.sum(weights * losses) over a number")
-    dtype = computing_dtype(values, w)
-    values, w = values.astype(dtype), w.astype(dtype)
+    values, w = upcast(values, w)
     axes = axes_of("losses", values.ndim, axis)
     total = jnp.sum(w, axis=axes)
     weightless = (w == 0) & ~jnp.isfinite(values)

@@ -138,8 +138,7 @@ def fast_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
     On a GPU, with every rounding to 16 bits that the program asks for.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    options_of_xla = compiler_options() if on_cpu else {"xla_allow_excess_precision": False}
+    options_of_xla = compiler_options() or {"xla_allow_excess_precision": False}
     return jax.jit(function, compiler_options=options_of_xla, **options)
 
 

@@ -990,7 +990,7 @@ MUTANTS = [
     ),
     Mutant(
         "_top_k.py",
-        "(q_rest == 0) & (log_p_rest <= log(rounding))",
+        "(q_rest == 0) & is_rounding",
         "(q_rest == 0) & (log_p_rest == -jnp.inf)",
         "what rounding leaves of a teacher's probability costs infinity",
         ("top_k",),

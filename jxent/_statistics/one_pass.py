@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._numerics import two_sum
 from . import Request, Statistics
 from .merging import Named, merged, seen_from, tops_of
 from .slices import label_logit, slices
@@ -83,10 +84,6 @@ def _merge(a: RowAndErrors, b: RowAndErrors) -> RowAndErrors:
         second = jax.lax.min(a[0].max_weight, b[0].max_weight)
         sums["weight_rest"] = low.weight_rest + second
     for name in sums:
-        # Knuth's two-sum: `lost` is exactly what the rounding of the sum loses.
-        x, y = getattr(high, name), sums[name]
-        sums[name] = total = x + y
-        seen = total - x
-        lost = (x - (total - seen)) + (y - seen)
+        sums[name], lost = two_sum(getattr(high, name), sums[name])
         errors[name] = (high_errors[name] + errors[name]) + lost
     return Statistics(**tops, **sums), errors
