@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from sphinx.addnodes import pending_xref
 
 import jxent
 from jxent._contents import groups
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reference import write_reference
 
 project = "jxent"
 author = "The jxent authors"
@@ -57,43 +61,6 @@ OF_JAX = {
     "jax.sharding.PartitionSpec": "jax.sharding.html",
 }
 """The types in signatures that JAX's own documentation explains."""
-
-TYPES = r"""
-.. py:type:: ArrayLike
-
-   What JAX takes for an array: a `jax.Array`, a NumPy array, a number, or a list of such.
-
-.. py:type:: Axis
-
-   One axis, a tuple of axes, or None for all of them.
-
-.. py:type:: AxisName
-
-   The name of one axis of a mesh, or a tuple of such names.
-
-.. py:type:: AnyMesh
-
-   A `jax.sharding.Mesh` or a `jax.sharding.AbstractMesh`.
-"""
-
-
-def write_reference():
-    """A page that lists every public function, under the first lines of their modules."""
-    page = [
-        "# Reference",
-        "Every loss is a pure function of arrays. Logits, probabilities and log-probabilities have"
-        " the shape `[..., classes]`, labels and losses `[...]`, in nats; nothing is averaged"
-        " unless the name says so, except by the linear head.",
-    ]
-    for title, functions in groups(vars(jxent)).items():
-        names = "\n".join(f"   {function.__name__}" for function in functions)
-        options = ".. currentmodule:: jxent\n\n.. autosummary::\n   :toctree: .\n   :nosignatures:"
-        page += [f"## {title}", f"```{{eval-rst}}\n{options}\n\n{names}\n```"]
-    types = f"```{{eval-rst}}\n.. currentmodule:: jxent\n{TYPES}```"
-    page += ["## Types in the signatures", types]
-    directory = Path(__file__).parent / "generated"
-    directory.mkdir(exist_ok=True)
-    (directory / "reference.md").write_text("\n\n".join(page) + "\n")
 
 
 def as_written(app, what, name, obj, options, signature, returned):

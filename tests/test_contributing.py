@@ -59,7 +59,7 @@ def test_a_new_loss(tmp_path):
     shutil.copytree(ROOT, copy, ignore=CACHES)
     follow(copy)
     assert NAME in run(copy, "-c", "import jxent; print(jxent.__doc__)")
-    run(copy, "docs/conf.py")
+    run(copy, "docs/reference.py")
     assert NAME in (copy / "docs/generated/reference.md").read_text("utf-8")
     program = f"from jxent._selftest import report; print({NAME!r} in str(report.FAMILIES))"
     assert run(copy, "-c", program).strip() == "True"
