@@ -810,7 +810,7 @@ MUTANTS = [
         "return True",
         "classes that XLA has spread over devices are moved to cut them",
         ("sharded_automatically",),
-        "classes",
+        "stay_where_they_are",
     ),
     Mutant(
         "_statistics/merging.py",
@@ -841,8 +841,8 @@ MUTANTS = [
         "is_nothing &= gap == np.inf",
         "pass",
         "a shard whose weights are 0 has no derivative for them",
-        ("class_axis",),
-        "weights",
+        ("row_sums",),
+        "merged_shards",
     ),
     Mutant(
         "_statistics/primitive.py",
@@ -882,7 +882,7 @@ MUTANTS = [
         "m_a >= m_b",
         "NaN is lost in the maximum of a row that is summed in one pass",
         ("row_sums",),
-        "without_limit and gpu",
+        "nan_is_the_highest",
     ),
     Mutant(
         "_statistics/row_sums.py",

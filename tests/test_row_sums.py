@@ -1,6 +1,7 @@
 """The ways to a row's maximum and sums, beside each other, against exact sums."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from tolerances import eps
 
 from jxent._statistics import Request
 from jxent._statistics.dispatch import on_cpu, on_gpu, on_tpu
-from jxent._statistics.merging import without_limit_nan
+from jxent._statistics.merging import merged, without_limit_nan
 from jxent._statistics.one_pass import by_reduction
 from jxent._statistics.primitive import row_statistics
 from jxent._statistics.row_sums import by_logsumexp, by_plain_sums, by_sums
@@ -122,6 +123,14 @@ def test_without_limit(way, classes):
     np.testing.assert_array_equal(np.concatenate([m, s], axis=-1), np.float32(expected))
 
 
+@pytest.mark.parametrize("place", [0, 50, 99])
+def test_nan_is_the_highest(place):
+    """In the reduction itself, though a compiler's minimum ignores NaN and the sum loses it."""
+    z = np.zeros((1, 100), np.float32)
+    z[0, place] = NAN
+    assert np.isnan(jax.jit(lambda z: by_reduction(z, Request(), FLOAT32, 100).maximum)(z))
+
+
 @EVERY_WAY
 @pytest.mark.parametrize("classes", quick([4, 8, 100], 8))
 def test_weighted_gap_without_limit(way, classes):
@@ -213,6 +222,20 @@ def test_derivative(derivative, function):
     found = fast_jit(derivative(function, (0, 1)))(z, w)
     for x, y in zip(*map(jax.tree.leaves, (found, jax.jacrev(plainly, (0, 1))(z, w))), strict=True):
         np.testing.assert_allclose(x.reshape(y.shape), y, atol=1e-6)
+
+
+def test_derivative_of_merged_shards():
+    """For the weights of a shard that has none: they cost the gap to the maximum."""
+    z, w = jnp.asarray([[[0.5, 2.0]], [[-1.0, 1.0]]]), jnp.asarray([[[0.25, 0.75]], [[0.0, 0.0]]])
+
+    def gap(w):
+        shards = row_statistics(z, Request(weights=w), FLOAT32)
+        over_shards = [
+            partial(jax.tree.map, partial(f, axis=0, keepdims=True)) for f in (jnp.max, jnp.sum)
+        ]
+        return merged([shards], *over_shards).weighted_gap[0, 0, 0]
+
+    np.testing.assert_allclose(jax.grad(gap)(w), 2.0 - z, rtol=1e-6)
 
 
 def test_mapped():

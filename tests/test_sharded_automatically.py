@@ -100,6 +100,16 @@ def test_same_and_nothing_gathered(case, spec, axis_type):
     assert all(size <= EXAMPLES * CLASSES / 16 for _, size in moved), moved
 
 
+def test_spread_classes_stay_where_they_are():
+    """Over automatic axes the rows are not cut: then not even a little is moved."""
+    mesh = mesh_of(*BOTH, AxisType.Auto)
+    z = np.random.default_rng(0).normal(size=(EXAMPLES, CLASSES)).astype(np.float32)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(z, NamedSharding(mesh, _BOTH))
+        program = fast_jit(jxent.softmax_entropy).lower(placed).compile()
+    assert {kind for kind, _ in collectives(program.as_text())} == {"all-reduce"}
+
+
 @pytest.mark.parametrize("axis", [0, -1])
 def test_one_row_of_soft_labels_for_all_examples(axis):
     """Its gradient is a sum over examples, for which no logits are gathered in explicit mode."""
