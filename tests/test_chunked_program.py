@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import fast_jit
 from products import products
 
 import jxent
@@ -35,7 +36,7 @@ def value_and_gradients(loss, wanted, **options):
     function = jax.value_and_grad(total) if wanted else total
     # On a GPU the products are calls of a library, which do not say what they compute.
     with jax.default_device(jax.devices("cpu")[0]):
-        return jax.jit(function).lower(floats, arrays).compile().as_text()
+        return fast_jit(function).lower(floats, arrays).compile().as_text()
 
 
 def one_head(student, _):

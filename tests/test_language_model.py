@@ -15,7 +15,7 @@ import pytest
 
 import jxent
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.full]
 
 BYTES, CONTEXT, FEATURES, BATCH, STEPS = 256, 16, 64, 384, 300
 OPTIMIZER = optax.adam(optax.cosine_decay_schedule(3e-3, STEPS))
@@ -88,7 +88,6 @@ def trained(head):
     return np.asarray(losses), seen
 
 
-@pytest.mark.full
 def test_it_learns():
     """What context is good for: far less than the entropy of single bytes."""
     frequencies = np.bincount(text(), minlength=BYTES) / len(text())
@@ -106,7 +105,6 @@ def test_same_loss_and_gradients_on_the_way():
             assert np.linalg.norm(x - y) <= 2e-6 * np.linalg.norm(y)
 
 
-@pytest.mark.full
 def test_same_training():
     """Rounding differs, and training amplifies what differs: a little more than one loss's."""
     np.testing.assert_allclose(trained(fused)[0], trained(dense)[0], rtol=1e-5)

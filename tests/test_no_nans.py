@@ -80,7 +80,7 @@ _WITH_LIMITS = [
 ]
 
 
-_QUICK_LIMITS = {case.name: case for case in _WITH_LIMITS}.values()  # with options, if possible
+_QUICK_LIMITS = {case.name: case for case in reversed(_WITH_LIMITS)}.values()  # the small programs
 
 
 _LIMIT_ROWS = [

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from processes import free_port, run_together
+from tiers import quick
 
 import jxent
 
@@ -53,7 +54,7 @@ def test_the_same_as_in_one_process():
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("misfortune", ["raises", "is killed", "hangs"])
+@pytest.mark.parametrize("misfortune", quick(["raises", "is killed", "hangs"]))
 def test_a_failure_is_seen_and_said(misfortune):
     start = time.monotonic()
     bound = 5 if misfortune == "hangs" else BOUND

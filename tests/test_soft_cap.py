@@ -8,6 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 from accuracy import double_if
+from cases import fast_jit
 from tiers import quick
 from tolerances import DIGITS, FLUSHED, eps
 
@@ -123,7 +124,7 @@ def test_limits():
         third = jax.jacfwd(jax.jacrev(jax.grad(soft_cap, (0, 1)), (0, 1)), (0, 1))(z, cap)
         return soft_cap(z, cap), *first, jnp.stack(jax.tree.leaves((second, third)))
 
-    *got, higher = jax.jit(jax.vmap(derivatives))(z, caps)
+    *got, higher = fast_jit(jax.vmap(derivatives))(z, caps)
     for actual, right in zip(got, expected, strict=True):
         np.testing.assert_allclose(actual, right, rtol=1e-6)
     assert np.all(np.isfinite(higher[~np.isnan(z)]))

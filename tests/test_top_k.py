@@ -217,11 +217,11 @@ def test_rounded_targets(dtype):
     index = np.tile(np.arange(6), (200, 1))
     log_p = jnp.asarray(np.log(p), dtype)
     z = jnp.asarray(rng.normal(size=(200, 6)), dtype)
-    losses = loss(z, index, log_p)
+    losses, pullback = jax.vjp(fast_jit(lambda z: loss(z, index, log_p)), z)
     assert losses.dtype == jnp.float32
-    expected = jxent.softmax_kl_divergence(z, log_p)
+    expected = fast_jit(jxent.softmax_kl_divergence)(z, log_p)
     np.testing.assert_allclose(losses, expected, atol=0.03)
-    assert jax.grad(lambda z: jnp.sum(loss(z, index, log_p)))(z).dtype == dtype
+    assert pullback(jnp.ones_like(losses))[0].dtype == dtype
 
 
 def test_transformations():
