@@ -1,27 +1,18 @@
 r"""Kullback-Leibler and Jensen-Shannon divergence of softmax distributions."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, scalar
-from ._autodiff import differentiated_by, with_gradient
-from ._dtypes import computing_dtype, upcast
-from ._elementary import expm1, log1p
-from ._numerics import (
-    divergence_terms,
-    excess,
-    mixture_ratio,
-    nan_where,
-    two_difference,
-    weighted_mixture_ratio,
-)
+from ._autodiff import with_gradient
+from ._dtypes import computing_dtype
+from ._elementary import expm1
+from ._numerics import divergence_terms, excess, mixture_ratio, weighted_mixture_ratio
 from ._rows import rows_of
 from ._sharding import AxisName, MeshAxes, sum_classes
-from ._statistics import Statistics, shift
-from ._statistics.primitive import statistics
-from ._statistics.surprisals import probability, surprisal, to_logits_of_surprisals
+from ._statistics.pairs import Pair, known_of_both, log_ratio
 
 
 def softmax_kl_divergence(
@@ -134,108 +125,12 @@ def softmax_jensen_shannon_divergence(
     return rows.zero_masked(_softmax_js(z_q, z_p, w, 1 - w))
 
 
-class Pair(NamedTuple):
-    """Logits of p and of q in their computing dtype, and what is known of their rows."""
-
-    z_p: jax.Array
-    z_q: jax.Array
-    of_p: Statistics
-    of_q: Statistics
-    change: Any = None
-    """``S``, as ``[..., 1]``, once it is known"""
-
-    @classmethod
-    def after(cls, known: Any, target_logits: jax.Array, logits: jax.Array) -> Self:
-        """The pair for a stage that comes after `known`: statistics of p, those of q, S, and more.
-
-        Without the barrier XLA:GPU would write to memory what both stages compute from the logits.
-        """
-        barrier: Any = jax.lax.optimization_barrier
-        target_logits, logits, (of_p, of_q, *_) = barrier((target_logits, logits, known))
-        z_p, z_q = upcast(target_logits, logits)
-        return cls(z_p, z_q, of_p, of_q, known[2])
-
-    def probabilities(self, axes: MeshAxes) -> tuple[jax.Array, jax.Array]:
-        """``p_j`` and ``q_j``, for classes that are spread over the mesh axes."""
-        return probability(axes, self.z_p, self.of_p), probability(axes, self.z_q, self.of_q)
-
-    @property
-    def has_p(self) -> jax.Array:
-        return shift(self.z_p, self.of_p.maximum) > -jnp.inf
-
-    @property
-    def has_q(self) -> jax.Array:
-        return shift(self.z_q, self.of_q.maximum) > -jnp.inf
-
-
-# With d_j the difference of the logits less that of the two maxima, log p_j - log q_j =
-# d_j - log(1 + S) and 1 + S = (1 + s_p)/(1 + s_q), S = sum_j q_j expm1(d_j), where
-# q_j exp(d_j) = (1 + S) p_j: a shift that the logits share has vanished from all of these, and
-# where p and q agree d and S are small without having been differences of anything large.
-def _anchored_difference(pair: Pair) -> jax.Array:
-    """``d_j``, exact also where p and q agree to many digits; 0 where one of them is 0."""
-    both = pair.has_p & pair.has_q
-    m_p, m_q = (jnp.where(jnp.isinf(m), 0.0, m) for m in (pair.of_p.maximum, pair.of_q.maximum))
-    a = jnp.where(both & (pair.of_p.maximum < jnp.inf), pair.z_p, m_p)
-    b = jnp.where(both & (pair.of_q.maximum < jnp.inf), pair.z_q, m_q)
-    difference, error = two_difference(a, b)
-    anchor, anchor_error = two_difference(m_p, m_q)
-    return (difference - anchor) + (error - anchor_error)
-
-
-def _known(
-    axes: MeshAxes, target_logits: jax.Array, logits: jax.Array
-) -> tuple[Statistics, Statistics, jax.Array]:
-    """The statistics of p, those of q, and S."""
-    z_p, z_q = upcast(target_logits, logits)
-    of_p = statistics(axes, z_p.dtype, target_logits)
-    of_q = statistics(axes, z_q.dtype, logits)
-    return of_p, of_q, _change(axes, Pair(z_p, z_q, of_p, of_q))
-
-
-def _change(axes: MeshAxes, pair: Pair) -> jax.Array:
-    """``S``, as ``[..., 1]``."""
-    d = _anchored_difference(pair)
-    near = pair.has_p & pair.has_q & (jnp.abs(d) < 1)
-    p, q = pair.probabilities(axes)
-    far = (1 + pair.of_p.sumexp_rest) / (1 + pair.of_q.sumexp_rest) * p - q
-    terms = jnp.where(near, q * expm1(jnp.where(near, d, 0.0)), far)
-    return sum_classes(terms, axes)
-
-
-# d log p_j = dz_j - sum_i p_i dz_i, for p and for q. The rule has the whole derivative for the
-# logits, so that S, like the statistics, gets none.
-def _log_ratio_bwd(axes: MeshAxes, cotangent: jax.Array, *given: Any) -> tuple[Any, ...]:
-    pair = Pair(*given)
-    to_p = to_logits_of_surprisals(axes, cotangent, pair.z_p, pair.of_p)
-    to_q = to_logits_of_surprisals(axes, cotangent, pair.z_q, pair.of_q)
-    return -to_p, to_q, None, None, None
-
-
-@differentiated_by(_log_ratio_bwd, (True, True, False, False, False))
-def _log_ratio(axes: MeshAxes, *given: Any) -> jax.Array:
-    """``log p_j - log q_j`` of a `Pair` whose S is known."""
-    pair = Pair(*given)
-    change = pair.change
-    has_p, has_q = pair.has_p, pair.has_q
-    both = has_p & has_q
-    agreeing = (change > -0.5) & (change < 2)
-    close = _anchored_difference(pair) - log1p(jnp.where(agreeing, change, 0.0))
-    far = surprisal(jnp.where(both, pair.z_q, pair.of_q.maximum), pair.of_q) - surprisal(
-        jnp.where(both, pair.z_p, pair.of_p.maximum), pair.of_p
-    )
-    one_sided = jnp.where(has_p == has_q, 0.0, jnp.where(has_p, jnp.inf, -jnp.inf))
-    undefined = jnp.isnan(pair.of_p.sumexp_rest) | jnp.isnan(pair.of_q.sumexp_rest)
-    t = jnp.where(both, jnp.where(agreeing, close, far), one_sided)
-    return nan_where(undefined, t)
-
-
 def _softmax_kl_fwd(
     axes: MeshAxes, logits: jax.Array, target_logits: jax.Array
 ) -> tuple[jax.Array, Any]:
-    known = _known(axes, target_logits, logits)
+    known = known_of_both(axes, target_logits, logits)
     pair = Pair.after(known, target_logits, logits)
-    t = _log_ratio(axes, *pair)
+    t = log_ratio(axes, *pair)
     divergence = sum_classes(divergence_terms(t, *pair.probabilities(axes)), axes)[..., 0]
     return divergence, (*known, divergence)
 
@@ -246,7 +141,7 @@ def _softmax_kl_bwd(
     axes: MeshAxes, cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array, *known: Any
 ) -> tuple[jax.Array, jax.Array]:
     pair, divergence = Pair.after(known, target_logits, logits), known[-1]
-    t = _log_ratio(axes, *pair)
+    t = log_ratio(axes, *pair)
     p, q = pair.probabilities(axes)
     near = t < 1
     to_q = jnp.where(near, -q * expm1(jnp.where(near, t, 0.0)), q - p)
@@ -268,12 +163,12 @@ def _shares(t: jax.Array, *weights: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _softmax_js_fwd(
     logits: jax.Array, target_logits: jax.Array, *weights: jax.Array
 ) -> tuple[jax.Array, Any]:
-    known = _known((), target_logits, logits)
+    known = known_of_both((), target_logits, logits)
     pair = Pair.after(known, target_logits, logits)
     of_p, of_q = weights or (0.5, 0.5)
     p, q = pair.probabilities(())
     m = of_p * p + of_q * q
-    shares = _shares(_log_ratio((), *pair), *weights)
+    shares = _shares(log_ratio((), *pair), *weights)
     # With halves no t is above log 2, and the terms need not look at the probabilities again.
     pairs = zip(shares, (p, q), strict=True)
     terms = [divergence_terms(t, x, m) if weights else m * excess(t) for t, x in pairs]
@@ -291,7 +186,7 @@ def _softmax_js_bwd(
     *weights, of_p, of_q, change, from_p, from_q = given
     pair = Pair.after((of_p, of_q, change, from_p, from_q), target_logits, logits)
     p, q = pair.probabilities(())
-    u, v = _shares(_log_ratio((), *pair), *weights)
+    u, v = _shares(log_ratio((), *pair), *weights)
 
     def gradient(
         weight: Any, share: jax.Array, ratio: jax.Array, divergence: jax.Array

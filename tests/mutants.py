@@ -147,7 +147,7 @@ MUTANTS = [
         "[softmax_cross_entropy_with_integer_labels-options-plain",
     ),
     Mutant(
-        "_divergence.py",
+        "_statistics/pairs.py",
         "(difference - anchor) + (error - anchor_error)",
         "difference - anchor",
         "the divergence of nearly equal distributions loses bits beside a shift",
@@ -155,7 +155,7 @@ MUTANTS = [
         "[softmax_kl_divergence-plain",
     ),
     Mutant(
-        "_divergence.py",
+        "_statistics/pairs.py",
         "(change > -0.5) & (change < 2)",
         "(change > 1) & (change < 2)",
         "the ratio of nearly equal probabilities is a difference of surprisals, which cancels",
