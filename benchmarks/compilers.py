@@ -147,7 +147,7 @@ _MOVES_NOTHING = {"bitcast", "constant", "get-tuple-element", "parameter", "tupl
 _CALLS = {"call", "conditional", "while"}
 _SLICES = {"dynamic-slice", "gather", "slice"}
 _WIDTHS = {"token": 0, "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2} | {
-    kind + bits: int(bits) // 8 for kind in "suf" for bits in ("32", "64")
+    kind + bits: int(bits) // 8 for kind in "sufc" for bits in ("32", "64")
 }
 
 

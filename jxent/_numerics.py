@@ -215,6 +215,16 @@ def signed_sum(x: jax.Array, bound: jax.Array) -> jax.Array:
     return jnp.sum(upper, axis=-1) + jnp.sum(x - upper, axis=-1)
 
 
+def sums_of_two(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``sum_j a_j`` and ``sum_j b_j`` over the last axis, as ``[..., 1]``, in one look at both.
+
+    They are the parts of one complex sum. For two separate sums XLA may compute twice what both
+    arrays are made of, with different rounding, or write both to memory.
+    """
+    both = jnp.sum(jax.lax.complex(a, b), axis=-1, keepdims=True)
+    return jnp.real(both), jnp.imag(both)
+
+
 def power_of_two(x: jax.Array) -> jax.Array:
     """The least power of two that is not less than the positive number `x`, exactly."""
     exponent_bits = np.finfo(x.dtype).nexp

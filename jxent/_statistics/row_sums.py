@@ -10,7 +10,7 @@ from jax.export import is_symbolic_dim
 from .._dtypes import widened
 from .._elementary import exp
 from .._labels import at_label
-from .._numerics import nan_where, weighted_cost
+from .._numerics import nan_where, sums_of_two, weighted_cost
 from . import Request, Statistics, finite
 from .merging import Named, merged, tops_of
 from .slices import slices
@@ -74,17 +74,17 @@ def _total(sums: Named) -> Named:
 
 
 def _together(sums: Named) -> Named:
-    """`_total`, but what leaves the maxima out is summed with their number, as a complex number.
+    """`_total`, but what leaves the maxima out is summed in one look with their number.
 
     In separate loops XLA may compute again what the entries are made of, with other rounding. Then
     an entry that is counted as a maximum in one loop is none in the other.
     """
     pairs = [(rest, number) for rest, number in _RESTS_AND_MAXIMA.items() if rest in sums]
-    complexes = {rest: jax.lax.complex(sums[rest], sums[number]) for rest, number in pairs}
-    others = {name: x for name, x in sums.items() if name not in _RESTS_AND_MAXIMA.values()}
-    totals = _total(others | complexes)
-    numbers = {number: jnp.imag(totals[rest]) for rest, number in pairs}
-    return totals | {rest: jnp.real(totals[rest]) for rest in complexes} | numbers
+    paired = {name for pair in pairs for name in pair}
+    totals = _total({name: x for name, x in sums.items() if name not in paired})
+    for rest, number in pairs:
+        totals[rest], totals[number] = sums_of_two(sums[rest], sums[number])
+    return totals
 
 
 _RESTS_AND_MAXIMA = {"sumexp_rest": "maxima", "weight_rest": "heaviest"}
