@@ -93,19 +93,6 @@ def test_first_derivative(case, route):
     np.testing.assert_allclose(found, _differences(case)[0], rtol=1e-7, atol=1e-8)
 
 
-# The derivatives of a pullback, below, are the same in another form.
-@pytest.mark.full
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_hessian(case):
-    with jax.enable_x64(True):
-        along = _along(case)
-        hessian = np.asarray(fast_jit(jax.hessian(along.total))(along.point))
-    np.testing.assert_allclose(hessian, hessian.T, rtol=1e-10, atol=1e-12)
-    expected = _differences(case)[1]
-    product = hessian @ np.asarray(along.dot)
-    np.testing.assert_allclose(product, expected, rtol=1e-7, atol=1e-7)
-
-
 def _together(case):
     """What `jax.vjp` returns, the value multiplied into the pullback, as a function of a vector.
 

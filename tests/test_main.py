@@ -40,6 +40,11 @@ def small(monkeypatch):
     monkeypatch.setattr(iris, "train", lambda: ([(0, 1.0)], 1.0))
 
 
+def of_whole_report(test):
+    """One worker makes the report, which takes minutes, for all of these tests."""
+    return pytest.mark.full(pytest.mark.xdist_group("report")(test))
+
+
 @pytest.fixture(scope="module")
 def finished():
     return run("--json")
@@ -50,7 +55,7 @@ def document(finished):
     return json.loads(finished.stdout)
 
 
-@pytest.mark.full
+@of_whole_report
 def test_every_loss_is_within_its_bounds(finished, document):
     assert document["missed"] == []
     assert finished.returncode == 0, finished.stderr
@@ -62,12 +67,12 @@ def test_every_loss_is_within_its_bounds(finished, document):
             assert jxents["beyond"] == 0, line
 
 
-@pytest.mark.full
+@of_whole_report
 def test_it_prints_nothing_beside_the_document(finished):
     assert finished.stderr == ""
 
 
-@pytest.mark.full
+@of_whole_report
 def test_it_names_device_and_versions(document):
     device = jax.devices()[0]
     kind = {"platform": device.platform, "kind": device.device_kind, "id": device.id}
@@ -79,7 +84,7 @@ def test_it_names_device_and_versions(document):
     assert versions["jaxlib"]
 
 
-@pytest.mark.full
+@of_whole_report
 def test_the_classifier_learns(document):
     losses = [loss for _, loss in document["iris"]["loss"]]
     assert losses[0] == pytest.approx(math.log(3), abs=1e-6)
@@ -88,7 +93,7 @@ def test_the_classifier_learns(document):
     assert document["iris"]["accuracy"] >= 0.96
 
 
-@pytest.mark.full
+@of_whole_report
 def test_every_loss_meets_every_dtype(document):
     found = {(line["loss"], line["dtype"]) for line in document["numerics"]}
     names = {row.name for row in TABLE.values() if row.reported}

@@ -10,7 +10,7 @@ from cases import CASES, fast_jit
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import BOTH, collectives, mesh_of
-from tiers import quick
+from tiers import quick_rows
 
 import jxent
 
@@ -68,20 +68,25 @@ _QUICK = {
 }
 
 
+_WAYS = [
+    (spec, kind)
+    for spec in (P("data", None), P(None, "model"), _BOTH)
+    for kind in (AxisType.Auto, AxisType.Explicit)
+]
+_ROWS = [
+    (case, spec, kind)
+    for case in DENSE
+    for spec, kind in _WAYS
+    if case.name in _QUICK or (spec, kind) in _WAYS[-2:]
+]
+_QUICK_ROWS = [
+    case.name in _QUICK and (spec, kind) == (_BOTH, AxisType.Auto) for case, spec, kind in _ROWS
+]
+
+
 @pytest.mark.parametrize(
-    ("spec", "axis_type"),
-    [
-        pytest.param(
-            spec,
-            kind,
-            id=f"{spec}-{kind.name}",
-            marks=() if (spec, kind) == (_BOTH, AxisType.Auto) else pytest.mark.full,
-        )
-        for spec in (P("data", None), P(None, "model"), _BOTH)
-        for kind in (AxisType.Auto, AxisType.Explicit)
-    ],
+    ("case", "spec", "axis_type"), quick_rows(_ROWS, *np.flatnonzero(_QUICK_ROWS)), ids=str
 )
-@pytest.mark.parametrize("case", quick(DENSE, *(c for c in DENSE if c.name in _QUICK)), ids=str)
 def test_same_and_nothing_gathered(case, spec, axis_type):
     mesh = mesh_of(*BOTH, axis_type)
     with jax.enable_x64(True):
