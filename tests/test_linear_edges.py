@@ -120,10 +120,8 @@ def test_empty_sizes(examples, features, classes, reduction):
         )
         return jnp.sum(losses), losses
 
+    value_and_grad = fast_jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=3)
     for bare in (True, False):
-        value_and_grad = fast_jit(
-            jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=3
-        )
         (_, losses), gradients = value_and_grad(x, w, bias, bare)
         logits = np.zeros(classes) if bare else np.asarray(bias, np.float64)
         each = np.log(np.sum(np.exp(logits - logits[0])))

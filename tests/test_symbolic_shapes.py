@@ -206,14 +206,14 @@ def every_reduction(arrays, **fixed):
 @pytest.mark.parametrize(
     ("symbols", "chunk_size", "sizes"),
     [
-        (("b",), 4, [((3,),), ((9,),)]),
+        (("b",), 4, [((3,),), ((4,),), ((9,),)]),
         (("b, s",), 4, [((1, 1),), ((3, 5),)]),
         (("3*b",), 6, [((12,),)]),
         (("b", "f", "c"), None, [((2,), 1, 2), ((300,), 3, 30)]),
     ],
 )
 def test_linear_head(symbols, chunk_size, sizes):
-    """Fewer examples than a chunk has, and more, in one dimension and in two."""
+    """Fewer examples than a chunk has, as many, and more, in one dimension and in two."""
     function = functools.partial(every_reduction, chunk_size=chunk_size)
     with jax.enable_x64(True):
         program = exported(function, head_arrays(*sizes[0]), head_shapes(*symbols))
