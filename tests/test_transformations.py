@@ -34,7 +34,17 @@ def _cotangent(case):
     return jnp.asarray(cotangent_of(case))
 
 
-@PLAIN
+# Without a program of its own each operation is compiled by itself, and without its caches JAX
+# traces each function at length; these three have every mechanism.
+_OF_EVERY_MECHANISM = [
+    bare("softmax_cross_entropy_with_integer_labels"),
+    bare("sigmoid_binary_cross_entropy"),
+    bare("linear_softmax_cross_entropy"),
+]
+_EACH_MECHANISM = pytest.mark.parametrize("case", quick(BARE, *_OF_EVERY_MECHANISM), ids=str)
+
+
+@_EACH_MECHANISM
 def test_eager(case):
     """Op by op, with no NaN on the way to a result that is none."""
     function = value_and_gradients(case.call, case.differentiable)
@@ -42,38 +52,44 @@ def test_eager(case):
         _assert_close(function(_cotangent(case), *case.args()), expected(case))
 
 
+def _two_of_each(case):
+    """The example arguments, others, and both stacked."""
+    args = [np.asarray(x) for x in case.args()]
+    others = [x[::-1] if x.ndim else x / 2 for x in args]
+    return args, others, [np.stack(pair) for pair in zip(args, others, strict=True)]
+
+
 @WITH_OPTIONS
 def test_vmap(case):
-    """Over each argument alone, and over all at once."""
-    args, cotangent = case.args(), _cotangent(case)
-    others = [x[::-1] if x.ndim else x / 2 for x in args]
-    stacked = [jnp.stack([x, y]) for x, y in zip(args, others, strict=True)]
+    """Of the value, over each argument alone, and over all options."""
+    args, others, stacked = _two_of_each(case)
+    positional = len(case.kinds)
+    options = tuple(range(positional, len(args)))
+    choices = [(i,) for i in range(positional)] + ([options] if options else [])
 
-    def mapped_over(chosen):
+    def mapped_over(chosen, args, stacked):
         axes = tuple(0 if i in chosen else None for i in range(len(args)))
         pairs = zip(stacked, args, strict=True)
         inputs = [many if i in chosen else one for i, (many, one) in enumerate(pairs)]
-        # Values over one argument and gradients over all make every rule meet both kinds.
-        if len(chosen) < len(args):
-            return jax.vmap(lambda *args: (case.call(*args),), axes)(*inputs)
-        function = value_and_gradients(case.call, case.differentiable)
-        return jax.vmap(function, (None, *axes))(cotangent, *inputs)
+        return jax.vmap(case.call, axes)(*inputs)
 
-    choices = [(i,) for i in range(len(args))] + [tuple(range(len(args)))]
-    results = fast_jit(lambda: [mapped_over(chosen) for chosen in choices])()
+    mapped = fast_jit(lambda *given: [mapped_over(chosen, *given) for chosen in choices])
+    results = mapped(args, stacked)
     for chosen, result in zip(choices, results, strict=True):
         pairs = zip(args, others, strict=True)
         second = [other if i in chosen else one for i, (one, other) in enumerate(pairs)]
-        second = compiled(case)(cotangent, *second)
-        right = [np.stack(pair) for pair in zip(expected(case), second, strict=True)]
-        _assert_close(result, right[: len(result)])
+        right = expected(case)[0], compiled(case)(cotangent_of(case), *second)[0]
+        _assert_close([result], [np.stack(right)])
 
 
 @WITH_OPTIONS
-def test_checkpoint_in_scan(case):
-    """A loss in a rematerialised step of a loop, as in a training step with accumulation."""
+def test_step_of_a_loop_under_vmap(case):
+    """Rematerialised, as in training with accumulation, and mapped over all arguments.
 
-    @fast_jit
+    The gradient takes the place of what it is the gradient of, which is donated.
+    """
+    args, others, stacked = _two_of_each(case)
+
     def accumulated(cotangent, *args):
         def repeated(*args):
             def step(carry, scale):
@@ -84,34 +100,48 @@ def test_checkpoint_in_scan(case):
 
         return value_and_gradients(repeated, case.differentiable)(cotangent, *args)
 
-    _assert_close(accumulated(_cotangent(case), *case.args()), expected(case))
+    mapped = jax.vmap(accumulated, (None, *[0] * len(args)))
+    first = case.differentiable[0]
+    donated = jnp.asarray(stacked[first])
+    stacked[first] = donated
+    results = fast_jit(mapped, donate_argnums=1 + first)(cotangent_of(case), *stacked)
+    assert donated.is_deleted()
+    second = compiled(case)(cotangent_of(case), *others)
+    _assert_close(results, [np.stack(pair) for pair in zip(expected(case), second, strict=True)])
 
 
-@WITH_OPTIONS
-def test_shard_map(case):
-    """Over examples: of two arguments each in turn is replicated, of one none; options are.
+def _replicated():
+    """Of two arguments each in turn, the last one in the quick tier; of one argument none."""
+    for case in CASES:
+        last = len(case.kinds) - 1
+        for i in range(last + 1) if last else [None]:
+            marks = pytest.mark.full if i is not None and i < last else ()
+            yield pytest.param(case, i, id=f"{case}-{i}", marks=marks)
+
+
+@pytest.mark.parametrize(("case", "replicated"), list(_replicated()))
+def test_shard_map(case, replicated):
+    """Over examples; one argument and all options are replicated.
 
     In float64, since the gradients for what is replicated are sums of terms of both signs.
     """
     with jax.enable_x64(True):
-        _compare_shards(case, case.args(np.float64), jnp.asarray(cotangent_of(case), np.float64))
+        _compare_shards(case, replicated)
 
 
-def _compare_shards(case, args, cotangent):
+def _compare_shards(case, replicated):
     number = min(2, len(jax.devices()))
     mesh = jax.make_mesh((number,), ("examples",), axis_types=(jax.sharding.AxisType.Auto,))
-    positional = range(len(case.kinds))
-    shards = [[x, x[::-1]][:number] if x.ndim else [x] * number for x in args]
-    choices = [(i,) for i in positional] if len(positional) > 1 else [()]
-    cotangents = jnp.concatenate([jnp.atleast_1d(k * cotangent) for k in (1, 2)[:number]])
+    kept = [i < len(case.kinds) and i != replicated for i in range(len(case.args()))]
+    shards = [[x, x[::-1]] if keep else [x, x] for x, keep in zip(_doubles(case), kept, strict=True)]
+    shards = [many[:number] for many in shards]
+    values = [
+        np.concatenate(many) if keep else many[0] for many, keep in zip(shards, kept, strict=True)
+    ]
+    cotangents = [np.atleast_1d(np.float64(k) * cotangent_of(case)) for k in (1, 2)[:number]]
 
-    def inputs(replicated):
-        kept = [i in positional and i not in replicated for i in range(len(args))]
-        pairs = zip(shards, args, kept, strict=True)
-        return [jnp.concatenate(many) if keep else one for many, one, keep in pairs], kept
-
-    def mapped(replicated):
-        values, kept = inputs(replicated)
+    @fast_jit
+    def mapped(cotangent, *values):
         call = jax.shard_map(
             lambda *args: jnp.atleast_1d(case.call(*args)),
             mesh=mesh,
@@ -119,31 +149,27 @@ def _compare_shards(case, args, cotangent):
             out_specs=P("examples"),
             check_vma=True,
         )
-        out, *gradients = value_and_gradients(call, case.differentiable)(cotangents, *values)
+        out, *gradients = value_and_gradients(call, case.differentiable)(cotangent, *values)
         of_floats, floats = of_some(call, case.differentiable, values)
         tangent = jax.jvp(of_floats, floats, [jnp.ones_like(x) for x in floats])[1]
-        return out, gradients, jnp.sum(cotangents * tangent)
+        return out, *gradients, jnp.sum(cotangent * tangent)
 
-    def right(replicated):
-        values, kept = inputs(replicated)
-        results = []
-        for k in range(number):
-            pairs = zip(shards, values, kept, strict=True)
-            own = [many[k] if keep else one for many, one, keep in pairs]
-            results.append(compiled(case)((1 + k) * cotangent, *own))
-        outs, *gradients = zip(*results, strict=True)
-        kept = [kept[i] for i in case.differentiable]
-        gradients = [
-            np.concatenate(parts) if keep else sum(map(np.asarray, parts))
-            for parts, keep in zip(gradients, kept, strict=True)
-        ]
-        out = np.concatenate([np.atleast_1d(x) for x in outs])
-        return out, gradients, sum(map(np.sum, gradients))
+    results = []
+    for k, own in enumerate(zip(*shards, strict=True)):
+        shape = cotangent_of(case).shape
+        results.append(compiled(case)(cotangents[k].reshape(shape), *own))
+    outs, *gradients = zip(*results, strict=True)
+    gradients = [
+        np.concatenate(parts) if kept[i] else sum(map(np.asarray, parts))
+        for i, parts in zip(case.differentiable, gradients, strict=True)
+    ]
+    exact = [np.concatenate([np.atleast_1d(x) for x in outs]), *gradients]
+    exact.append(np.sum([np.sum(g) for g in gradients]))
+    _assert_close(mapped(np.concatenate(cotangents), *values), exact, 1e-12, 1e-13)
 
-    for result, exact in zip(
-        fast_jit(lambda: [mapped(r) for r in choices])(), map(right, choices), strict=True
-    ):
-        _assert_close(jax.tree.leaves(result), jax.tree.leaves(exact), 1e-12, 1e-13)
+
+def _doubles(case):
+    return [np.asarray(x) for x in case.args(np.float64)]
 
 
 @PLAIN
@@ -155,18 +181,6 @@ def test_export(case):
     exported = jax.export.export(jax.jit(case.call), platforms=platforms)(*args)
     function = fast_jit(value_and_gradients(exported.call, case.differentiable))
     _assert_close(function(_cotangent(case), *args), expected(case))
-
-
-@PLAIN
-def test_donation(case):
-    """The gradient may take the place of what it is the gradient of."""
-    args = case.args()
-    first = case.differentiable[0]
-    function = value_and_gradients(case.call, (first,))
-    gradient = fast_jit(function, donate_argnums=1 + first)
-    results = gradient(_cotangent(case), *args)
-    assert args[first].is_deleted()
-    _assert_close(results, expected(case)[:2])
 
 
 # The integers' rows of probabilities have a mask beside them.
@@ -194,15 +208,7 @@ def test_linearisation_stores_its_arguments(case):
         assert size < given + 0.5 * np.prod(shape)
 
 
-# Without its caches JAX traces each function at length; these three have every mechanism.
-_TRACED = [
-    bare("softmax_cross_entropy_with_integer_labels"),
-    bare("sigmoid_binary_cross_entropy"),
-    bare("linear_softmax_cross_entropy"),
-]
-
-
-@pytest.mark.parametrize("case", quick(BARE, *_TRACED), ids=str)
+@_EACH_MECHANISM
 def test_no_leaked_tracers(case):
     floats, args = case.of_floats(case.args())
     with no_leaks():
