@@ -336,14 +336,25 @@ def stacked(case, layout, rows):
 
 
 def _groups():
-    """Each function, layout and mode that has rows: with options mapped, one by one."""
+    """Each function, layout and mode that has rows: with options mapped, one by one.
+
+    With options rows that need no mask go through the program of those that have one of classes.
+    """
     for case in ALL:
+        rows_of_case = list(policies(case))
+        if case.options and case.has_classes:
+            of_classes = _of_classes(case)
+            rows_of_case = [
+                row._replace(layout=of_classes) if row.layout == "plain" else row
+                for row in rows_of_case
+            ]
         for layout in LAYOUTS:
-            rows = [row for row in policies(case) if row.layout == layout]
+            rows = [row for row in rows_of_case if row.layout == layout]
             if not rows:
                 continue
             for mode in ["vmap"] if case.options else ["jit", "eager", "vmap"]:
-                is_quick = layout not in _FULL and (case.options or mode == "jit")
+                full = _FULL | ({"examples"} if case.options else set())
+                is_quick = layout not in full and (case.options or mode == "jit")
                 marks = () if is_quick else pytest.mark.full
                 yield pytest.param(
                     case, layout, mode, rows, id=f"{case}-{layout}-{mode}", marks=marks
