@@ -24,23 +24,26 @@ def check(row, dtype, args, options=None, cotangent=None, **fixed):
     does without.
     """
     with double_if(dtype), tolerances.many_digits(dtype):
-        function = functools.partial(getattr(jxent, row.name), **(options or {}), **fixed)
-        got = value_and_gradients(function, args, cotangent)
+        function = functools.partial(getattr(jxent, row.name), **fixed)
+        got = value_and_gradients(function, args, cotangent, options or {})
         exact = row.truth(args, options, cotangent)[: len(got)]
         compare(got, exact, tolerances.UNITS[row.family], dtype, args)
 
 
-def value_and_gradients(function, args, cotangent=None):
-    """The result, and the gradient for each floating-point argument, by one program."""
+def value_and_gradients(function, args, cotangent=None, options=None):
+    """The result, and the gradient for each floating-point argument, by one program.
+
+    The options are arguments of the program, so that other values need no other program.
+    """
     args = [jnp.asarray(x) for x in args]
     floats = [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.floating)]
 
-    def both(*args):
-        of_floats, given = of_some(function, floats, args)
+    def both(options, *args):
+        of_floats, given = of_some(functools.partial(function, **options), floats, args)
         out, pullback = jax.vjp(of_floats, *given)
         return out, *pullback(jnp.ones_like(out) if cotangent is None else jnp.asarray(cotangent))
 
-    return jax.jit(both)(*args)
+    return jax.jit(both)(options or {}, *args)
 
 
 def compare(got, exact, units, dtype, args):

@@ -133,7 +133,9 @@ def _compare_shards(case, replicated):
     number = min(2, len(jax.devices()))
     mesh = jax.make_mesh((number,), ("examples",), axis_types=(jax.sharding.AxisType.Auto,))
     kept = [i < len(case.kinds) and i != replicated for i in range(len(case.args()))]
-    shards = [[x, x[::-1]] if keep else [x, x] for x, keep in zip(_doubles(case), kept, strict=True)]
+    shards = [
+        [x, x[::-1]] if keep else [x, x] for x, keep in zip(_doubles(case), kept, strict=True)
+    ]
     shards = [many[:number] for many in shards]
     values = [
         np.concatenate(many) if keep else many[0] for many, keep in zip(shards, kept, strict=True)
