@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ALL, CASES, bare, compiled, cotangent_of, fast_jit
+from cases import ALL, CASES, bare, compiled, cotangent_of
 from tiers import quick
 
 import jxent

@@ -132,15 +132,15 @@ def test_shard_map(case, replicated):
 def _compare_shards(case, replicated):
     number = min(2, len(jax.devices()))
     mesh = jax.make_mesh((number,), ("examples",), axis_types=(jax.sharding.AxisType.Auto,))
-    kept = [i < len(case.kinds) and i != replicated for i in range(len(case.args()))]
-    shards = [
-        [x, x[::-1]] if keep else [x, x] for x, keep in zip(_doubles(case), kept, strict=True)
-    ]
-    shards = [many[:number] for many in shards]
+    args = [np.asarray(x) for x in case.args(np.float64)]
+    kept = [i < len(case.kinds) and i != replicated for i in range(len(args))]
+    pairs = list(zip(args, kept, strict=True))
+    shards = [[x[::-1] if keep and k else x for x, keep in pairs] for k in range(number)]
+    columns = list(zip(*shards, strict=True))
     values = [
-        np.concatenate(many) if keep else many[0] for many, keep in zip(shards, kept, strict=True)
+        np.concatenate(many) if keep else many[0] for many, keep in zip(columns, kept, strict=True)
     ]
-    cotangents = [np.atleast_1d(np.float64(k) * cotangent_of(case)) for k in (1, 2)[:number]]
+    cotangents = [(1 + k) * np.float64(cotangent_of(case)) for k in range(number)]
 
     @fast_jit
     def mapped(cotangent, *values):
@@ -156,22 +156,18 @@ def _compare_shards(case, replicated):
         tangent = jax.jvp(of_floats, floats, [jnp.ones_like(x) for x in floats])[1]
         return out, *gradients, jnp.sum(cotangent * tangent)
 
-    results = []
-    for k, own in enumerate(zip(*shards, strict=True)):
-        shape = cotangent_of(case).shape
-        results.append(compiled(case)(cotangents[k].reshape(shape), *own))
+    results = [compiled(case)(c, *own) for c, own in zip(cotangents, shards, strict=True)]
     outs, *gradients = zip(*results, strict=True)
     gradients = [
         np.concatenate(parts) if kept[i] else sum(map(np.asarray, parts))
         for i, parts in zip(case.differentiable, gradients, strict=True)
     ]
-    exact = [np.concatenate([np.atleast_1d(x) for x in outs]), *gradients]
-    exact.append(np.sum([np.sum(g) for g in gradients]))
-    _assert_close(mapped(np.concatenate(cotangents), *values), exact, 1e-12, 1e-13)
+    exact = [_joined(outs), *gradients, np.sum([np.sum(g) for g in gradients])]
+    _assert_close(mapped(_joined(cotangents), *values), exact, 1e-12, 1e-13)
 
 
-def _doubles(case):
-    return [np.asarray(x) for x in case.args(np.float64)]
+def _joined(arrays):
+    return np.concatenate([np.atleast_1d(x) for x in arrays])
 
 
 @PLAIN
