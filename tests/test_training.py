@@ -94,7 +94,7 @@ def test_linen(loss, dtype):
     _check(losses, model.apply(params, inputs), labels)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", quick(LOSSES, _integer))
 def test_nnx(loss):
     """The module and its optimizer are state, passed through nnx.jit."""
     inputs, labels = _data()
