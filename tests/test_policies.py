@@ -352,7 +352,9 @@ def _groups():
             rows = [row for row in rows_of_case if row.layout == layout]
             if not rows:
                 continue
-            for mode in ["vmap"] if case.options else ["jit", "eager", "vmap"]:
+            # Op by op nothing depends on the layout.
+            eager = ["eager"] if layout == "plain" else []
+            for mode in ["vmap"] if case.options else ["jit", *eager, "vmap"]:
                 full = _FULL | ({"examples"} if case.options else set())
                 is_quick = layout not in full and (case.options or mode == "jit")
                 marks = () if is_quick else pytest.mark.full
