@@ -131,30 +131,25 @@ def over_chunks(plan: Plan, arrays: Arrays, step: Step, carry: Any) -> tuple[Any
     examples, size = number_of_examples(arrays), plan.chunk_size
     assert size is not None
     if COUNTED in arrays and (is_symbolic_dim(examples) or examples):
-        return _over_those_that_count(plan, arrays, step, carry)
+        return _over_those_that_count(size, plan.may_skip, arrays, step, carry)
     return _over_all(size, arrays, step, carry)
 
 
 def _over_all(size: int, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
-    """The last chunk may be smaller, and none is padded."""
     examples = number_of_examples(arrays)
-    number, rest = divmod(examples, size)
-    if number == 0 or examples == size:
+    if examples <= size:
         return step(carry, arrays)
 
-    def chunk(carry: Any, arrays: Arrays, i: jax.Array) -> tuple[Any, Any]:
-        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size)
+    def chunk(carry: Any, arrays: Arrays, start: Any, size: int) -> tuple[Any, Any]:
+        cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
         return step(carry, _of_examples(arrays, cut))
 
-    carry, outs = _loop(number, size, arrays, chunk, carry)
-    if rest:
-        cut = partial(jax.lax.slice_in_dim, start_index=number * size, limit_index=examples)
-        carry, last = step(carry, _of_examples(arrays, cut))
-        outs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), outs, last)
-    return carry, outs
+    return _in_chunks(examples, size, arrays, chunk, carry)
 
 
-def _over_those_that_count(plan: Plan, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
+def _over_those_that_count(
+    size: int, may_skip: bool, arrays: Arrays, step: Step, carry: Any
+) -> tuple[Any, Any]:
     """The examples that count come first, in their order, and chunks that have none are skipped.
 
     In place of the others the first example that counts is repeated, without weight: what is
@@ -163,14 +158,12 @@ def _over_those_that_count(plan: Plan, arrays: Arrays, step: Step, carry: Any) -
     """
     counted, examples = arrays[COUNTED], number_of_examples(arrays)
     arrays = {name: x for name, x in arrays.items() if name != COUNTED}
-    number = (examples + plan.chunk_size - 1) // plan.chunk_size
-    size = jax.core.min_dim(examples, plan.chunk_size)
     order = jnp.argsort(~counted, stable=True)
     count = jnp.sum(counted.astype(order.dtype))
 
-    def chunk(carry: Any, given: Any, i: jax.Array) -> tuple[Any, Any]:
+    def chunk(carry: Any, given: Any, start: Any, size: Any) -> tuple[Any, Any]:
         arrays, order, count = given
-        place = i.astype(order.dtype) * size + jnp.arange(size, dtype=order.dtype)
+        place = jnp.asarray(start, order.dtype) + jnp.arange(size, dtype=order.dtype)
         is_counted = place < count
 
         def compute(carry: Any, arrays: Arrays) -> tuple[Any, Any]:
@@ -186,12 +179,12 @@ def _over_those_that_count(plan: Plan, arrays: Arrays, step: Step, carry: Any) -
             _, outs = jax.eval_shape(compute, carry, arrays)
             return carry, jax.tree.map(_zeros, outs)
 
-        if not plan.may_skip:
+        if not may_skip:
             return compute(carry, arrays)
         result: tuple[Any, Any] = jax.lax.cond(is_counted[0], compute, skip, carry, arrays)
         return result
 
-    carry, outs = _loop(number, size, (arrays, order, count), chunk, carry)
+    carry, outs = _in_chunks(examples, size, (arrays, order, count), chunk, carry)
     back = jnp.argsort(order)
     return carry, jax.tree.map(lambda x: jnp.take(x, back, axis=0, mode="clip"), outs)
 
@@ -206,17 +199,36 @@ def _zeros(like: Any) -> jax.Array:
     return jax.lax.pcast(zeros, axes, to="varying") if axes else zeros
 
 
-def _loop(number: Any, size: Any, given: Any, chunk: Any, carry: Any) -> tuple[Any, Any]:
+def _in_chunks(
+    examples: Any, most: int, given: Any, chunk: Callable[..., tuple[Any, Any]], carry: Any
+) -> tuple[Any, Any]:
+    """``chunk(carry, given, start, size)`` for chunks of at most so many examples.
+
+    The last one may be smaller, and none is padded, unless the number of examples is a symbol.
+    """
+    size = jax.core.min_dim(examples, most)
+    if is_symbolic_dim(examples):
+        number, rest = (examples + most - 1) // most, 0
+    else:
+        number, rest = divmod(examples, size)
+
     # Under a second derivative the loop would keep what each chunk computes. The checkpoint makes
     # it compute each chunk again.
-    body = jax.checkpoint(chunk, prevent_cse=False)
+    @partial(jax.checkpoint, prevent_cse=False)
+    def body(carry: Any, given: Any, i: jax.Array) -> tuple[Any, Any]:
+        return chunk(carry, given, i * size, size)
 
     @_differentiated_whole
-    def loop(carry: Any, given: Any) -> tuple[Any, Any]:
-        return jax.lax.scan(lambda carry, i: body(carry, given, i), carry, jnp.arange(number))
+    def every(carry: Any, given: Any) -> tuple[Any, Any]:
+        places = jnp.arange(number)
+        carry, outs = jax.lax.scan(lambda carry, i: body(carry, given, i), carry, places)
+        outs = jax.tree.map(lambda x: x.reshape(number * size, *x.shape[2:]), outs)
+        if rest:
+            carry, last = chunk(carry, given, number * size, rest)
+            outs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), outs, last)
+        return carry, outs
 
-    carry, outs = loop(carry, given)
-    return carry, jax.tree.map(lambda x: x.reshape(number * size, *x.shape[2:]), outs)
+    return every(carry, given)
 
 
 def _of_examples(arrays: Arrays, change: Callable[[jax.Array], jax.Array]) -> Arrays:
