@@ -1,6 +1,7 @@
 """Against optax: its own tests run on jxent's functions, and its values where they are right."""
 
 import inspect
+import re
 import unittest
 from collections import Counter
 from functools import partial
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import parameterized
+from cases import fast_jit
 from optax.losses import _classification
 from optax.losses import _classification_test as optax_tests
 
@@ -66,9 +68,13 @@ def _methods(name):
     return [method for method in found if method != "test_deprecated_alias"]
 
 
-def _is_variant(method):
-    """Whether chex has the same test compiled, which the quick tier runs."""
-    return any(f"__{variant}" in method for variant in ("without", "with_device", "with_pmap"))
+# Another size or axis, or what takes long: gradients and Hessians op by op, which other tests
+# compare with the exact ones, and tuples of axes, of which one is compared with optax below.
+_ONLY_FULL = re.compile(
+    r"\.test_(mask|axis|equals_to_cross_entropy_when_eps0)[1-9]$|\.test_axes"
+    r"|^SoftmaxCrossEntropyWithIntegerLabelsTest\.test_gradient$"
+    r"|^SigmoidFocalLossTest\.test_extreme_logits_finite_gradients$"
+)
 
 
 @pytest.mark.parametrize("name", OPTAX_TESTS)
@@ -80,7 +86,9 @@ def test_number_of_optax_tests(name):
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        pytest.param(name, method, marks=pytest.mark.full if _is_variant(method) else ())
+        pytest.param(
+            name, method, marks=pytest.mark.full if _ONLY_FULL.search(f"{name}.{method}") else ()
+        )
         for name in OPTAX_TESTS
         for method in _methods(name)
     ],
@@ -142,55 +150,59 @@ WITH_OPTIONS = {
 }
 
 
-class AgainstOptax(chex.TestCase):
+def _compare(name, args, options, compiled=fast_jit):
     """Values and gradients, to the accuracy that optax has itself."""
 
-    @chex.variants(with_jit=True)
+    def losses_and_gradients(function, args, traced):
+        floats = [i for i, x in enumerate(args) if np.issubdtype(x.dtype, np.floating)]
+        # Where something is left out, optax's gradient for the labels there is NaN.
+        floats = floats[:1] if "where" in options else floats
+        fixed = {key: value for key, value in options.items() if key not in traced}
+
+        def losses(floating, traced):
+            given = list(args)
+            for i, x in zip(floats, floating, strict=True):
+                given[i] = x
+            return function(*given, **traced, **fixed)
+
+        out, pullback = jax.vjp(losses, [args[i] for i in floats], traced)
+        return out, pullback(1 + jnp.arange(out.size, dtype=out.dtype).reshape(out.shape))
+
+    ours = compiled(partial(losses_and_gradients, getattr(jxent, name)))
+    theirs = fast_jit(partial(losses_and_gradients, getattr(_classification, name)))
+    traced = {key: np.float32(x) for key, x in options.items() if isinstance(x, float)}
+    chex.assert_trees_all_close(
+        ours(args, traced), theirs(args, traced), rtol=1e-5, atol=2e-6, strict=True
+    )
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_against_optax(name):
+    """Every function."""
+    _compare(name, *PLAIN[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "options"),
+    [
+        pytest.param(*row, id=f"{kind}-{row[0]}")
+        for kind in WITH_OPTIONS
+        for row in WITH_OPTIONS[kind]
+    ],
+)
+def test_options_against_optax(name, args, options):
+    """The options of the functions that have them."""
+    _compare(name, args, options)
+
+
+@pytest.mark.full
+class AgainstOptaxInEveryVariant(chex.TestCase):
+    """The same with chex's ways to call a function."""
+
+    @chex.variants(
+        with_jit=True, without_jit=True, with_device=True, without_device=True, with_pmap=True
+    )
     @parameterized.parameters(*PLAIN)
-    def test_plain(self, name):
+    def test_against_optax(self, name):
         """Every function."""
-        args, traced = PLAIN[name]
-        self._compare(name, args, traced, {})
-
-    @chex.variants(with_jit=True)
-    @parameterized.parameters(*WITH_OPTIONS)
-    def test_options(self, kind):
-        """The options of the functions that have them."""
-        for name, args, options in WITH_OPTIONS[kind]:
-            with self.subTest(name):
-                self._compare(name, args, {}, options)
-
-    def _compare(self, name, args, traced, options):
-        def losses_and_gradients(function, args, traced):
-            floats = [i for i, x in enumerate(args) if np.issubdtype(x.dtype, np.floating)]
-            # Where something is left out, optax's gradient for the labels there is NaN.
-            floats = floats[:1] if "where" in options else floats
-
-            def losses(floating, traced):
-                given = list(args)
-                for i, x in zip(floats, floating, strict=True):
-                    given[i] = x
-                return function(*given, **traced, **options)
-
-            out, pullback = jax.vjp(losses, [args[i] for i in floats], traced)
-            return out, pullback(1 + jnp.arange(out.size, dtype=out.dtype).reshape(out.shape))
-
-        ours = self.variant(partial(losses_and_gradients, getattr(jxent, name)))
-        theirs = jax.jit(partial(losses_and_gradients, getattr(_classification, name)))
-        traced = {key: jnp.float32(value) for key, value in traced.items()}
-        chex.assert_trees_all_close(
-            ours(args, traced), theirs(args, traced), rtol=1e-5, atol=2e-6, strict=True
-        )
-
-
-class AgainstOptaxInEveryVariant(AgainstOptax):
-    """The same with chex's other ways to call a function."""
-
-    pytestmark = pytest.mark.full
-
-    @chex.variants(without_jit=True, with_device=True, without_device=True, with_pmap=True)
-    @parameterized.parameters(*PLAIN)
-    def test_plain(self, name):
-        """Every function."""
-        args, traced = PLAIN[name]
-        self._compare(name, args, traced, {})
+        _compare(name, *PLAIN[name], compiled=self.variant)
