@@ -43,7 +43,7 @@ def test_cross_entropy_is_entropy_plus_divergence(dtype):
         return whole, jxent.softmax_entropy(z_p), jxent.softmax_kl_divergence(z_q, z_p)
 
     with double_if(dtype):
-        whole, entropy, divergence = sides(jnp.asarray(a), jnp.asarray(b))
+        whole, entropy, divergence = map(np.asarray, sides(a, b))
         # softmax rounds the target probabilities: each within (16 + 2|log p|) eps of the truth.
         assert_same(entropy + divergence, whole, dtype, UNITS["divergence"] + 2 * 64)
 
@@ -57,10 +57,8 @@ def test_probabilities_cross_entropy_is_entropy_plus_divergence(dtype):
         return jxent.cross_entropy(p, q), jxent.entropy(p), jxent.relative_entropy(p, q)
 
     with double_if(dtype):
-        whole, entropy, divergence = sides(jnp.asarray(p[finite]), jnp.asarray(q[finite]))
-        terms = (
-            jnp.abs(whole) + jnp.abs(entropy) + np.sum(p[finite] + q[finite], axis=-1, dtype=float)
-        )
+        whole, entropy, divergence = map(np.asarray, sides(p[finite], q[finite]))
+        terms = np.abs(whole) + np.abs(entropy) + np.sum(p[finite] + q[finite], -1, dtype=float)
         assert_same(entropy + divergence, whole, dtype, UNITS["probability"], terms)
 
 
@@ -69,40 +67,40 @@ def test_two_classes_are_one_binary_question(dtype):
     (z,) = sweeps.rounded(dtype, sweeps.binary_logits()[:, None])
     two = np.concatenate([np.zeros_like(z), z], axis=-1)
 
-    def by_softmax(z):
-        return INTEGER(z, 1)
-
-    def by_sigmoid(z):
-        return jxent.sigmoid_binary_cross_entropy(z, 1.0)
+    @fast_jit
+    def both(two, one):
+        losses, pullback = jax.vjp(lambda z: INTEGER(z, 1), two)
+        binary, binary_pullback = jax.vjp(lambda z: jxent.sigmoid_binary_cross_entropy(z, 1.0), one)
+        gradients = *pullback(jnp.ones_like(losses)), *binary_pullback(jnp.ones_like(binary))
+        entropies = jxent.softmax_entropy(two), jxent.sigmoid_entropy(one)
+        return (losses, binary), gradients, entropies
 
     with double_if(dtype):
-        losses, pullback = fast_jit(lambda z: jax.vjp(by_softmax, z))(jnp.asarray(two))
-        binary, binary_pullback = fast_jit(lambda z: jax.vjp(by_sigmoid, z))(jnp.asarray(z[:, 0]))
-        assert_same(losses, binary, dtype, UNITS["softmax"])
-        ones = jnp.ones_like(losses)
-        gradient, expected = pullback(ones)[0], binary_pullback(ones)[0]
+        losses, gradients, entropies = jax.tree.map(np.asarray, both(two, z[:, 0]))
+        assert_same(*losses, dtype, UNITS["softmax"])
+        gradient, expected = gradients
         assert_same(gradient[:, 1], expected, dtype, UNITS["softmax"])
         assert_same(gradient[:, 0], -expected, dtype, UNITS["softmax"])
-        probabilities = fast_jit(jxent.softmax_entropy)(jnp.asarray(two))
-        entropy = fast_jit(jxent.sigmoid_entropy)(jnp.asarray(z[:, 0]))
-        assert_same(probabilities, entropy, dtype, UNITS["softmax"])
+        assert_same(*entropies, dtype, UNITS["softmax"])
 
 
 def test_one_hot_labels_are_integer_labels(dtype):
     (z,) = sweeps.rounded(dtype, sweeps.logits())
     y = np.broadcast_to(np.eye(sweeps.CLASSES)[1].astype(z.dtype), z.shape)
 
-    def both(function, labels):
-        @fast_jit
-        def losses_and_gradient(z):
+    @fast_jit
+    def of_both(z):
+        def losses_and_gradient(function, labels):
             losses, pullback = jax.vjp(lambda z: function(z, labels), z)
             return losses, pullback(jnp.ones_like(losses))[0]
 
-        return losses_and_gradient(jnp.asarray(z))
+        integers = np.ones(len(z), np.int32)
+        return losses_and_gradient(INTEGER, integers), losses_and_gradient(
+            jxent.softmax_cross_entropy, y
+        )
 
     with double_if(dtype):
-        losses, gradient = both(INTEGER, np.ones(len(z), np.int32))
-        soft, soft_gradient = both(jxent.softmax_cross_entropy, y)
+        (losses, gradient), (soft, soft_gradient) = jax.tree.map(np.asarray, of_both(z))
         np.testing.assert_array_equal(np.isinf(losses), np.isinf(soft))
         assert_same(soft, losses, dtype, UNITS["softmax"])
         assert_same(soft_gradient, gradient, dtype, UNITS["softmax"])
