@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BARE
+from cases import BARE, fast_jit
 
 import jxent
 
@@ -97,7 +97,7 @@ def _capped(with_cap):
         losses = _head(x, kernel, LABELS, logit_softcap=cap if with_cap else None)
         return jnp.sum(losses), losses
 
-    return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
+    return fast_jit(jax.grad(total, (0, 1, 2), has_aux=True))
 
 
 @pytest.mark.parametrize("cap", [INF, 3.4e38, 1e32, 1e30, 1e25])
@@ -152,12 +152,20 @@ def test_weights_of_both_signs_have_no_mean(array):
 
 def test_advantages_have_a_sum():
     """What the errors propose to write."""
-    losses = np.asarray(_mean_of_head(None, reduction="none"), np.float64)
-    total = _mean_of_head(ADVANTAGES, reduction="sum")
+
+    @fast_jit
+    def results():
+        none = {"reduction": "none"}
+        return (
+            _mean_of_head(None, **none),
+            _mean_of_head(ADVANTAGES, reduction="sum"),
+            _mean_of_head(ADVANTAGES, **none),
+            _mean_of_head(None, class_weights=ADVANTAGES[:3], **none),
+        )
+
+    losses, total, each, weighted = (np.asarray(x, np.float64) for x in results())
     np.testing.assert_allclose(total, np.dot(ADVANTAGES, losses), rtol=1e-6)
-    each = _mean_of_head(ADVANTAGES, reduction="none")
     np.testing.assert_allclose(each, ADVANTAGES * losses, rtol=1e-6)
-    weighted = _mean_of_head(None, class_weights=ADVANTAGES[:3], reduction="none")
     np.testing.assert_allclose(weighted, np.take(ADVANTAGES, LABELS) * losses, rtol=1e-6)
 
 
@@ -171,8 +179,7 @@ def test_weights_that_are_not_negative(weights):
 
 
 def test_traced_weights_are_taken_at_their_word():
-    weights = jnp.array([1.0, -0.5, 0.25, 0.5])
-    expected = np.dot(weights, _LOSSES) / 1.25
-    mean = jax.jit(lambda w: jxent.weighted_mean(jnp.asarray(_LOSSES), w))
-    np.testing.assert_allclose(mean(weights), expected, rtol=1e-6)
-    assert np.isfinite(jax.jit(_mean_of_head)(weights))
+    weights = np.float32([1.0, -0.5, 0.25, 0.5])
+    means = fast_jit(lambda w: [jxent.weighted_mean(_LOSSES, w), _mean_of_head(w)])(weights)
+    np.testing.assert_allclose(means[0], np.dot(weights, _LOSSES) / 1.25, rtol=1e-6)
+    assert np.isfinite(means[1])
