@@ -7,6 +7,7 @@ import pytest
 import sweeps
 from accuracy import double_if
 from cases import fast_jit
+from tiers import quick
 from tolerances import DTYPES, UNITS, computing, eps
 
 import jxent
@@ -14,7 +15,7 @@ import jxent
 INTEGER = jxent.softmax_cross_entropy_with_integer_labels
 
 
-@pytest.fixture(params=DTYPES)
+@pytest.fixture(params=quick(DTYPES, *(dtype for dtype in DTYPES if dtype != "float16")))
 def dtype(request):
     return request.param
 
