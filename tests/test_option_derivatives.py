@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import sweeps
 import tolerances
 from accuracy import double_if
+from cases import fast_jit
 from tiers import quick
 
 import jxent
@@ -141,7 +141,7 @@ def test_derivative_for_an_option(name, dtype):
         def derivatives(*args):
             return jax.grad(lambda options: function(*args, **options))(options)
 
-        results = jax.jit(jax.vmap(derivatives))(*map(jnp.asarray, args))
+        results = fast_jit(jax.vmap(derivatives))(*args)
         exact_options = {o: decimals(v)[()] for o, v in options.items()}
         sizes = row.sizes(*map(decimals, args), **exact_options)
         for option, exact in _exact_derivatives(TABLE[name], args, options).items():
@@ -168,12 +168,12 @@ def test_derivative_for_class_weights(dtype):
     """``y_j (-log p_j)``, whose errors are those of the surprisals."""
     with double_if(dtype), tolerances.many_digits(dtype):
         z, y = _soft(dtype)
-        weights = jnp.asarray(_WEIGHTS.astype(dtype))
+        weights = _WEIGHTS.astype(dtype)
 
         def derivative(z, y):
             return jax.grad(lambda w: jxent.softmax_cross_entropy(z, y, class_weights=w))(weights)
 
-        got = jax.jit(jax.vmap(derivative))(jnp.asarray(z), jnp.asarray(y))
+        got = fast_jit(jax.vmap(derivative))(z, y)
         exact = times(decimals(y), _surprisals(decimals(z)))
         quantity = Quantity(exact, *of_itself(exact, nats(exact)))
         worst, message = tolerances.worst_error(got, quantity, 16, dtype)
