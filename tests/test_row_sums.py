@@ -1,5 +1,6 @@
 """The ways to a row's maximum and sums, beside each other, against exact sums."""
 
+import functools
 import math
 from functools import partial
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import fast_jit
-from tiers import quick
+from tiers import quick, quick_rows
 from tolerances import eps
 
 from jxent._statistics import Request
@@ -36,8 +37,29 @@ WAYS = {
     name: lambda z, request, way=way: without_limit_nan(way(z, request, dtype=FLOAT32))
     for name, way in WAYS.items()
 }
-SERIAL = [WAYS["tpu"], WAYS["reduction_of_3"]]
-EVERY_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+SERIAL = ("tpu", "reduction_of_3")
+EVERY_WAY = pytest.mark.parametrize("way", WAYS)
+
+
+def _each_way(classes, several, *rows):
+    """Quick with this number of classes, and in these rows, where a way does something else."""
+    everything = [(way, n) for n in (classes, *several) for way in WAYS]
+    quick = [i for i, row in enumerate(everything) if row[1] == classes or row in rows]
+    return pytest.mark.parametrize(("way", "classes"), quick_rows(everything, *quick))
+
+
+@functools.cache
+def _compiled(way):
+    return jax.jit(lambda z, labels, w: WAYS[way](z, Request(labels, w, exp_gap=True)))
+
+
+def _statistics(way, z, w=0, labels=0):
+    """All of them, of 24 rows, so that tests with as many classes share a program."""
+    more = [(0, 24 - len(z)), (0, 0)]
+    w, labels = np.broadcast_to(w, z.shape), np.broadcast_to(labels, len(z))
+    padded = np.pad(z, more), np.pad(labels, more[0]), np.pad(w, more)
+    arguments = (x.astype(d) for x, d in zip(padded, ("f", "i", "f"), strict=True))
+    return jax.tree.map(lambda x: np.asarray(x)[: len(z)], _compiled(way)(*arguments))
 
 
 def _rows(classes):
@@ -71,25 +93,31 @@ def _exact(z, w):
     return [math.fsum(x) for x in terms]
 
 
-@EVERY_WAY
-@pytest.mark.parametrize("classes", quick([4, 8, 12, 100, 1024, 1028, 50_000], 4, 100, 1028))
+@_each_way(
+    8,
+    [4, 12, 100, 1024, 1028, 50_000],
+    ("cpu", 100),
+    ("short", 100),
+    *((way, 1028) for way in WAYS),
+)
 def test_sums(way, classes):
     z = _rows(classes)
     if way in SERIAL and classes > 10_000:
         z = z[:-1]  # A sorted row rounds at every step, of which accelerators take fewer.
-    w = _weights(z)
-    stats = jax.jit(lambda z, w: way(z, Request(weights=w, exp_gap=True)))(z, w)
+    w, labels = _weights(z), np.arange(len(z)) * classes // len(z)
+    stats = _statistics(way, z, w, labels)
     np.testing.assert_array_equal(stats.maximum[:, 0], z.max(-1))
     np.testing.assert_array_equal(stats.max_weight[:, 0], w.max(-1))
+    np.testing.assert_array_equal(stats.label_logit[:, 0], z[np.arange(len(z)), labels])
     exact = np.array([_exact(*row) for row in zip(z, w, strict=True)]).T
     # A sum below 1 may be a logarithm's exponential, which has so many more units of error.
     logarithm = np.abs(np.log(np.maximum(exact[0], 1e-38)))
     allowed = [12 + logarithm, 12, 12, 12]
-    got = (stats.sumexp_rest, stats.weighted_gap, stats.weight_rest, stats.exp_gap)
     names = ("sumexp_rest", "weighted_gap", "weight_rest", "exp_gap")
-    for name, x, right, units in zip(names, got, exact, allowed, strict=True):
+    for name, right, units in zip(names, exact, allowed, strict=True):
+        x = getattr(stats, name)
         assert x.shape == (len(z), 1)
-        error = np.abs(np.asarray(x)[:, 0] - right)
+        error = np.abs(x[:, 0] - right)
         worst = error / (eps("float32") * np.maximum(right, 1e-30))
         assert np.all(error <= units * eps("float32") * right + 1e-33), (name, worst)
 
@@ -108,16 +136,16 @@ _SPECIAL = [
 ]
 
 
-@EVERY_WAY
-@pytest.mark.parametrize("classes", quick([4, 8, 100, 1024, 4096], 8, 100))
+@_each_way(8, [4, 100, 1024, 4096], ("cpu", 100), ("short", 100))
 def test_without_limit(way, classes):
+    """With nothing else requested."""
     z = np.tile(np.linspace(-1, 1, classes, dtype=np.float32), (len(_SPECIAL) + 4, 1))
     for row, (numbers, _, _) in zip(z, _SPECIAL, strict=False):
         row[[0, classes // 2, -1]] = numbers
     *_, nothing, one, infinite, unknown = z
     nothing[:] = one[:] = infinite[:] = unknown[:] = -INF
     one[classes // 3], infinite[-1], unknown[1] = 3, INF, NAN
-    m, s, *_ = jax.jit(lambda z: way(z, Request()))(z)
+    m, s, *_ = jax.jit(lambda z: WAYS[way](z, Request()))(z)
     last = [(-INF, NAN), (3, 0), (INF, 0), (NAN, NAN)]
     expected = [(m, s) for _, m, s in _SPECIAL] + last
     np.testing.assert_array_equal(np.concatenate([m, s], axis=-1), np.float32(expected))
@@ -131,8 +159,7 @@ def test_nan_is_the_highest(place):
     assert np.isnan(jax.jit(lambda z: by_reduction(z, Request(), FLOAT32, 100).maximum)(z))
 
 
-@EVERY_WAY
-@pytest.mark.parametrize("classes", quick([4, 8, 100], 8))
+@_each_way(8, [4, 100])
 def test_weighted_gap_without_limit(way, classes):
     """What has no weight costs nothing, and what is infinitely far costs as much."""
     z, w = np.zeros((2, 6, classes), np.float32)
@@ -141,7 +168,7 @@ def test_weighted_gap_without_limit(way, classes):
     z[4, 3] = z[5, 3] = NAN
     w[:, 0] = w[1, 1] = w[3, 3] = w[5, 3] = 1
     (w[2, 0], w[2, 3]), (w[3, 0], z[3, 2]) = (0, 1), (0, -INF)
-    stats = jax.jit(lambda z, w: way(z, Request(weights=w)))(z, w)
+    stats = _statistics(way, z, w)
     np.testing.assert_array_equal(stats.weighted_gap[:4, 0], [0, INF, 0, 0])
     assert np.all(np.isnan(stats.maximum[4:]))
 
@@ -150,33 +177,32 @@ def test_weighted_gap_without_limit(way, classes):
 @pytest.mark.parametrize("classes", [8, 100, 1024, 4096])
 def test_no_rows(way, classes):
     z = jax.ShapeDtypeStruct((0, classes), np.float32)
-    stats = jax.eval_shape(lambda z, w: way(z, Request(weights=w, exp_gap=True)), z, z)
+    stats = jax.eval_shape(lambda z, w: WAYS[way](z, Request(weights=w, exp_gap=True)), z, z)
     assert {x.shape for x in jax.tree.leaves(stats)} == {(0, 1)}
 
 
 @EVERY_WAY
 def test_exp_gap_without_limit(way):
-    z = np.float32([[0, -INF, 0, -INF], [INF, 0, -INF, 1e30], [0, 1e30, 1e38, -1e38]])
-    stats = jax.jit(lambda z: way(z, Request(exp_gap=True)))(z)
-    np.testing.assert_array_equal(stats.exp_gap[:, 0], 0)
+    z = np.full((3, 8), -INF, np.float32)
+    z[:, :4] = [[0, -INF, 0, -INF], [INF, 0, -INF, 1e30], [0, 1e30, 1e38, -1e38]]
+    np.testing.assert_array_equal(_statistics(way, z).exp_gap[:, 0], 0)
 
 
 @EVERY_WAY
 def test_logit_of_the_label(way):
-    rows = np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
-    rows[1, [0, 7, 9]], rows[2, [0, 5]] = (-INF, -INF, INF), (NAN, 9)
-    z, labels = np.repeat(rows, 10, axis=0), np.tile(np.arange(10), 3)
-    stats = jax.jit(lambda z, labels: way(z, Request(labels=labels)))(z, labels)
+    rows = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    rows[1, [0, 5, 7]], rows[2, [0, 5]] = (-INF, -INF, INF), (NAN, 9)
+    stats = _statistics(way, np.repeat(rows, 8, axis=0), labels=np.tile(np.arange(8), 3))
     np.testing.assert_array_equal(stats.label_logit[:, 0], rows.reshape(-1))
 
 
-@pytest.mark.parametrize("way", quick(WAYS.values(), WAYS["cpu"], WAYS["tpu"]), ids=WAYS)
+@pytest.mark.parametrize("way", quick(WAYS, "cpu", "tpu"))
 def test_leading_dimensions(way):
     """More of them, fewer, and mapped ones."""
     z, w = np.random.default_rng(0).uniform(size=(2, 2, 3, 48)).astype(np.float32)
 
     def mapped(z, w):
-        return way(z, Request(weights=w, exp_gap=True))
+        return WAYS[way](z, Request(weights=w, exp_gap=True))
 
     sums = fast_jit(mapped)
     whole = sums(z, w)
@@ -193,7 +219,7 @@ def _assert_close(stats, expected):
 
 def _of_statistics(z, w):
     """What is made of them: a normalizer, a logit, a soft cross-entropy and what entropies need."""
-    labels = jnp.asarray([1, 0, 3])
+    labels = np.int32([1, 0, 3])
     stats = row_statistics(z, Request(labels, w, exp_gap=True), FLOAT32)
     m, s, label_logit, gap, top, rest, exp_gap = stats
     return m + jnp.log1p(s), label_logit, gap + (top + rest) * jnp.log1p(s), exp_gap / (1 + s)
@@ -208,8 +234,8 @@ def _in_a_loop(z, w):
 )
 def test_derivative(derivative, function):
     """Also in loops, where JAX 0.10 loses the rules of a `jax.custom_jvp`."""
-    z = jnp.asarray([[0.5, -1.0, 2.0, 0.0], [1.0, 1.0, 0.0, -3.0], [1.0, 0.0, 1.0, 0.5]])
-    w = jnp.asarray([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.0, 0.0], [0.3, 0.4, 0.4, 0.1]])
+    z = np.float32([[0.5, -1.0, 2.0, 0.0], [1.0, 1.0, 0.0, -3.0], [1.0, 0.0, 1.0, 0.5]])
+    w = np.float32([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.0, 0.0], [0.3, 0.4, 0.4, 0.1]])
 
     def plainly(z, w):
         log_p = jax.nn.log_softmax(z)
@@ -219,14 +245,14 @@ def test_derivative(derivative, function):
         soft, exp_gap = (-jnp.sum(x, -1, keepdims=True) for x in (w * log_p, jnp.exp(log_p) * down))
         return normalizer, label_logit, soft, exp_gap
 
-    found = fast_jit(derivative(function, (0, 1)))(z, w)
-    for x, y in zip(*map(jax.tree.leaves, (found, jax.jacrev(plainly, (0, 1))(z, w))), strict=True):
+    both = fast_jit(lambda *x: (derivative(function, (0, 1))(*x), jax.jacrev(plainly, (0, 1))(*x)))
+    for x, y in zip(*map(jax.tree.leaves, both(z, w)), strict=True):
         np.testing.assert_allclose(x.reshape(y.shape), y, atol=1e-6)
 
 
 def test_derivative_of_merged_shards():
     """For the weights of a shard that has none: they cost the gap to the maximum."""
-    z, w = jnp.asarray([[[0.5, 2.0]], [[-1.0, 1.0]]]), jnp.asarray([[[0.25, 0.75]], [[0.0, 0.0]]])
+    z, w = np.float32([[[[0.5, 2.0]], [[-1.0, 1.0]]], [[[0.25, 0.75]], [[0.0, 0.0]]]])
 
     def gap(w):
         shards = row_statistics(z, Request(weights=w), FLOAT32)
@@ -235,7 +261,7 @@ def test_derivative_of_merged_shards():
         ]
         return merged([shards], *over_shards).weighted_gap[0, 0, 0]
 
-    np.testing.assert_allclose(jax.grad(gap)(w), 2.0 - z, rtol=1e-6)
+    np.testing.assert_allclose(fast_jit(jax.grad(gap))(w), 2.0 - z, rtol=1e-6)
 
 
 def test_mapped():
@@ -245,6 +271,7 @@ def test_mapped():
     def mapped(z, w):
         return row_statistics(z, Request(weights=w, exp_gap=True), FLOAT32)
 
-    alone = [mapped(x, w[:, 0]) for x in jnp.swapaxes(z, 0, 1)]
-    expected = jax.tree.map(lambda *x: jnp.stack(x), *alone)
-    _assert_close(jax.vmap(mapped, in_axes=(1, None))(z, w[:, 0]), expected)
+    one = fast_jit(mapped)
+    alone = [one(x, w[:, 0]) for x in np.swapaxes(z, 0, 1)]
+    expected = jax.tree.map(lambda *x: np.stack(x), *alone)
+    _assert_close(fast_jit(jax.vmap(mapped, in_axes=(1, None)))(z, w[:, 0]), expected)
