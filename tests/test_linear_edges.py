@@ -105,44 +105,56 @@ def test_value_and_pullback_differentiated_again(perturbed, reduction):
             assert np.linalg.norm(got - exact) <= 1e-11 * size
 
 
+# The examples, the features and the classes.
+EMPTY = [((5,), 0, 7), ((0,), 3, 7), ((2, 0), 3, 7), ((0,), 0, 7), ((5,), 0, 1), ((0,), 3, 1)]
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize(("examples", "features"), [((5,), 0), ((0,), 3), ((0,), 0), ((2, 0), 3)])
-@pytest.mark.parametrize("classes", [1, 7])
-def test_empty_sizes(examples, features, classes, reduction):
+def test_empty_sizes(reduction):
     """No feature makes every logit its bias, no example no loss; the gradients have the shapes."""
-    x, w = jnp.ones((*examples, features)), jnp.ones((features, classes))
-    bias, y = jnp.linspace(-1, 2, classes), jnp.zeros(examples, int)
+    cases = [(*sizes, is_bare) for sizes in EMPTY for is_bare in (True, False)]
 
-    def loss(x, w, bias, bare):
-        options = {} if bare else {"bias": bias, "weights": jnp.full(examples, 2.0)}
-        losses = jxent.linear_softmax_cross_entropy(
-            x, w, y, **options, reduction=reduction, chunk_size=2
-        )
-        return jnp.sum(losses), losses
+    def bias_of(classes):
+        return np.linspace(-1, 2, classes, dtype=np.float32)
 
-    value_and_grad = fast_jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=3)
-    for bare in (True, False):
-        (_, losses), gradients = value_and_grad(x, w, bias, bare)
-        logits = np.zeros(classes) if bare else np.asarray(bias, np.float64)
+    def value_and_gradients(case, floats):
+        examples, _, _, is_bare = case
+
+        def loss(x, w, bias):
+            options = {} if is_bare else {"bias": bias, "weights": np.full(examples, 2, "f")}
+            losses = jxent.linear_softmax_cross_entropy(
+                x, w, np.zeros(examples, int), **options, reduction=reduction, chunk_size=2
+            )
+            return jnp.sum(losses), losses
+
+        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*floats)
+
+    floats = [
+        (np.ones((*examples, features), "f"), np.ones((features, classes), "f"), bias_of(classes))
+        for examples, features, classes, _ in cases
+    ]
+    results = fast_jit(lambda floats: list(map(value_and_gradients, cases, floats)))(floats)
+    for case, ((_, losses), (to_x, to_w, to_bias)) in zip(cases, results, strict=True):
+        examples, features, classes, is_bare = case
+        logits = np.zeros(classes) if is_bare else bias_of(classes).astype(np.float64)
         each = np.log(np.sum(np.exp(logits - logits[0])))
-        number, weight = np.prod(examples), 1 if bare else 2
+        number, weight = np.prod(examples), 1 if is_bare else 2
         total = {"mean": each * (number > 0), "sum": weight * number * each, "none": weight * each}
-        assert losses.shape == (examples if reduction == "none" else ())
-        np.testing.assert_allclose(losses, np.full(losses.shape, total[reduction]), rtol=1e-6)
-        to_x, to_w, to_bias = gradients
-        assert to_x.shape == x.shape
-        assert not np.any(to_w)
-        if bare:
-            assert not np.any(to_bias)
-        else:
-            p = np.exp(logits) / np.sum(np.exp(logits)) - (np.arange(classes) == 0)
-            share = number > 0 if reduction == "mean" else weight * number
-            np.testing.assert_allclose(to_bias, share * p, atol=1e-6)
+        assert losses.shape == (examples if reduction == "none" else ()), case
+        right = np.full(losses.shape, total[reduction])
+        np.testing.assert_allclose(losses, right, rtol=1e-6, err_msg=str(case))
+        assert to_x.shape == (*examples, features), case
+        assert to_w.shape == (features, classes), case
+        assert not np.any(to_w), case
+        p = np.exp(logits) / np.sum(np.exp(logits)) - (np.arange(classes) == 0)
+        share = number > 0 if reduction == "mean" else weight * number
+        right = 0 if is_bare else share * p
+        np.testing.assert_allclose(to_bias, right, atol=0 if is_bare else 1e-6, err_msg=str(case))
 
 
 def test_one_class_is_certain():
     """Its loss is the z-loss alone, whatever the logit."""
-    x, w = jnp.array([[1.0], [30.0]]), jnp.array([[2.0]])
+    x, w = np.float32([[1.0], [30.0]]), np.float32([[2.0]])
 
     def loss(w):
         return jnp.sum(
@@ -151,7 +163,7 @@ def test_one_class_is_certain():
             )
         )
 
-    value, gradient = jax.value_and_grad(loss)(w)
+    value, gradient = fast_jit(jax.value_and_grad(loss))(w)
     np.testing.assert_allclose(value, 0.25 * (4 + 3600))
     np.testing.assert_allclose(gradient, [[0.5 * (1 * 2 + 30 * 60)]], rtol=1e-6)
 
@@ -164,10 +176,10 @@ def arguments(**changes):
 @pytest.mark.parametrize("features", [0, 3])
 @pytest.mark.parametrize("examples", [0, 4])
 def test_no_class_is_a_mistake(features, examples):
-    x, w = jnp.ones((examples, features)), jnp.ones((features, 0))
+    x, w = np.ones((examples, features), "f"), np.ones((features, 0), "f")
     message = f"kernel must have at least one class, got shape ({features}, 0)"
     with pytest.raises(ValueError, match=re.escape(message)):
-        jxent.linear_softmax_cross_entropy(x, w, jnp.zeros(examples, int))
+        jxent.linear_softmax_cross_entropy(x, w, np.zeros(examples, int))
 
 
 @pytest.mark.parametrize("chunk_size", [2.0, True, "8", np.float32(8), np.bool_(True), [8], 1j])
@@ -184,37 +196,46 @@ def test_chunk_size_is_positive(chunk_size):
 
 
 def test_chunk_size_of_any_integer_type():
-    losses = {
-        float(jxent.linear_softmax_cross_entropy(**arguments(chunk_size=size)))
-        for size in (8, np.int64(8), np.uint8(8), np.array(8), jnp.array(8))
+    """They make the same program."""
+
+    def lowered(size):
+        options = arguments(chunk_size=size)
+        return jax.jit(lambda: jxent.linear_softmax_cross_entropy(**options)).lower().as_text()
+
+    sizes = (8, np.int64(8), np.uint8(8), np.array(8), jnp.array(8))
+    assert len(set(map(lowered, sizes))) == 1
+    assert lowered(8) != lowered(9)
+
+
+def test_explicitly_sharded_examples_need_a_mesh():
+    mesh = mesh_of(*BOTH, AxisType.Explicit)
+    args = {
+        "inputs": np.ones((8, 2), "f"),
+        "kernel": np.ones((2, 3), "f"),
+        "labels": np.zeros(8, int),
+        "weights": np.ones(8, "f"),
     }
-    assert len(losses) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "spec"),
-    [
+    specs = [
         ("inputs", P("data", None)),
         ("inputs", P(None, "model")),
         ("labels", P("data")),
         ("weights", P("data")),
-    ],
-)
-@pytest.mark.parametrize("chunk_size", [None, 2])
-def test_explicitly_sharded_examples_need_a_mesh(name, spec, chunk_size):
-    mesh = mesh_of(*BOTH, AxisType.Explicit)
-    args = {
-        "inputs": jnp.ones((8, 2)),
-        "kernel": jnp.ones((2, 3)),
-        "labels": jnp.zeros(8, int),
-        "weights": jnp.ones(8),
-    }
-    sharded = args | {name: jax.device_put(args[name], NamedSharding(mesh, spec))}
-    message = (
-        f"{name} must not be sharded explicitly without mesh=, the mesh to compute on, got {spec}"
-    )
+    ]
+    loss = jxent.linear_softmax_cross_entropy
     with jax.set_mesh(mesh):
-        with pytest.raises(ValueError, match=re.escape(message)):
-            jxent.linear_softmax_cross_entropy(**sharded, chunk_size=chunk_size)
-        loss = jxent.linear_softmax_cross_entropy(**sharded, mesh=mesh, chunk_size=chunk_size)
-    np.testing.assert_allclose(loss, np.log(3), rtol=1e-6)
+        sharded = [
+            args | {name: jax.device_put(args[name], NamedSharding(mesh, spec))}
+            for name, spec in specs
+        ]
+        for (name, spec), some in zip(specs, sharded, strict=True):
+            message = (
+                f"{name} must not be sharded explicitly without mesh=, the mesh to compute on,"
+                f" got {spec}"
+            )
+            for chunk_size in (None, 2):
+                with pytest.raises(ValueError, match=re.escape(message)):
+                    loss(**some, chunk_size=chunk_size)
+        losses = fast_jit(
+            lambda sharded: [loss(**some, mesh=mesh, chunk_size=2) for some in sharded]
+        )(sharded)
+    np.testing.assert_allclose(losses, np.log(3), rtol=1e-6)
