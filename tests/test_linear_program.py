@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import fast_jit
 
 import jxent
 
@@ -18,7 +19,7 @@ def _compiled(reduction, argnums, examples=4096, features=16, classes=4099, **op
     shapes = ((examples, features), (features, classes), (examples,))
     args = [jax.ShapeDtypeStruct(s, d) for s, d in zip(shapes, "ffi", strict=True)]
     function = jax.value_and_grad(loss, argnums) if argnums else loss
-    return jax.jit(function).lower(*args), examples * classes
+    return fast_jit(function).lower(*args), examples * classes
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -289,7 +289,7 @@ def test_gradient_of_a_value_that_came_with_a_gradient_twice(dtype):
     def value(function):
         return lambda z: jax.vjp(function, z)[0]
 
-    again, once = jax.jit(lambda z: (jax.grad(value(value(loss)))(z), jax.grad(loss)(z)))(z)
+    again, once = fast_jit(lambda z: (jax.grad(value(value(loss)))(z), jax.grad(loss)(z)))(z)
     np.testing.assert_allclose(again, once, rtol=4 * tolerances.eps(dtype))
 
 

@@ -81,40 +81,46 @@ def test_never_negative_and_zero_where_both_agree(classes):
     """Zero exactly; or what rounding leaves, where one program rounds logarithms in two ways."""
     rng = np.random.default_rng(1)
     sizes = 10.0 ** rng.uniform(-3, 1.5, (5000, 1))
-    z = jnp.asarray(sizes * rng.normal(size=(5000, classes)), "float32")
+    z = (sizes * rng.normal(size=(5000, classes))).astype("float32")
+
+    def largest(teacher):
+        return jax.lax.top_k(jxent.log_softmax(teacher), 4)
 
     @fast_jit
     def both(z, teacher):
-        log_p, index = jax.lax.top_k(jxent.log_softmax(teacher), 4)
+        log_p, index = largest(teacher)
         return loss(z, index, log_p)
 
     for change in (1e-7, 1e-5, 1e-3, 1):
         teacher = z + change * rng.normal(size=z.shape).astype("float32")
         assert np.all(np.asarray(both(z, teacher)) >= 0)
     assert np.all(np.asarray(both(z, z)) < 1e-8)
-    log_p, index = jax.lax.top_k(jxent.log_softmax(z), 4)
-    np.testing.assert_array_equal(loss(z, index, log_p), 0)
+    log_p, index = fast_jit(largest)(z)
+    np.testing.assert_array_equal(fast_jit(loss)(z, index, log_p), 0)
 
 
 def test_all_classes_and_axes():
     """Of all classes it is the divergence of the logits; the classes may be any axis."""
     rng = np.random.default_rng(2)
-    z, teacher = (jnp.asarray(rng.normal(size=(4, 6)), jnp.float32) for _ in range(2))
-    index = jnp.asarray(rng.permuted(np.tile(np.arange(6), (4, 1)), axis=1))
-    log_p = jnp.take_along_axis(jxent.log_softmax(teacher), index, axis=-1)
-    divergence = loss(z, index, log_p)
-    np.testing.assert_allclose(divergence, jxent.softmax_kl_divergence(z, teacher), rtol=1e-5)
-    columns = loss(z.T, index.T, log_p.T, axis=0, where=jnp.arange(4) != 1)
-    np.testing.assert_array_equal(columns, jnp.where(jnp.arange(4) != 1, divergence, 0))
+    z, teacher = rng.normal(size=(2, 4, 6)).astype(np.float32)
+    index = rng.permuted(np.tile(np.arange(6), (4, 1)), axis=1)
+    log_p, expected = fast_jit(
+        lambda z, teacher: (jxent.log_softmax(teacher), jxent.softmax_kl_divergence(z, teacher))
+    )(z, teacher)
+    log_p = np.take_along_axis(np.asarray(log_p), index, axis=-1)
+    divergence = fast_jit(loss)(z, index, log_p)
+    np.testing.assert_allclose(divergence, expected, rtol=1e-5)
+    counted = np.arange(4) != 1
+    columns = fast_jit(loss, static_argnames="axis")(z.T, index.T, log_p.T, axis=0, where=counted)
+    np.testing.assert_array_equal(columns, np.where(counted, divergence, 0))
 
 
 def test_derivatives():
     """Of every order and in every mode, for both arguments."""
     rng = np.random.default_rng(3)
     with jax.enable_x64(True):
-        z = jnp.asarray(rng.normal(size=(2, 5)))
-        log_p = jnp.log(jnp.asarray(rng.dirichlet(np.ones(5), 2)))[:, :3]
-        index = jnp.asarray([[0, 1, 2], [3, 4, 1]])
+        z, index = rng.normal(size=(2, 5)), np.array([[0, 1, 2], [3, 4, 1]])
+        log_p = np.log(rng.dirichlet(np.ones(5), 2))[:, :3]
 
         def plain(z, log_p):
             q = jax.nn.softmax(z)
@@ -147,9 +153,8 @@ def of(p, *named):
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a)
 
 
-@pytest.mark.parametrize("debug_nans", [False, True])
-def test_policies(debug_nans):
-    """In one program; what is finite has finite gradients, also under `jax_debug_nans`."""
+def test_policies():
+    """In one program; of possible rows nothing is NaN, and what is finite has finite gradients."""
     rows = [
         ("no probability", LOGITS, [0, 1], logs(0.5, 0), of([0.5, 0, 0.5], (0,), (1,), (2, 3))),
         ("padding out of range", LOGITS, [0, -1], logs(0.5, 0), of([0.5, 0.5], (0,), (1, 2, 3))),
@@ -167,18 +172,16 @@ def test_policies(debug_nans):
         ("a named class at -inf", [-INF, 1.0, 2.0, 3.0], [0, 1], logs(0.5, 0.2), INF),
         ("the others at -inf", [0.0, 1.0, -INF, -INF], [0, 1], logs(0.5, 0.4), INF),
     ]
-    rows += [] if debug_nans else impossible
-    _, z, index, log_p, _ = (list(column) for column in zip(*rows, strict=True))
+    _, z, index, log_p, _ = (list(column) for column in zip(*rows, *impossible, strict=True))
 
     def total(z, log_p):
-        losses = loss(z, jnp.asarray(index), log_p)
+        losses = loss(z, np.array(index), log_p)
         return jnp.sum(losses), losses
 
-    with jax.debug_nans(debug_nans):
-        gradients, losses = jax.jit(jax.grad(total, (0, 1), has_aux=True))(
-            jnp.asarray(z), jnp.asarray(log_p)
-        )
-    for (name, *_, value), x, *to in zip(rows, losses, *gradients, strict=True):
+    gradient = fast_jit(jax.grad(total, (0, 1), has_aux=True))
+    gradients, losses = jax.tree.map(np.asarray, gradient(np.float32(z), np.float32(log_p)))
+    assert not any(np.any(np.isnan(x[: len(rows)])) for x in (losses, *gradients))
+    for (name, *_, value), x, *to in zip(rows + impossible, losses, *gradients, strict=True):
         if value is not None:
             np.testing.assert_allclose(x, value, rtol=1e-5, err_msg=name)
         assert np.isfinite(x) <= np.all(np.isfinite(to[0])), name
@@ -191,7 +194,7 @@ def test_masks():
     where = np.array([[True] * 4, [True, False, True, True], [True, True, False, False]])
     index, log_p = np.array([[0, 1]] * 3), np.stack([logs(0.4, 0.3)] * 2 + [logs(0.4, 0.6)])
     z = np.float32([LOGITS] * 3)
-    losses = fast_jit(loss)(z, index, log_p, where=where)
+    losses = np.asarray(fast_jit(loss)(z, index, log_p, where=where))
     # 3/7 of what is left, beside two others; and the softmax of the first two alone.
     p, q = np.array([4 / 7, 3 / 7]), P[[0, 2, 3]] / P[[0, 2, 3]].sum()
     few = np.sum(p * np.log(p / [q[0], q[1] + q[2]]))
@@ -204,7 +207,7 @@ def test_masks():
     def total(log_p):
         return jnp.sum(loss(z, index, log_p, where=counted))
 
-    value, gradient = fast_jit(jax.value_and_grad(total))(jnp.asarray(bad))
+    value, gradient = fast_jit(jax.value_and_grad(total))(bad)
     np.testing.assert_allclose(value, losses[0], rtol=1e-6)
     np.testing.assert_array_equal(np.any(gradient != 0, axis=-1), counted)
 
@@ -215,43 +218,41 @@ def test_rounded_targets(dtype):
     rng = np.random.default_rng(4)
     p = rng.dirichlet(np.ones(6), 200)
     index = np.tile(np.arange(6), (200, 1))
-    log_p = jnp.asarray(np.log(p), dtype)
-    z = jnp.asarray(rng.normal(size=(200, 6)), dtype)
+    log_p, z = np.log(p).astype(dtype), rng.normal(size=(200, 6)).astype(dtype)
 
     @fast_jit
     def both(z):
         losses, pullback = jax.vjp(lambda z: loss(z, index, log_p), z)
-        return losses, pullback(jnp.ones_like(losses))[0]
+        gradient = pullback(jnp.ones_like(losses))[0]
+        return losses, gradient, jxent.softmax_kl_divergence(z, log_p)
 
-    losses, gradient = both(z)
+    losses, gradient, expected = both(z)
     assert losses.dtype == jnp.float32
-    expected = fast_jit(jxent.softmax_kl_divergence)(z, log_p)
     np.testing.assert_allclose(losses, expected, atol=0.03)
     assert gradient.dtype == dtype
 
 
 def test_transformations():
-    """`vmap` over each argument, and inside `jxent.chunked`."""
+    """Inside `jxent.chunked` it is what `vmap` over each argument makes of it."""
     rng = np.random.default_rng(5)
-    x, w = jnp.asarray(rng.normal(size=(9, 3))), jnp.asarray(rng.normal(size=(3, 8)))
-    log_p, index = jax.lax.top_k(jxent.log_softmax(jnp.asarray(rng.normal(size=(9, 8)))), 3)
-    where = jnp.arange(9) % 3 != 1
+    x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((9, 3), (3, 8)))
+    teacher = np.log(rng.dirichlet(np.ones(8), 9)).astype(np.float32)
+    index = np.argsort(-teacher, axis=-1)[:, :3]
+    log_p = np.take_along_axis(teacher, index, axis=-1)
+    where = np.arange(9) % 3 != 1
+    distil = jxent.chunked(loss, reduction="sum", chunk_size=4, precision="highest")
 
-    def gradients(function):
-        return jax.value_and_grad(lambda *args: jnp.sum(function(*args)), (0, 1, 2))(x, w, log_p)
+    def in_chunks(x, w, log_p):
+        return distil(jxent.LinearLogits(x, w), index, log_p, where=where)
 
-    distil = jxent.chunked(loss, chunk_size=4, precision="highest")
-    ways = (
-        lambda x, w, log_p: distil(jxent.LinearLogits(x, w), index, log_p, where=where),
-        lambda x, w, log_p: loss(jnp.dot(x, w, precision="highest"), index, log_p, where=where),
-        lambda x, w, log_p: jnp.where(
-            where, jax.vmap(loss)(jnp.dot(x, w, precision="highest"), index, log_p), 0
-        ),
-    )
-    first, *others = fast_jit(lambda: [gradients(way) for way in ways])()
-    for other in others:
-        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+    def mapped(x, w, log_p):
+        losses = jax.vmap(loss)(jnp.dot(x, w, precision="highest"), index, log_p)
+        return jnp.sum(jnp.where(where, losses, 0))
+
+    ways = [jax.value_and_grad(function, (0, 1, 2)) for function in (in_chunks, mapped)]
+    both = fast_jit(lambda *args: [way(*args) for way in ways])
+    for a, b in zip(*map(jax.tree.leaves, both(x, w, log_p)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
