@@ -184,7 +184,8 @@ def test_two_heads_weights_and_arguments(chunk_size, reduction):
     assert_same(both, {"weights": weights})
 
 
-def test_what_a_loss_closes_over():
+@pytest.mark.parametrize("reduction", quick(["none", "mean"]))
+def test_what_a_loss_closes_over(reduction):
     """Numbers, class weights, masks, labels and keys, all of them traced; in functions inside."""
 
     def call(make, a):
@@ -209,9 +210,8 @@ def test_what_a_loss_closes_over():
         return make(loss)(jxent.LinearLogits(a["inputs"], a["kernel"]), a["labels"])
 
     finite = {"bias": np.abs(numbers()["bias"])}
-    for reduction in ("none", "mean"):
-        makes = [functools.partial(f, reduction=reduction) for f in (chunked, dense)]
-        assert_same([functools.partial(call, make) for make in makes], finite)
+    makes = [functools.partial(f, reduction=reduction) for f in (chunked, dense)]
+    assert_same([functools.partial(call, make) for make in makes], finite)
 
 
 def margin(logits, labels):
@@ -226,20 +226,23 @@ def margin(logits, labels):
 def test_modes(reduction):
     """Forward mode, second derivatives both ways, `vmap`, `scan`, `checkpoint`."""
 
-    def modes(make):
+    def objective(make):
         def f(a):
             def loss(logits, labels):
                 losses = jxent.softmax_cross_entropy_with_integer_labels(logits, labels)
                 return losses / a["scale"] + margin(logits, labels)
 
             logits = jxent.LinearLogits(a["inputs"], a["kernel"], scale=a["scale"])
-            return total(make(loss)(logits, numbers()["labels"], where=numbers()["where"]))
+            function = make(loss, reduction=reduction)
+            return total(function(logits, numbers()["labels"], where=numbers()["where"]))
 
+        return f
+
+    def modes(f, floats):
         def along(a):
             return sum(jnp.vdot(x, dots[k]) for k, x in jax.grad(f)(a).items())
 
         _, linear = jax.linearize(f, floats)
-        stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), floats)
         return (
             jax.jvp(f, (floats,), (dots,)),
             linear(dots),
@@ -250,13 +253,20 @@ def test_modes(reduction):
             jax.lax.scan(lambda c, a: (c, jax.grad(f)(a)), 0, stacked)[1],
         )
 
+    def plainly(f, floats):
+        """The same, each number computed once."""
+        value, slope = jax.jvp(f, (floats,), (dots,))
+        second = jax.jvp(jax.grad(f), (floats,), (dots,))[1]
+        values, gradients = jax.vmap(jax.value_and_grad(f))(stacked)
+        once = jax.tree.map(lambda x: x[0], gradients)
+        return (value, slope), slope, second, second, (values, gradients), once, gradients
+
     with jax.enable_x64(True):
-        floats = {k: jnp.asarray(numbers()[k]) for k in ("inputs", "kernel", "scale")}
-        dots = jax.tree.map(jnp.cos, floats)
+        floats = {k: numbers()[k] for k in ("inputs", "kernel", "scale")}
+        dots = jax.tree.map(np.cos, floats)
+        stacked = jax.tree.map(lambda x: np.stack([x, 2 * x]), floats)
         results = fast_jit(
-            lambda: [
-                modes(functools.partial(make, reduction=reduction)) for make in (chunked, dense)
-            ]
-        )()
+            lambda floats: (modes(objective(chunked), floats), plainly(objective(dense), floats))
+        )(floats)
     for got, exact in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(got, exact, rtol=1e-10, atol=1e-11)

@@ -149,10 +149,24 @@ def test_other_modes(reduction):
         x, w, y = (arrays_of_head()[k] for k in BASE)
         v = (0.5 * np.cos(x), np.sin(w))
 
-        def modes(function):
+        twice = [np.stack([x, 2 * x]), np.stack([w, 2 * w]), np.stack([y, y[::-1]])]
+
+        def of(function):
             def f(x, w, y=y):
                 out = function(x, w, y, reduction=reduction)
                 return jnp.sum(jnp.cos(jnp.arange(out.size)).reshape(out.shape) * out)
+
+            return f
+
+        def mapped(f, x, w):
+            return (
+                jax.vmap(f, (0, None, None))(twice[0], w, y),
+                jax.vmap(jax.grad(f), (None, 0, None))(x, twice[1], y),
+                jax.vmap(f, (None, None, 0))(x, w, twice[2]),
+            )
+
+        def fused(x, w):
+            f = of(functools.partial(fused_head, chunk_size=8))
 
             def along(x, w):
                 return sum(map(jnp.vdot, jax.grad(f, (0, 1))(x, w), v))
@@ -163,14 +177,20 @@ def test_other_modes(reduction):
                 linear(*v),
                 jax.jvp(jax.grad(f, (0, 1)), (x, w), v)[1],
                 jax.grad(along, (0, 1))(x, w),
-                jax.vmap(f, (0, None, None))(np.stack([x, 2 * x]), w, y),
-                jax.vmap(jax.grad(f), (None, 0, None))(x, np.stack([w, 2 * w]), y),
-                jax.vmap(f, (None, None, 0))(x, w, np.stack([y, y[::-1]])),
+                mapped(f, x, w),
                 jax.grad(jax.checkpoint(f))(x, w),
                 jax.lax.scan(lambda c, s: (c, jax.grad(f, 1)(x, s * w)), 0, jnp.arange(1.0, 3))[1],
             )
 
-        fused = fast_jit(lambda: modes(functools.partial(fused_head, chunk_size=8)))()
-        dense = fast_jit(lambda: modes(dense_head))()
-        for got, expected in zip(jax.tree.leaves(fused), jax.tree.leaves(dense), strict=True):
+        def dense(x, w):
+            """The same, each number computed once."""
+            f = of(dense_head)
+            slope = jax.jvp(f, (x, w), v)[1]
+            second = jax.jvp(jax.grad(f, (0, 1)), (x, w), v)[1]
+            values, to_x, others = mapped(f, x, w)
+            to_w = jax.vmap(jax.grad(f, 1), (None, 0))(x, twice[1])
+            return slope, slope, second, second, (values, to_x, others), to_x[0], to_w
+
+        results = [fast_jit(way)(x, w) for way in (fused, dense)]
+        for got, expected in zip(*map(jax.tree.leaves, results), strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-13)

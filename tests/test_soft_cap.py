@@ -148,7 +148,7 @@ def test_the_head_has_them(reduction):
         )
         return jnp.sum(losses) / losses.size
 
-    @jax.jit
+    @fast_jit
     @jax.vmap
     def derivatives(z):
         by_share, by_cap = jax.grad(loss, (0, 1))(1.0, cap, z)
