@@ -251,7 +251,7 @@ def test_each_gradient_is_reduced_once_after_the_chunks(reduction):
         jax.ShapeDtypeStruct(*shape, sharding=there)
         for shape, there in zip(shapes, shardings, strict=True)
     ]
-    program = jax.jit(jax.grad(loss, (0, 1)), out_shardings=shardings[:2])
+    program = fast_jit(jax.grad(loss, (0, 1)), out_shardings=shardings[:2])
     text = program.lower(*arguments).compile().as_text()
     moved = collectives(text)
     assert {kind for kind, _ in moved} == {"all-reduce"}
