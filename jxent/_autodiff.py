@@ -48,7 +48,7 @@ def with_gradient(
         def pull_back(saved: Any, cotangent: Any) -> tuple[Any, ...]:
             args, kept = saved
             return tuple(
-                None if c is None else c.astype(x.dtype)
+                None if c is None else jax.tree.map(lambda c, x: c.astype(x.dtype), c, x)
                 for c, x in zip(backward(cotangent, *args, *kept), args, strict=True)
             )
 

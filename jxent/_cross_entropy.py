@@ -1,14 +1,18 @@
 r"""Cross-entropy of softmax against integer labels and against distributions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._arguments import ArrayLike, Axis, is_off, scalar
-from ._dtypes import computing_dtype, upcast, widened
+from ._dtypes import computing_dtype
 from ._labels import as_row, times_weight_of_label
 from ._numerics import weighted_cost
 from ._rows import Rows, labelled_rows, rows_of
 from ._sharding import AxisName, check_replicated
+from ._statistics.parts import Product
 from ._statistics.surprisals import surprisals
 
 
@@ -68,14 +72,17 @@ def softmax_cross_entropy(
       >>> print(jxent.softmax_cross_entropy([[2.0, 0.0], [20.0, 0.0]], [1.0, 0.0]))
       [1.2693e-01 2.0612e-09]
     """
-    rows, z = rows_of("logits", logits, axis, where, class_axis_name)
-    y = rows.distributions("labels", labels, z, "softmax_cross_entropy_with_integer_labels")
+    rows, z = rows_of("logits", logits, axis, where, class_axis_name, absent=None)
+    of_labels = "softmax_cross_entropy_with_integer_labels"
+    y = rows.distributions("labels", labels, z, of_labels, absent=None)
+    factors = rows.class_weights("class_weights", class_weights, z)
+    weights = Product(y, factor=None if factors is None else as_row(factors, z.ndim))
     if not is_off(label_smoothing):
-        y = widened(y, computing_dtype(z, y))
-        epsilon = scalar("label_smoothing", label_smoothing, y)
-        y = (1 - epsilon) * y + epsilon * _uniform(rows, y)
-    y = _weighted(y, rows.class_weights("class_weights", class_weights, z))
-    of_row = surprisals(rows.mesh_axes, z, None, y)
+        share = _share(rows, computing_dtype(z, y))
+        epsilon = scalar("label_smoothing", label_smoothing, share)
+        scale = jnp.reshape(1 - epsilon, (1,) * y.ndim)
+        weights = weights._replace(scale=scale, offset=epsilon * share)
+    of_row = surprisals(rows.mesh_axes, z, None, weights, rows.mask)
     return rows.zero_masked(of_row.of_weights + _z_term(rows, z_loss, of_row.normalizer))
 
 
@@ -139,10 +146,15 @@ def softmax_cross_entropy_with_integer_labels(
       ... )
       [1.2693e-01 2.0612e-09 0.0000e+00]
     """
-    rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, class_axis_name)
-    weights = rows.class_weights("class_weights", class_weights, z)
-    smoothed = None if is_off(label_smoothing) else _weighted(_uniform(rows, z), weights)
-    of_row = surprisals(rows.mesh_axes, z, y, smoothed)
+    rows, z, y = labelled_rows(
+        "logits", logits, labels, axis, where, ignore_index, class_axis_name, absent=None
+    )
+    weights, smoothed = rows.class_weights("class_weights", class_weights, z), None
+    if not is_off(label_smoothing):
+        dtype = computing_dtype(z)
+        uniform = jnp.zeros_like(z, dtype) + _share(rows, dtype)
+        smoothed = Product(uniform, factor=None if weights is None else as_row(weights, z.ndim))
+    of_row = surprisals(rows.mesh_axes, z, y, smoothed, rows.mask)
     losses = times_weight_of_label(of_row.of_label, weights, y, rows.mesh_axes)
     terms = _z_term(rows, z_loss, of_row.normalizer)
     if of_row.of_weights is not None:
@@ -189,19 +201,12 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Arra
     return softmax_cross_entropy(logits, labels)
 
 
-def _weighted(labels: jax.Array, weights: jax.Array | None) -> jax.Array:
-    if weights is None:
-        return labels
-    labels, weights = upcast(labels, weights)
-    return labels * as_row(weights, labels.ndim)
-
-
-def _uniform(rows: Rows, like: jax.Array) -> jax.Array:
-    """The uniform distribution over the classes that count."""
-    dtype, number = computing_dtype(like), rows.number_present()
+def _share(rows: Rows, dtype: np.dtype[Any]) -> jax.Array:
+    """``[..., 1]``: the probability of each class that counts, if all have the same."""
+    number = rows.number_present()
     if rows.present is None:
-        return jnp.full_like(like, 1 / number, dtype)
-    return jnp.where(rows.present, 1 / jnp.maximum(number, 1).astype(dtype), 0.0)
+        return jnp.full((1,) * (len(rows.examples) + 1), 1 / number, dtype)
+    return 1 / jnp.maximum(number, 1).astype(dtype)
 
 
 def _z_term(rows: Rows, weight: ArrayLike, normalizer: jax.Array) -> jax.Array | float:

@@ -9,6 +9,7 @@ from ._dtypes import upcast
 from ._elementary import exp, expm1, sigmoid
 from ._elements import Elements
 from ._labels import times_weight_of_label
+from ._mask import EVERYTHING
 from ._numerics import power_of_share, weighted_cost
 from ._rows import labelled_rows, rows_of
 from ._sigmoid import binary_loss
@@ -59,7 +60,7 @@ def poly_loss_cross_entropy(
     y = rows.distributions("labels", labels, z, "jax.nn.one_hot")
     # Two terms use both arrays. Upcast here, their gradients are added before they are rounded.
     z, y = upcast(z, y)
-    losses = surprisals((), z, None, y).of_weights
+    losses = surprisals((), z, None, y, EVERYTHING).of_weights
     return rows.zero_masked(losses + scalar("epsilon", epsilon, losses) * _missed(z, y))
 
 
@@ -107,8 +108,8 @@ def softmax_focal_loss_with_integer_labels(
       >>> print(jxent.softmax_focal_loss_with_integer_labels([0.0, 0.0], 0))
       0.1733
     """
-    rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index)
-    losses = surprisals((), z, y, None).of_label
+    rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, absent=None)
+    losses = surprisals((), z, y, None, rows.mask).of_label
     # The factor is 1 - p_y = -expm1(-loss), which is exact where p_y is nearly 1.
     losses = _focused(losses, -expm1(-losses), exp(-losses), gamma)
     weights = rows.class_weights("class_weights", class_weights, losses)

@@ -25,6 +25,7 @@ from ._arguments import (
     real,
 )
 from ._dtypes import computing_dtype
+from ._mask import Mask
 from ._sharding import (
     AxisName,
     MeshAxes,
@@ -118,7 +119,7 @@ class Rows:
         """
         return self._placed(name, floating(name, x), absent)
 
-    def _placed(self, name: str, x: jax.Array, absent: float) -> jax.Array:
+    def _placed(self, name: str, x: jax.Array, absent: float | None) -> jax.Array:
         if x.shape not in ((), self.classes, self.shape):
             raise ValueError(
                 f"{name} must have the shape of {self.name} {self.shape}, that of its classes"
@@ -129,18 +130,25 @@ class Rows:
         else:
             shape = (*self.examples, math.prod(self.classes))
             x = broadcast(x.reshape(-1), x, shape, self.sharding)
-        return self.fill_masked(x, absent, 0.0)
+        return x if absent is None else self.fill_masked(x, absent, 0.0)
 
     def fill_masked(self, x: jax.Array, absent: float, uncounted: float) -> jax.Array:
         """Canonical `x` with these values in the classes and in the examples that do not count."""
-        if self.present is not None:
-            x = jnp.where(self.present, x, absent)
-        if self.counted is not None:
-            x = jnp.where(self.counted[..., None], x, uncounted)
-        return x
+        return self.mask.fill(x, absent, uncounted)
 
-    def distributions(self, name: str, x: ArrayLike, like: jax.Array, of_labels: str) -> jax.Array:
-        """Real numbers ``[..., classes]``: 0 for what does not count.
+    @property
+    def mask(self) -> Mask:
+        return Mask(self.present, None if self.counted is None else self.counted[..., None])
+
+    def distributions(
+        self,
+        name: str,
+        x: ArrayLike,
+        like: jax.Array,
+        of_labels: str,
+        absent: float | None = 0.0,
+    ) -> jax.Array:
+        """Real numbers ``[..., classes]``: 0 for what does not count, unless `absent` is None.
 
         Integers and truth values are one-hot rows. One such row for every example is refused: it
         is probably class numbers by mistake, which `of_labels` accepts.
@@ -153,7 +161,7 @@ class Rows:
                 f" shape of {self.name} {self.shape}, got {array.dtype} of shape {array.shape}:"
                 f" class numbers are for {of_labels}"
             )
-        return self._placed(name, real(name, x, like), 0.0)
+        return self._placed(name, real(name, x, like), absent)
 
     def labels(self, x: ArrayLike, ignore_index: int | None) -> tuple[Self, jax.Array]:
         """The rows without those whose label is `ignore_index`, and the labels ``[...]``."""
@@ -199,9 +207,9 @@ def rows_of(
     axis: Axis,
     where: ArrayLike | None,
     class_axis_name: AxisName | None = None,
-    absent: float = -math.inf,
+    absent: float | None = -math.inf,
 ) -> tuple[Rows, jax.Array]:
-    """The rows of `x`, and `x` as in `Rows.beside`."""
+    """The rows of `x`, and `x` as in `Rows.beside`; unfilled if `absent` is None."""
     rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name)
     return rows, rows._placed(name, array, absent)
 
@@ -214,7 +222,7 @@ def labelled_rows(
     where: ArrayLike | None,
     ignore_index: int | None,
     class_axis_name: AxisName | None = None,
-    absent: float = -math.inf,
+    absent: float | None = -math.inf,
 ) -> tuple[Rows, jax.Array, jax.Array]:
     """The rows of `x` without those that are ignored, `x`, and its labels."""
     rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name)

@@ -55,8 +55,8 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
       >>> print(jxent.logsumexp([1000.0, 1001.0]))
       1001.3133
     """
-    rows, z = rows_of("logits", logits, axis, where)
-    normalizer = surprisals((), z, None, None).normalizer
+    rows, z = rows_of("logits", logits, axis, where, absent=None)
+    normalizer = surprisals((), z, None, None, rows.mask).normalizer
     return normalizer if rows.counted is None else jnp.where(rows.counted, normalizer, -jnp.inf)
 
 

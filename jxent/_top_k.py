@@ -9,6 +9,7 @@ from ._arguments import ArrayLike, Axis, any_array, floating
 from ._autodiff import differentiated_by
 from ._dtypes import computing_dtype, upcast
 from ._elementary import exp, expm1, log, log1p, with_partials
+from ._mask import EVERYTHING
 from ._numerics import divergence_terms, log_of_complement, nan_where
 from ._rows import Rows, rows_of
 from ._softmax import _log_softmax
@@ -154,7 +155,7 @@ def _log_share_of_others(z: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _normalizer(z: jax.Array) -> jax.Array:
-    return surprisals((), z, None, None).normalizer[..., None]
+    return surprisals((), z, None, None, EVERYTHING).normalizer[..., None]
 
 
 def _renormalized(log_p: jax.Array, is_lost: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._elementary import exp
+from .._mask import EVERYTHING, Mask
 
 IfRequested: TypeAlias = Any
 """An array, or None if it is not requested."""
@@ -57,9 +58,15 @@ class Request(NamedTuple):
     labels: IfRequested = None
     """Integers ``[...]``: for `label_logit`."""
     weights: IfRequested = None
-    """Numbers like the logits: for `weighted_gap`, `max_weight` and `weight_rest`."""
+    """Numbers like the logits, or their parts: for `weighted_gap`, `max_weight`, `weight_rest`."""
     exp_gap: bool = False
     """Whether `exp_gap` is wanted, which the entropy is made of."""
+    mask: Mask = EVERYTHING
+    """What counts, if what does not is not filled yet."""
+
+    @property
+    def arrays(self) -> tuple[Any, Any, Any]:
+        return self.labels, self.weights, self.mask
 
 
 def shift(logits: jax.Array, m: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from jax.export import is_symbolic_dim
 from .._sharding import automatic_axes
 from . import Request, Statistics
 from .one_pass import by_reduction
+from .parts import Product
 from .row_sums import by_plain_sums, by_sums, is_short
 
 
@@ -17,10 +18,12 @@ def on_tpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
     """In one reduction of slices that are made of whole registers, which hold 128 classes.
 
     The compilers estimate the fewest cycles with 16 slices, and with 8 where more is requested.
-    Weights that were made of others, as their dtype tells, are not cut: XLA would write them.
+    Weights that were made of others, as their dtype tells, are not cut: XLA would write them. Of
+    those that come in parts the parts are cut.
     """
-    labels, weights, _ = request
-    if labels is None and weights is not None and weights.dtype != logits.dtype:
+    labels, weights = request.labels, request.weights
+    given = weights.labels if isinstance(weights, Product) else weights
+    if labels is None and weights is not None and given.dtype != logits.dtype:
         return by_reduction(logits, request, dtype, logits.shape[-1])
     much = labels is not None and weights is not None
     return by_reduction(logits, request, dtype, _width(logits, 8 if much else 16, 128))

@@ -35,7 +35,7 @@ def by_reduction(
     if others:
         row = merged([row, *others])
     if request.labels is not None:
-        row = row._replace(label_logit=label_logit(logits, request.labels, dtype, width))
+        row = row._replace(label_logit=label_logit(logits, request, dtype, width))
     unit = np.asarray(UNIT, dtype)
     zero = jnp.zeros_like(row.maximum)
     row = row._replace(sumexp_rest=row.sumexp_rest * unit if others else zero)

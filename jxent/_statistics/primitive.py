@@ -16,10 +16,12 @@ from jax.interpreters import ad, batching, mlir
 
 from .._dtypes import widened
 from .._labels import at_label, in_range
+from .._mask import EVERYTHING, Mask
 from .._sharding import MeshAxes, of_this_shard
-from . import Request, Statistics, finite_shift, unnormalized
+from . import IfRequested, Request, Statistics, finite_shift, unnormalized
 from .dispatch import WAYS
 from .merging import without_limit_nan
+from .parts import Weights, made
 from .row_sums import by_logsumexp
 from .shards import of_all_shards
 
@@ -29,26 +31,29 @@ def statistics(
     dtype: np.dtype[Any],
     logits: jax.Array,
     labels: jax.Array | None = None,
-    weights: jax.Array | None = None,
+    weights: Weights | None = None,
     exp_gap: bool = False,
+    mask: Mask = EVERYTHING,
 ) -> Statistics:
     """The statistics of each row of logits, in this computing dtype.
 
-    `labels`, `weights` and `exp_gap` say which, as in `Request`. Where the classes are spread over
+    The other arguments say which, as in `Request`. Where the classes are spread over
     the mesh axes `axes` the statistics are those of the whole row, and labels number all classes.
     """
+    request = Request(labels, weights, exp_gap, mask)
     if not axes:
-        return without_limit_nan(row_statistics(logits, Request(labels, weights, exp_gap), dtype))
+        return without_limit_nan(row_statistics(logits, request, dtype))
     here = None if labels is None else of_this_shard(labels, logits.shape[-1], axes)
     has_label = None if here is None else in_range(here, logits.shape[-1])
-    of_shard = row_statistics(logits, Request(here, weights, exp_gap), dtype)
+    of_shard = row_statistics(logits, request._replace(labels=here), dtype)
     return without_limit_nan(of_all_shards(of_shard, has_label, axes))
 
 
 def row_statistics(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """The statistics of the classes that are here, which say nothing where there is no limit."""
-    args = jax.tree.leaves((logits, request.labels, request.weights))
-    given = Request(request.labels is not None, request.weights is not None, request.exp_gap)
+    labels, weights, mask = jax.tree.map(lambda _: True, arrays := request.arrays)
+    given = Request(labels, weights, request.exp_gap, mask)
+    args = jax.tree.leaves((logits, arrays))
     return _named(given, _row_statistics.bind(*args, dtype=dtype, given=given))
 
 
@@ -62,9 +67,8 @@ def _named(given: Request, values: Sequence[Any]) -> Statistics:
 
 
 def _request(given: Request, args: Sequence[Any]) -> Request:
-    remaining = iter(args)
-    labels, weights = (next(remaining) if x else None for x in given[:2])
-    return Request(labels, weights, given.exp_gap)
+    labels, weights, mask = jax.tree.unflatten(jax.tree.structure(given.arrays), args)
+    return Request(labels, weights, given.exp_gap, mask)
 
 
 _row_statistics = Primitive("row_statistics")
@@ -114,15 +118,26 @@ def _tangents(
     logits, *others = primals
     request = _request(given, others)
     stats = row_statistics(logits, request, dtype)
-    z_dot, *others_dot = (ad.instantiate_zeros(dot) for dot in tangents)
-    z, z_dot = widened(logits, dtype), z_dot.astype(dtype)
+    numbers = [i for i, x in enumerate(primals) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+    def of_numbers(*values: jax.Array) -> tuple[jax.Array, IfRequested]:
+        args = list(primals)
+        for i, value in zip(numbers, values, strict=True):
+            args[i] = value
+        z, filled = made(args[0], _request(given, args[1:]), dtype)
+        return z, filled.weights
+
+    values = [primals[i] for i in numbers]
+    values_dot = [ad.instantiate_zeros(tangents[i]) for i in numbers]
+    (z, w), (z_dot, w_dot) = jax.jvp(of_numbers, values, values_dot)
+    z, z_dot = widened(z, dtype), z_dot.astype(dtype)
     e, down = unnormalized(z, stats.maximum), finite_shift(z, stats.maximum)
 
     dots: dict[str, Any] = {"sumexp_rest": _sum(e * z_dot)}
     if request.labels is not None:
         dots["label_logit"] = at_label(z_dot, request.labels)
     if request.weights is not None:
-        w, w_dot = widened(request.weights, dtype), others_dot[-1].astype(dtype)
+        w, w_dot = widened(w, dtype), w_dot.astype(dtype)
         gap_dot = w_dot * jnp.where(z > -jnp.inf, down, 0.0) + w * z_dot
         dots |= {"weighted_gap": -_sum(gap_dot), "weight_rest": _sum(w_dot)}
     if given.exp_gap:
@@ -143,8 +158,10 @@ def _by_the_way_of(platform: str) -> Callable[..., Any]:
     def of_arrays(
         logits: jax.Array, *others: jax.Array, dtype: np.dtype[Any], given: Request
     ) -> list[jax.Array]:
-        way = WAYS.get(platform, by_logsumexp)
-        return jax.tree.leaves(way(logits, _request(given, others), dtype))
+        way, request = WAYS.get(platform, by_logsumexp), _request(given, others)
+        if platform != "tpu":
+            logits, request = made(logits, request, dtype)
+        return jax.tree.leaves(way(logits, request, dtype))
 
     return mlir.lower_fun(of_arrays, multiple_results=True)
 

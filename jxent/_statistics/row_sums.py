@@ -100,7 +100,7 @@ def _in_one_loop(sums: Named) -> Named:
 
 def by_logsumexp(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """With `jax.nn.logsumexp` over all classes but the maxima, which are counted."""
-    labels, weights, exp_gap = request
+    labels, weights, exp_gap, _ = request
     z = widened(logits, dtype)
     m = jnp.max(z, axis=-1, keepdims=True)
     anchor = jnp.where(jnp.isinf(m), 0.0, m)

@@ -12,8 +12,9 @@ import numpy as np
 
 from .._dtypes import widened
 from .._labels import is_label
-from . import Request, Statistics
+from . import IfRequested, Request, Statistics
 from .merging import of_single_classes
+from .parts import cut, made
 
 
 def slices(
@@ -26,8 +27,7 @@ def slices(
     """
     classes, parts = logits.shape[-1], []
     for start in _starts(classes, width):
-        x, w = _slice(logits, start, width, dtype), request.weights
-        w = None if w is None else _slice(w, start, width, dtype)
+        x, w = _slice(logits, request, dtype, start, width)
         if start % width:
             entries = jax.lax.broadcasted_iota(np.int32, x.shape, x.ndim - 1)
             is_new = entries >= width - classes % width
@@ -43,22 +43,23 @@ def _starts(classes: int, width: int) -> list[int]:
     return [min(k * width, classes - width) for k in range(-(-classes // width))]
 
 
-def _slice(x: jax.Array, start: int, width: int, dtype: np.dtype[Any]) -> jax.Array:
-    if x.shape[-1] != width:
-        x = jax.lax.slice_in_dim(x, start, start + width, axis=x.ndim - 1)
-    return widened(x, dtype)
+def _slice(
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], start: int, width: int
+) -> tuple[jax.Array, IfRequested]:
+    x, (_, w, *_) = made(*cut(logits, request, start, width), dtype)
+    return widened(x, dtype), None if w is None else widened(w, dtype)
 
 
-def label_logit(
-    logits: jax.Array, labels: jax.Array, dtype: np.dtype[Any], width: int
-) -> jax.Array:
+def label_logit(logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int) -> jax.Array:
     """The label's logit at the place that it has in its slice, and -inf at the other places.
 
     A row has one label, so that its slice is chosen once for the row, not for each class.
     """
-    x, first = _slice(logits, 0, width, dtype), jnp.zeros_like(labels)
+    labels, of_logits = request.labels, request._replace(weights=None)
+    x, _ = _slice(logits, of_logits, dtype, 0, width)
+    first = jnp.zeros_like(labels)
     for start in _starts(logits.shape[-1], width)[1:]:
         from_here = labels >= start
-        x = jnp.where(from_here[..., None], _slice(logits, start, width, dtype), x)
+        x = jnp.where(from_here[..., None], _slice(logits, of_logits, dtype, start, width)[0], x)
         first = jnp.where(from_here, start, first)
     return jnp.where(is_label(labels - first, width), x, -jnp.inf)

@@ -16,17 +16,20 @@ need sums over the other classes that never contain the term of k. To subtract i
 all classes would lose the bits of the others.
 """
 
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from .._autodiff import differentiated_by, with_gradient
-from .._dtypes import upcast
+from .._dtypes import computing_dtype, upcast
 from .._elementary import expm1, plain_log1p
 from .._labels import is_label, nan_if_out_of_range
+from .._mask import Mask
 from .._sharding import MeshAxes, sum_classes
-from . import IfRequested, Statistics, finite_shift, shift, unnormalized
+from . import IfRequested, Request, Statistics, finite_shift, shift, unnormalized
+from .parts import Weights, made, product
 from .primitive import statistics
 
 ToLogits: TypeAlias = tuple[jax.Array, None]
@@ -174,10 +177,14 @@ class Surprisals(NamedTuple):
 
 
 def _surprisals_fwd(
-    axes: MeshAxes, logits: jax.Array, labels: jax.Array | None, weights: jax.Array | None
+    axes: MeshAxes,
+    logits: jax.Array,
+    labels: jax.Array | None,
+    weights: Weights | None,
+    mask: Mask,
 ) -> tuple[Surprisals, Any]:
-    z, w = upcast(logits, weights)
-    stats = statistics(axes, z.dtype, logits, labels, weights)
+    dtype = computing_dtype(logits, *jax.tree.leaves(weights))
+    stats = statistics(axes, dtype, logits, labels, weights, mask=mask)
     m, normalizer = stats.maximum, plain_log1p(stats.sumexp_rest)
     of_label = of_weights = None
     if labels is not None:
@@ -186,8 +193,8 @@ def _surprisals_fwd(
         # where a logit is NaN the loss stays NaN.
         is_impossible = (stats.label_logit == -jnp.inf) & ~jnp.isnan(m)
         of_label = jnp.where(is_impossible, jnp.inf, of_label)
-        of_label = (of_label * nan_if_out_of_range(z, labels, axes))[..., 0]
-    if w is not None:
+        of_label = (of_label * nan_if_out_of_range(logits.astype(dtype), labels, axes))[..., 0]
+    if weights is not None:
         weight = stats.weight_rest + stats.max_weight
         of_weights = (stats.weighted_gap + weight * normalizer)[..., 0]
     normalizer = jnp.where(jnp.isinf(m), m, m + normalizer)[..., 0]
@@ -202,10 +209,13 @@ def _surprisals_bwd(
     cotangents: Surprisals,
     logits: jax.Array,
     labels: jax.Array | None,
-    weights: jax.Array | None,
+    weights: Weights | None,
+    mask: Mask,
     stats: Any,
-) -> tuple[jax.Array | None, ...]:
-    z, w = upcast(logits, weights)
+) -> tuple[Any, ...]:
+    dtype = computing_dtype(logits, *jax.tree.leaves(weights))
+    z, (_, w, *_) = made(logits, Request(weights=weights, mask=mask), dtype)
+    z, w = upcast(z, w)
     of_label, of_weights, normalizer = jax.tree.map(lambda x: x[..., None], tuple(cotangents))
     p = probability(axes, z, stats)
     if labels is None:
@@ -218,12 +228,16 @@ def _surprisals_bwd(
         to_others, to_label = jax.lax.optimization_barrier((normalizer + of_label, to_label))
         to_logits = jnp.where(is_label(labels, z.shape[-1], axes), to_label, p * to_others)
     if w is None:
-        return to_logits, None, None
+        return mask.fill(to_logits, 0.0, 0.0), None, None, None
     gradient = p * other_weights(axes, w, z, stats) - w * complement(axes, z, stats)
     to_weights = of_weights * finite_surprisal(axes, z, stats)
-    return to_logits + of_weights * gradient, None, to_weights
+    to_logits = mask.fill(to_logits + of_weights * gradient, 0.0, 0.0)
+    whole, to_parts = jax.vjp(partial(product, dtype=dtype), weights)
+    (to_weights,) = to_parts(mask.fill(to_weights, 0.0, 0.0).astype(whole.dtype))
+    return to_logits, None, to_weights, None
 
 
-surprisals = with_gradient(_surprisals_fwd, _surprisals_bwd, (True, False, True))
-"""``surprisals(axes, logits, labels, weights)``: what integer labels ``[...]``, weights
-``[..., classes]``, and neither of them cost in each row of logits ``[..., classes]``."""
+surprisals = with_gradient(_surprisals_fwd, _surprisals_bwd, (True, False, True, True))
+"""``surprisals(axes, logits, labels, weights, mask)``: what integer labels ``[...]``, weights
+``[..., classes]``, and neither of them cost in each row of logits ``[..., classes]``. Weights may
+come in parts; what the mask leaves out counts as -inf, and as a weight of 0."""
