@@ -1,0 +1,68 @@
+"""Weights and masks by their parts give the statistics that their arrays give."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jxent._mask import Mask
+from jxent._statistics import Request
+from jxent._statistics.dispatch import on_tpu
+from jxent._statistics.one_pass import by_reduction
+from jxent._statistics.parts import Product, made
+from jxent._statistics.primitive import row_statistics
+
+FLOAT32, CLASSES = np.dtype(np.float32), 300
+WAYS = {
+    "tpu": on_tpu,
+    "slices_of_77": lambda *args: by_reduction(*args, width=77),
+    "operation": row_statistics,
+}
+
+
+def _parts():
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(2, 5, CLASSES)).astype(np.float32)
+    scale, offset = np.full((1, 1), 0.9, np.float32), np.float32(rng.uniform(size=(5, 1)))
+    factor = np.float32(rng.uniform(size=(1, CLASSES)))
+    counted = np.array([True, True, False, True, True])[:, None]
+    # What does not count may be anything.
+    mask = Mask(rng.uniform(size=z.shape) < 0.7, counted)
+    z, y = (np.where(mask.classes & counted, x, np.nan) for x in (z, np.abs(y)))
+    labels = np.array([0, 100, 0, 200, 299])
+    arrays = labels, Product(y, scale, offset, factor), mask
+    z, (labels, weights, mask) = jax.tree.map(jnp.asarray, (z, arrays))
+    return z, Request(labels, weights, mask=mask)
+
+
+def _known(stats):
+    return [x for x in stats if x is not None]
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_statistics(way):
+    z, parts = _parts()
+    whole = row_statistics(*made(z, parts, FLOAT32), FLOAT32)
+    found = jax.jit(lambda z: way(z, parts, FLOAT32))(z)
+    for x, expected in zip(_known(found), _known(whole), strict=True):
+        x = x if x.shape == expected.shape else x[..., None]
+        np.testing.assert_allclose(x, expected, rtol=1e-6)
+
+
+def test_tangents():
+    z, parts = _parts()
+    z, weights = (jax.tree.map(jnp.nan_to_num, x) for x in (z, parts.weights))
+    dots = jax.tree.map(jnp.cos, (z, weights))
+
+    def of_parts(z, weights):
+        return _known(row_statistics(z, parts._replace(weights=weights), FLOAT32))
+
+    def of_arrays(z, weights):
+        arrays = made(z, parts._replace(weights=weights), FLOAT32)
+        return _known(row_statistics(*arrays, FLOAT32))
+
+    found, expected = (jax.jvp(f, (z, weights), dots)[1] for f in (of_parts, of_arrays))
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    assert np.any(found[1] != 0)
+    assert np.any(found[3] != 0)
