@@ -4,6 +4,7 @@ The usual form may lose bits, overflow, or make a NaN in a branch that is not ta
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -226,9 +227,23 @@ def sums_of_two(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def power_of_two(x: jax.Array) -> jax.Array:
-    """The least power of two that is not less than the positive number `x`, exactly."""
-    exponent_bits = np.finfo(x.dtype).nexp
-    nearest = jax.lax.reduce_precision(x, exponent_bits, mantissa_bits=0)
+    """The least power of two that is not less than the positive number `x`, exactly.
+
+    XLA has no `reduce_precision` for the float64 of a TPU, which is a pair of float32 and has their
+    range. There sums of pairs are rounded at no fixed bit, so `signed_sum` is not exact.
+    """
+    own = partial(_power_of_two, dtype=x.dtype)
+    if x.dtype != np.float64:
+        return own(x)
+    on_tpu = partial(_power_of_two, dtype=np.float32)
+    power: jax.Array = jax.lax.platform_dependent(x, tpu=on_tpu, default=own)
+    return power
+
+
+def _power_of_two(x: jax.Array, dtype: Any) -> jax.Array:
+    exponent_bits = np.finfo(dtype).nexp
+    nearest = jax.lax.reduce_precision(x.astype(dtype), exponent_bits, mantissa_bits=0)
+    nearest = nearest.astype(x.dtype)
     return jnp.where(nearest < x, 2 * nearest, nearest)
 
 

@@ -909,6 +909,13 @@ MUTANTS = [
         "logit_of_the_label and of_3",
     ),
     Mutant(
+        "_numerics.py",
+        "partial(_power_of_two, dtype=np.float32)",
+        "own",
+        "a relative entropy in float64 does not compile for a TPU",
+        ("tpu_float64",),
+    ),
+    Mutant(
         "_statistics/parts.py",
         "offset.astype(dtype)",
         "0 * offset.astype(dtype)",

@@ -77,8 +77,8 @@ def main():
     found = {}
     for dtype in ALLOWED[device]:
         z = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), dtype)
-        # XLA must not write the logits that a mask fills: in float32, whose bound is tighter.
-        masked = {"ignore_index": -100} if dtype == "float32" else {}
+        # A TPU must not write the logits that a mask fills.
+        masked = {"ignore_index": -100} if device != "h100" and dtype == "float32" else {}
         of_dtype = compilers.compile_for(device, functools.partial(loss, **masked), z, labels)
         estimate = of_dtype.estimated_cycles or 1e6 * of_dtype.estimated_seconds
         found[dtype] = estimate, of_dtype.bytes_moved / (z.size * z.dtype.itemsize)
