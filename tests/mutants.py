@@ -917,6 +917,14 @@ MUTANTS = [
     ),
     Mutant(
         "_statistics/parts.py",
+        "labels=mask.fill(weights.labels, 0.0, 0.0)",
+        "labels=weights.labels",
+        "NaN in a masked label reaches the gradient of the class weights",
+        ("policies",),
+        "softmax_cross_entropy-options",
+    ),
+    Mutant(
+        "_statistics/parts.py",
         "offset.astype(dtype)",
         "0 * offset.astype(dtype)",
         "smoothing takes mass from the labels and gives it to no class",

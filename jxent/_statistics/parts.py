@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._dtypes import widened
-from .._mask import EVERYTHING
+from .._mask import EVERYTHING, Mask
 from . import IfRequested, Request
 
 
@@ -30,20 +30,24 @@ class Product(NamedTuple):
 Weights: TypeAlias = jax.Array | Product
 
 
-def product(weights: Weights, dtype: np.dtype[Any]) -> jax.Array:
-    """The weights as one array, in this dtype if anything is computed."""
+def product(weights: Weights, mask: Mask, dtype: np.dtype[Any]) -> jax.Array:
+    """The weights as one array, in this dtype if anything is computed.
+
+    Labels are filled before anything multiplies them: NaN among them would reach its cotangent.
+    """
     if not isinstance(weights, Product):
-        return weights
-    w, scale, offset, factor = weights
+        return mask.fill(weights, 0.0, 0.0)
+    w, scale, offset, factor = weights._replace(labels=mask.fill(weights.labels, 0.0, 0.0))
     if scale is not None:
         w = scale.astype(dtype) * widened(w, dtype) + offset.astype(dtype)
+        w = mask.fill(w, 0.0, 0.0)
     return w if factor is None else widened(w, dtype) * factor.astype(dtype)
 
 
 def made(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> tuple[jax.Array, Request]:
     """The same with logits and weights as arrays in which what does not count is filled."""
     w, mask = request.weights, request.mask
-    w = None if w is None else mask.fill(product(w, dtype), 0.0, 0.0)
+    w = None if w is None else product(w, mask, dtype)
     return mask.fill(logits, -jnp.inf, 0.0), request._replace(weights=w, mask=EVERYTHING)
 
 

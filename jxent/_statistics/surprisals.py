@@ -232,8 +232,8 @@ def _surprisals_bwd(
     gradient = p * other_weights(axes, w, z, stats) - w * complement(axes, z, stats)
     to_weights = of_weights * finite_surprisal(axes, z, stats)
     to_logits = mask.fill(to_logits + of_weights * gradient, 0.0, 0.0)
-    whole, to_parts = jax.vjp(partial(product, dtype=dtype), weights)
-    (to_weights,) = to_parts(mask.fill(to_weights, 0.0, 0.0).astype(whole.dtype))
+    whole, to_parts = jax.vjp(partial(product, mask=mask, dtype=dtype), weights)
+    (to_weights,) = to_parts(to_weights.astype(whole.dtype))
     return to_logits, None, to_weights, None
 
 
