@@ -39,14 +39,14 @@ DTYPES = {"v5e": ["bfloat16"], "h100": ["bfloat16", "float32"]}
 DTYPES_OF_OPTIONS = DTYPES | {"v5e": ["float32"]}
 KINDS = ("passes", "temporaries", "passes with gradient", "temporaries with gradient")
 
-# Forward, then value and gradient with respect to every argument that has one: bytes moved, and
-# temporaries, each divided by the bytes of the logits.
+# Forward, then value and gradient with respect to every argument that has one, on a TPU these
+# alone: bytes moved, and temporaries, each divided by the bytes of the logits.
 MEASURED = {
     "v5e": {
-        "softmax_kl_divergence": (6.004, 0.0, 12.006, 0.001),
-        "sigmoid_binary_cross_entropy": (4.0, 0.0, 4.0, 0.0),
-        "cross_entropy": (2.0, 0.0, 4.0, 0.0),
-        "linear_softmax_cross_entropy": (0.751, 0.0, 3.185, 0.329),
+        "softmax_kl_divergence": (12.006, 0.001),
+        "sigmoid_binary_cross_entropy": (4.0, 0.0),
+        "cross_entropy": (4.0, 0.0),
+        "linear_softmax_cross_entropy": (3.185, 0.329),
     },
     "h100": {
         "logsumexp": (1.016, 0.008, 3.016, 0.005),
@@ -107,7 +107,7 @@ def test_bytes_moved_and_temporaries(device):
     worse = [
         f"{device}, {name}: {kind} {found:.3f}, allowed {allowed:.3f}"
         for name, row in figures.items()
-        for kind, found, allowed in zip(KINDS, row, expected[name], strict=True)
+        for kind, found, allowed in zip(KINDS[-len(row) :], row, expected[name], strict=True)
         if found > allowed
     ]
     assert not worse, "\n".join(worse)
@@ -142,7 +142,7 @@ def run(device):
 
 
 def measure(device):
-    """Name of the function and dtype to the four figures."""
+    """Name of the function and dtype to the figures."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     import compilers  # before JAX
 
@@ -156,10 +156,10 @@ def measure(device):
 
     import jxent
 
-    def four(call, differentiable, arguments, logits):
+    def figures(call, differentiable, arguments, logits, with_forward=True):
         gradient = jax.value_and_grad(lambda *args: call(*args).sum(), differentiable)
         size, row = logits.size * logits.dtype.itemsize, []
-        for function in call, gradient:
+        for function in [call, gradient] if with_forward else [gradient]:
             found = compilers.compile_for(device, function, *arguments)
             row += [round(found.bytes_moved / size, 3), round(found.temporaries / size, 3)]
         return row
@@ -171,7 +171,8 @@ def measure(device):
         dtypes = ["int32" if kind == "labels" else "bfloat16" for kind in case.kinds]
         arguments = list(map(jax.ShapeDtypeStruct, shapes, dtypes))
         logits = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), "bfloat16")
-        return case.name, four(case.call, case.differentiable, arguments, logits)
+        row = figures(case.call, case.differentiable, arguments, logits, device == "h100")
+        return case.name, row
 
     def of_promise(name, second, with_options, dtype):
         z = jax.ShapeDtypeStruct((4096, 32768), dtype)
@@ -181,7 +182,7 @@ def measure(device):
         if with_options:
             arguments.append(jax.ShapeDtypeStruct(z.shape[1:], "float32"))
             call = lambda *args: function(*args[:-1], class_weights=args[-1], **OPTIONS)  # noqa: E731
-        return promised_name(name, second, with_options, dtype), four(call, 0, arguments, z)
+        return promised_name(name, second, with_options, dtype), figures(call, 0, arguments, z)
 
     copied = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), "float32")
     copy = compilers.compile_for(device, jnp.negative, copied)
