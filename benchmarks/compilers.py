@@ -199,28 +199,34 @@ def _size(types: str) -> int:
 
 
 _SPARSE, _SOFT = "softmax_cross_entropy_with_integer_labels", "softmax_cross_entropy"
-_CALLERS = (("optax", False), ("jxent", False), ("jxent", True))
-_OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-4}
-# Library, function, its second argument, and whether options and class weights are on.
+_CALLERS = (("optax", ""), ("jxent", ""), ("jxent", "with options"))
+_OPTIONS = {
+    "": {},
+    "with options": {"label_smoothing": 0.1, "z_loss": 1e-4},
+    "with ignore_index": {"ignore_index": -100},
+}
+# Library, function, its second argument, and its options; some come with class weights.
 _LOSSES = [
     *[(library, _SPARSE, "labels", on) for library, on in _CALLERS],
+    ("jxent", _SPARSE, "labels", "with ignore_index"),
     *[(library, _SOFT, "rows", on) for library, on in _CALLERS],
-    ("jxent", "softmax_entropy", "", False),
-    ("jxent", "softmax_kl_divergence", "rows", False),
+    ("jxent", "softmax_entropy", "", ""),
+    ("jxent", "softmax_kl_divergence", "rows", ""),
 ]
 
 
 def _cells(device: str, dtype: str, loss: tuple[Any, ...], shape: list[int]) -> list[str]:
-    library, name, second, with_options = loss
+    library, name, second, options = loss
     function = getattr(importlib.import_module(library), name)
+    losses = functools.partial(function, **_OPTIONS[options])
     z, weights = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[1:], "float32")
     labels = jax.ShapeDtypeStruct(shape[:1], "int32")
     arguments = [z, *{"labels": [labels], "rows": [z], "": []}[second]]
-    losses = function
-    if with_options:
+    if options == "with options":
         arguments.append(weights)
-        losses = lambda *args: function(*args[:-1], class_weights=args[-1], **_OPTIONS)  # noqa: E731
-    cells = [device, dtype, f"{library}.{name}" + (", with options" if with_options else "")]
+        given = losses
+        losses = lambda *args: given(*args[:-1], class_weights=args[-1])  # noqa: E731
+    cells = [device, dtype, ", ".join(filter(None, [f"{library}.{name}", options]))]
     for program in losses, jax.value_and_grad(lambda *args: losses(*args).sum()):
         figures = compile_for(device, program, *arguments)
         size, seconds = z.size * z.dtype.itemsize, figures.estimated_seconds
@@ -252,7 +258,7 @@ def main() -> None:
     print("the gradient is for the logits.\n")
     print("| device | dtype | loss | forward | | | | value and gradient | | | |")
     print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-    losses = [loss for loss in _LOSSES if chosen.losses in loss[1]]
+    losses = [loss for loss in _LOSSES if chosen.losses in f"{loss[1]}, {loss[3]}"]
     for row in tqdm(list(itertools.product(chosen.devices, chosen.dtypes, losses))):
         cells = _cells(*row, [chosen.examples, chosen.classes])
         print("|", " | ".join(cells), "|", flush=True)

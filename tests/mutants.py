@@ -144,7 +144,7 @@ MUTANTS = [
         "terms",
         "an impossible label costs NaN where softmax has no limit, with an option",
         ("policies",),
-        "[softmax_cross_entropy_with_integer_labels-options-plain",
+        "[softmax_cross_entropy_with_integer_labels-options",
     ),
     Mutant(
         "_statistics/pairs.py",
@@ -360,7 +360,7 @@ MUTANTS = [
         "jnp.where(p == 0, 1.0, q)",
         "a probability has no gradient where it is 0, and a negative prediction passes there",
         ("policies",),
-        "[cross_entropy_with_integer_labels-options-plain",
+        "[cross_entropy_with_integer_labels-options",
     ),
     Mutant(
         "_probabilities.py",
@@ -514,8 +514,8 @@ MUTANTS = [
     ),
     Mutant(
         "_linear/chunks.py",
-        "carry, last = chunk(carry, given, number * size, rest)",
-        "_, last = chunk(carry, given, number * size, rest)",
+        "carry, last = remainder(carry, given, number * size)",
+        "_, last = remainder(carry, given, number * size)",
         "the remainder of the last chunk is missing in the gradient of the kernel",
         ("chunked",),
         "every_loss",
@@ -530,8 +530,8 @@ MUTANTS = [
     ),
     Mutant(
         "_linear/chunks.py",
-        "    @partial(jax.checkpoint, prevent_cse=False)\n    def body",
-        "    def body",
+        "jax.checkpoint(partial(chunk, size=n), prevent_cse=False)",
+        "partial(chunk, size=n)",
         "the gradient of a head without a reduction keeps the logits of every chunk",
         ("linear_program",),
         "never_exist",

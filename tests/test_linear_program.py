@@ -56,3 +56,17 @@ def test_products(reduction, argnums, products):
     lowered, _ = _compiled(reduction, argnums, classes=8192, chunk_size=512)
     text = lowered.compile().as_text()
     assert len(re.findall(r"= f32\S* (?:dot|custom-call\S*matmul)\(", text)) == products
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore_index": -1}], ids=["all", "those that count"])
+def test_second_derivatives_keep_no_logits(options):
+    """Of the last chunk neither, which is smaller than the others."""
+    labels, classes = np.zeros(7, np.int32), 512
+
+    def loss(x, w):
+        return jxent.linear_softmax_cross_entropy(x, w, labels, chunk_size=4, **options)
+
+    args = jax.ShapeDtypeStruct((7, 2), "float32"), jax.ShapeDtypeStruct((2, classes), "float32")
+    kept = jax.eval_shape(lambda *args: jax.vjp(jax.grad(loss, (0, 1)), *args)[1], *args)
+    # Kernels and their gradients, which have two rows of classes.
+    assert max(x.size for x in jax.tree.leaves(kept)) == 2 * classes

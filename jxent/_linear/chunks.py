@@ -212,19 +212,19 @@ def _in_chunks(
     else:
         number, rest = divmod(examples, size)
 
-    # Under a second derivative the loop would keep what each chunk computes. The checkpoint makes
-    # it compute each chunk again.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def body(carry: Any, given: Any, i: jax.Array) -> tuple[Any, Any]:
-        return chunk(carry, given, i * size, size)
+    # A second derivative would keep what each chunk computes. The checkpoint makes it compute each
+    # chunk again.
+    whole, remainder = (
+        jax.checkpoint(partial(chunk, size=n), prevent_cse=False) for n in (size, rest)
+    )
 
     @_differentiated_whole
     def every(carry: Any, given: Any) -> tuple[Any, Any]:
-        places = jnp.arange(number)
-        carry, outs = jax.lax.scan(lambda carry, i: body(carry, given, i), carry, places)
+        starts = jnp.arange(number) * size
+        carry, outs = jax.lax.scan(lambda carry, i: whole(carry, given, i), carry, starts)
         outs = jax.tree.map(lambda x: x.reshape(number * size, *x.shape[2:]), outs)
         if rest:
-            carry, last = chunk(carry, given, number * size, rest)
+            carry, last = remainder(carry, given, number * size)
             outs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), outs, last)
         return carry, outs
 
