@@ -327,8 +327,8 @@ MUTANTS = [
         "jnp.where((weight == 0) & (cost == jnp.inf), 0.0, cost)",
         "jnp.where(weight == 0, 0.0, cost)",
         "NaN is lost under a weight of 0, and so is the gradient of that weight",
-        ("linear_mesh",),
-        "weight_of_zero",
+        ("policies",),
+        "softmax_cross_entropy_with_integer_labels-options",
     ),
     Mutant(
         "_numerics.py",
@@ -928,8 +928,8 @@ MUTANTS = [
         "offset.astype(dtype)",
         "0 * offset.astype(dtype)",
         "smoothing takes mass from the labels and gives it to no class",
-        ("options",),
-        "smoothing",
+        ("accuracy",),
+        "softmax_cross_entropy-options",
     ),
     Mutant(
         "_statistics/parts.py",
@@ -960,8 +960,8 @@ MUTANTS = [
         "return jnp.where(dominant, rest, whole - x)",
         "return whole - x",
         "the gradient of a class that is nearly certain cancels",
-        ("second_derivatives",),
-        "test_hessian and softmax and float32",
+        ("accuracy",),
+        "softmax-plain",
     ),
     Mutant(
         "_statistics/surprisals.py",

@@ -11,6 +11,7 @@ from jxent._statistics.dispatch import on_tpu
 from jxent._statistics.one_pass import by_reduction
 from jxent._statistics.parts import Product, made
 from jxent._statistics.primitive import row_statistics
+from jxent._statistics.row_sums import by_logsumexp
 
 FLOAT32, CLASSES = np.dtype(np.float32), 300
 WAYS = {
@@ -65,4 +66,20 @@ def test_tangents():
     for x, y in zip(found, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
     assert np.any(found[1] != 0)
-    assert np.any(found[3] != 0)
+
+
+def test_tangents_of_weights():
+    """Those of the plain way, which is differentiated by JAX."""
+    z, parts = _parts()
+    z, weights = (jax.tree.map(jnp.nan_to_num, x) for x in (z, parts.weights))
+
+    def of_parts(weights):
+        return row_statistics(z, parts._replace(weights=weights), FLOAT32).weighted_gap
+
+    def of_arrays(weights):
+        arrays = made(z, parts._replace(weights=weights), FLOAT32)
+        return by_logsumexp(*arrays, FLOAT32).weighted_gap
+
+    dots = (jax.tree.map(jnp.cos, weights),)
+    found, expected = (jax.jvp(f, (weights,), dots)[1] for f in (of_parts, of_arrays))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

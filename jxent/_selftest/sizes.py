@@ -100,8 +100,9 @@ def logsumexp(result: Result, z: Array) -> Sizes:
 def softmax(result: Result, z: Array, cotangent: Any) -> Sizes:
     p, n = _distribution(z)
     own = p * abs(cotangent)
-    size = own + p * total(own)
-    return of_itself(p, 2 * n), of_terms((size, times(size, 2 * n)))
+    itself, others = own * (1 - p), p * _others(own)
+    more = times(2 * n, itself + others) + times(nats(1 - p), itself)
+    return of_itself(p, 2 * n), of_terms((itself, more), (others, p * _others(times(2 * n, own))))
 
 
 def log_softmax(result: Result, z: Array, cotangent: Any) -> Sizes:
