@@ -534,7 +534,7 @@ MUTANTS = [
         "partial(chunk, size=n)",
         "the gradient of a head without a reduction keeps the logits of every chunk",
         ("linear_program",),
-        "never_exist",
+        "keep_no_logits",
     ),
     Mutant(
         "_linear/chunks.py",
