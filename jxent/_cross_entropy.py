@@ -75,8 +75,7 @@ def softmax_cross_entropy(
     rows, z = rows_of("logits", logits, axis, where, class_axis_name, absent=None)
     of_labels = "softmax_cross_entropy_with_integer_labels"
     y = rows.distributions("labels", labels, z, of_labels, absent=None)
-    factors = rows.class_weights("class_weights", class_weights, z)
-    weights = Product(y, factor=None if factors is None else as_row(factors, z.ndim))
+    weights = _weighted(y, rows.class_weights("class_weights", class_weights, z))
     if not is_off(label_smoothing):
         share = _share(rows, computing_dtype(z, y))
         epsilon = scalar("label_smoothing", label_smoothing, share)
@@ -153,7 +152,7 @@ def softmax_cross_entropy_with_integer_labels(
     if not is_off(label_smoothing):
         dtype = computing_dtype(z)
         uniform = jnp.zeros_like(z, dtype) + _share(rows, dtype)
-        smoothed = Product(uniform, factor=None if weights is None else as_row(weights, z.ndim))
+        smoothed = _weighted(uniform, weights)
     of_row = surprisals(rows.mesh_axes, z, y, smoothed, rows.mask)
     losses = times_weight_of_label(of_row.of_label, weights, y, rows.mesh_axes)
     terms = _z_term(rows, z_loss, of_row.normalizer)
@@ -199,6 +198,10 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Arra
       0.6931
     """
     return softmax_cross_entropy(logits, labels)
+
+
+def _weighted(labels: jax.Array, weights: jax.Array | None) -> Product:
+    return Product(labels, factor=None if weights is None else as_row(weights, labels.ndim))
 
 
 def _share(rows: Rows, dtype: np.dtype[Any]) -> jax.Array:
