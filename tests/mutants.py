@@ -774,8 +774,8 @@ MUTANTS = [
     ),
     Mutant(
         "_selftest/sizes.py",
-        "size = own + p * total(own)",
-        "size = own",
+        "itself, others = own * (1 - p), p * _others(own)",
+        "itself, others = own * (1 - p), 0 * own",
         "a gradient is larger than the terms that it is made of",
         ("accuracy",),
         "[softmax-plain",
