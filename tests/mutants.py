@@ -997,6 +997,14 @@ MUTANTS = [
     ),
     Mutant(
         "_statistics/surprisals.py",
+        "return mask.fill(to_logits, 0.0, 0.0), None",
+        "return to_logits, None",
+        "a label on a class that is left out gives that class a gradient",
+        ("policies",),
+        "integer_labels and classes",
+    ),
+    Mutant(
+        "_statistics/surprisals.py",
         "(stats.label_logit == -jnp.inf) & ~jnp.isnan(m)",
         "stats.label_logit == -jnp.inf",
         "NaN is lost beside an impossible label",

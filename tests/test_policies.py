@@ -113,7 +113,9 @@ def _integer_labels(case):
     for numbers in ([0.0, 1.0, 2.0], [NAN, 1.0, 2.0], [INF, -INF, -INF]):
         numbers = [0.0 if x == -INF and first == "predictions" else x for x in numbers]
         row = {"labels": 0, first: numbers}
-        yield Row("label on a masked class", row, INF, None, _of_classes(case), _TWO_CLASSES)
+        # Where softmax has a limit, the class that is left out still has no gradient.
+        gradient = [0.0, None, None] if first == "logits" and numbers[1] == 1.0 else None
+        yield Row("label on a masked class", row, INF, gradient, _of_classes(case), _TWO_CLASSES)
     if first != "logits":
         zero = 0.0 if first == "predictions" else -INF
         yield Row("label without probability", {"labels": 0, first: [zero] * 3}, INF)
