@@ -342,6 +342,7 @@ def _groups():
 
     With options rows that need no mask go through the program of those that have one of classes.
     """
+    with_options = {case.name for case in ALL if case.options}
     for case in ALL:
         rows_of_case = list(policies(case))
         if case.options and case.has_classes:
@@ -356,8 +357,10 @@ def _groups():
                 continue
             # Op by op nothing depends on the layout.
             eager = ["eager"] if layout == "plain" else []
-            for mode in ["vmap"] if case.options else ["jit", *eager, "vmap"]:
-                full = _FULL | ({"examples"} if case.options else set())
+            mapped = [] if case.name in with_options else ["vmap"]
+            for mode in ["vmap"] if case.options else ["jit", *eager, *mapped]:
+                # A mask of examples is made of one of classes as well, where none is left.
+                full = _FULL | ({"examples"} if case.name in with_options else set())
                 is_quick = layout not in full and (case.options or mode == "jit")
                 marks = () if is_quick else pytest.mark.full
                 yield pytest.param(

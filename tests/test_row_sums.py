@@ -99,7 +99,7 @@ def _exact(z, w):
 
 @_each_way(
     8,
-    [4, 12, 100, 1024, 1028, 50_000],
+    [4, 100, 1028, 50_000],
     ("cpu", 100),
     ("short", 100),
     *((way, 1028) for way in WAYS),
@@ -140,7 +140,7 @@ _SPECIAL = [
 ]
 
 
-@_each_way(8, [4, 100, 1024, 4096], ("cpu", 100), ("short", 100))
+@_each_way(8, [4, 100, 4096], ("cpu", 100), ("short", 100))
 def test_without_limit(way, classes):
     """With nothing else requested."""
     z = np.tile(np.linspace(-1, 1, classes, dtype=np.float32), (len(_SPECIAL) + 4, 1))
@@ -200,7 +200,7 @@ def test_logit_of_the_label(way):
     np.testing.assert_array_equal(stats.label_logit[:, 0], rows.reshape(-1))
 
 
-@pytest.mark.parametrize("way", quick(WAYS, "cpu", "tpu"))
+@pytest.mark.parametrize("way", quick(["cpu", "tpu", "gpu"], "cpu", "tpu"))
 def test_leading_dimensions(way):
     """More of them, fewer, and mapped ones."""
     z, w = np.random.default_rng(0).uniform(size=(2, 2, 3, 48)).astype(np.float32)

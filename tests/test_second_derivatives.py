@@ -244,7 +244,11 @@ def hessians(function, *args):
     return fast_jit(jax.vmap(lambda *args: [f(*args) for f in both]))(*map(jnp.asarray, args))
 
 
-@pytest.mark.parametrize("name", _TABLE)
+# The others are made of the same rules.
+_QUICK = ("integer labels", "soft labels", "entropy", "sigmoid")
+
+
+@pytest.mark.parametrize("name", quick(_TABLE, *_QUICK))
 def test_hessian(name, dtype):
     row = _TABLE[name]
     args = row.arguments(dtype)
@@ -260,7 +264,7 @@ def test_hessian(name, dtype):
                 assert worst <= 1, f"{composition}, block {i, k}: {message}"
 
 
-@pytest.mark.parametrize("name", ["integer labels", "soft labels", "entropy", "sigmoid"])
+@pytest.mark.parametrize("name", _QUICK)
 def test_gradient_of_a_value_that_came_with_a_gradient(name, dtype):
     """It is the gradient, to the last bits: the value of `jax.vjp` meets the rule again."""
     row = _TABLE[name]
@@ -293,6 +297,7 @@ def test_gradient_of_a_value_that_came_with_a_gradient_twice(dtype):
     np.testing.assert_allclose(again, once, rtol=4 * tolerances.eps(dtype))
 
 
+@pytest.mark.full
 def test_kl_divergence(dtype):
     """Absolute, and relative to the log-ratio where the rows are far apart."""
     z, near = near_rows(dtype)

@@ -18,7 +18,7 @@ import jxent
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SIZES = [(5, 200), (1, 1)]
-DENSE = [case for case in cases.ALL if case.name != "linear_softmax_cross_entropy"]
+DENSE = [case for case in cases.CASES if case.name != "linear_softmax_cross_entropy"]
 MODULES = sorted({case.function.__module__ for case in DENSE})
 
 
@@ -207,14 +207,12 @@ def every_reduction(arrays, **fixed):
 @pytest.mark.parametrize(
     ("symbols", "chunk_size", "sizes"),
     [
-        (("b",), 4, [((3,),), ((4,),), ((9,),)]),
-        (("b, s",), 4, [((3, 5),)]),
-        (("3*b",), 6, [((12,),)]),
+        (("b, s",), 4, [((1, 3),), ((3, 5),)]),
         (("b", "f", "c"), None, [((300,), 3, 30)]),
     ],
 )
 def test_linear_head(symbols, chunk_size, sizes):
-    """Fewer examples than a chunk has, as many, and more, in one dimension and in two."""
+    """Fewer examples than a chunk has, and more."""
     function = functools.partial(every_reduction, chunk_size=chunk_size)
     with jax.enable_x64(True):
         program = exported(function, head_arrays(*sizes[0]), head_shapes(*symbols))
