@@ -5,6 +5,8 @@ import gc
 import jax
 import pytest
 
+from jxent._selftest.table import TABLE
+
 # Traces are many objects that live long: by default their collection takes 7 % of the time.
 gc.set_threshold(100_000, 20, 20)
 
@@ -30,12 +32,15 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist looks for the groups afterwards.
 def pytest_collection_modifyitems(config, items):
     # One worker has all tests of a function, so that each trace of it is made once.
     for item in items:
-        case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
-        if case is not None:
-            item.add_marker(pytest.mark.xdist_group(case.name))
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        for kind in ("case", "row", "name"):
+            name = getattr(parameters.get(kind), "name", parameters.get(kind))
+            if isinstance(name, str) and name in TABLE:
+                item.add_marker(pytest.mark.xdist_group(name))
     if not config.getoption("--full"):
         config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("full")])
         items[:] = [item for item in items if not item.get_closest_marker("full")]

@@ -1,5 +1,7 @@
 """Every function under JAX's transformations, one after the other."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -210,6 +212,13 @@ def test_no_leaked_tracers(case):
     with no_leaks():
         jax.make_jaxpr(jax.grad(lambda *xs: jnp.sum(floats(*xs))))(*args)
         jax.make_jaxpr(lambda *xs: jax.jvp(floats, xs, xs))(*args)
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="there is one process")
+@pytest.mark.parametrize("case", BARE[:1], ids=str)
+def test_the_tests_of_a_function_have_one_worker(case, request):
+    """Otherwise each worker would trace and compile what the other one has."""
+    assert request.node.nodeid.endswith(f"@{case.name}")
 
 
 def test_every_kind_of_argument_has_an_example():
