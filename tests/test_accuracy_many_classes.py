@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from accuracy import double_if
 from tiers import quick_rows
-from tolerances import DTYPES, UNITS, computing, eps
+from tolerances import UNITS, computing, eps
 
 import jxent
 from jxent._statistics.dispatch import WAYS
 
-SIZES = [(dtype, 5_000) for dtype in DTYPES] + [("float32", 200_000), ("float64", 200_000)]
-EVERY_SIZE = pytest.mark.parametrize(("dtype", "classes"), quick_rows(SIZES, 4))
+# In 16 bits the numbers are summed in float32.
+SIZES = [("float32", 200_000), ("float64", 200_000), ("bfloat16", 5_000)]
+EVERY_SIZE = pytest.mark.parametrize(("dtype", "classes"), quick_rows(SIZES, 0))
 INTEGER = jxent.softmax_cross_entropy_with_integer_labels
 
 

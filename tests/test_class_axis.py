@@ -138,8 +138,12 @@ def on_one_device(function):
         return fast_jit(value_and_gradients(function, arguments))(*arguments.values())
 
 
-@EVERY
-@pytest.mark.parametrize(("shape", "classes"), quick_rows(MESHES, 3))
+# Every function over three axes, and over other meshes one after the other.
+_OVER = [(function, *MESHES[3]) for function in FUNCTIONS]
+_OVER += [(function, *mesh) for function, mesh in zip(FUNCTIONS, MESHES[:3], strict=False)]
+
+
+@pytest.mark.parametrize(("function", "shape", "classes"), quick_rows(_OVER, 0, 1, 2, 3))
 def test_values_and_gradients(function, shape, classes):
     mesh = mesh_of(*shape)
     with jax.enable_x64(True):
@@ -149,7 +153,7 @@ def test_values_and_gradients(function, shape, classes):
         assert_same(program(*arguments.values()), on_one_device(function))
 
 
-@pytest.mark.parametrize("function", quick(FUNCTIONS, entropy), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", quick([entropy, integer_loss]), ids=lambda f: f.__name__)
 def test_modes_of_differentiation(function):
     """Forward, second derivatives both ways, and vmap of gradients."""
     mesh = mesh_of(*BOTH)

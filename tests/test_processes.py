@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from processes import free_port, run_together
-from tiers import quick
 
 import jxent
 
@@ -54,7 +53,8 @@ def test_the_same_as_in_one_process():
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("misfortune", quick(["raises", "is killed", "hangs"]))
+@pytest.mark.full
+@pytest.mark.parametrize("misfortune", ["raises", "is killed", "hangs"])
 def test_a_failure_is_seen_and_said(misfortune):
     start = time.monotonic()
     bound = 5 if misfortune == "hangs" else BOUND

@@ -1,4 +1,4 @@
-"""What holds for all arguments: symmetries, and masks that are as good as removal."""
+"""What holds for all arguments: symmetries, and what is never negative."""
 
 import functools
 
@@ -21,8 +21,8 @@ _FEW = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )
 
-_MASKABLE = [case for case in BARE if case.has_classes]
-_LOSSES = [c for c in _MASKABLE if c.name not in ("logsumexp", "softmax", "log_softmax")]
+_NO_LOSSES = ("logsumexp", "softmax", "log_softmax")
+_LOSSES = [case for case in BARE if case.has_classes and case.name not in _NO_LOSSES]
 _OF_LOGITS = [c for c in _LOSSES if c.kinds[0] == "logits"]
 _NEVER_NEGATIVE = [
     c for c in BARE if c.name not in ("logsumexp", "log_softmax", "kl_divergence",
@@ -68,12 +68,12 @@ def _arguments(case):
 
 
 @functools.cache
-def _compiled(case, masked=False):
+def _compiled(case):
     """The result and the gradients, under `jit`."""
 
-    def function(where, *args):
+    def function(*args):
         def total(*args):
-            out = case.call(*args, where=where) if masked else case.call(*args)
+            out = case.call(*args)
             return jnp.sum(out), out
 
         gradients, out = jax.grad(total, case.differentiable, has_aux=True)(*args)
@@ -82,8 +82,8 @@ def _compiled(case, masked=False):
     return fast_jit(function)
 
 
-def _run(case, args, where=None):
-    return jax.tree.map(np.asarray, _compiled(case, where is not None)(where, *args))
+def _run(case, args):
+    return jax.tree.map(np.asarray, _compiled(case)(*args))
 
 
 def _assert_same(actual, expected, scale=1.0):
@@ -129,42 +129,6 @@ def test_shifted_logits(case, data):
         np.testing.assert_array_equal(h, g)
 
 
-@pytest.mark.full
-@every(_MASKABLE)
-@_FEW
-@given(data=st.data())
-def test_masked_is_removed(case, data):
-    """A class masked everywhere is as if it were not there, whatever stands in its place."""
-    args = list(data.draw(_arguments(case)))
-    for i, kind in enumerate(case.kinds):
-        if kind == "labels":
-            args[i] = np.minimum(args[i], 1)
-    junk = np.float32(data.draw(st.sampled_from([0.0, 5.0, np.nan, np.inf, -np.inf])))
-    where = np.ones(_SHAPE, bool)
-    where[:, 2] = False
-    spoiled = [np.where(where, x, junk) if x.ndim == 2 else x for x in args]
-    result, gradients = _run(case, spoiled, where)
-    less, less_gradients = _run(case, [x[:, :2] if x.ndim == 2 else x for x in args])
-    _assert_same(result[:, :2] if case.per_class else result, less)
-    for g, h in zip(gradients, less_gradients, strict=True):
-        np.testing.assert_array_equal(g[:, 2], 0)
-        _assert_same(g[:, :2], h, 1 + np.max(np.abs(h), initial=0, where=np.isfinite(h)))
-
-
-@pytest.mark.full
-@every(_LOSSES)
-@_FEW
-@given(data=st.data())
-def test_masked_example_is_zero(case, data):
-    args = data.draw(_arguments(case))
-    keep = np.array(data.draw(st.lists(st.booleans(), min_size=2, max_size=2)))
-    losses, gradients = _run(case, args, keep)
-    plain, plain_gradients = _run(case, args, np.ones(2, bool))
-    np.testing.assert_array_equal(losses, np.where(keep, plain, 0))
-    for g, h in zip(gradients, plain_gradients, strict=True):
-        np.testing.assert_array_equal(g, np.where(keep[:, None], h, 0))
-
-
 @every(_NEVER_NEGATIVE)
 @_FEW
 @given(data=st.data())
@@ -188,27 +152,3 @@ def test_infinite_logits_stay_in_their_example(case, logits, labels):
         alone, alone_gradients = _run(case, lonely)
         np.testing.assert_array_equal(both[i], alone[i])
         np.testing.assert_array_equal(gradients[0][i], alone_gradients[0][i])
-
-
-@pytest.mark.full
-@every(_MASKABLE)
-@_FEW
-@given(data=st.data())
-def test_shape_and_axis(case, data):
-    """Any rank, any axis: the shape is that of the input without the axis."""
-    shape = data.draw(arrays.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=4))
-    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
-    examples = shape[: axis % len(shape)] + shape[axis % len(shape) + 1 :]
-    args = [
-        jax.ShapeDtypeStruct(examples, np.int32)
-        if kind == "labels"
-        else jax.ShapeDtypeStruct(shape, np.float32)
-        for kind in case.kinds
-    ]
-    for mask in (shape, examples):
-        where = jax.ShapeDtypeStruct(mask, bool)
-        out = jax.eval_shape(
-            lambda where, *args: case.call(*args, axis=axis, where=where), where, *args
-        )
-        assert out.shape == (shape if case.per_class else examples)
-        assert out.dtype == np.float32

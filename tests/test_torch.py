@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import fast_jit
-from tiers import quick
+from tiers import quick, quick_rows
 
 import jxent
 
@@ -150,7 +150,9 @@ def test_divergence_of_yes_and_no_keeps_its_bits():
     np.testing.assert_allclose(fast_jit(_evaluated(row[1]))(t=t, p=p), exact, rtol=1e-3)
 
 
-REDUCTIONS = ("none", "sum", "mean")
+WEIGHTED_AND_REDUCED = pytest.mark.parametrize(
+    ("weighted", "reduction"), quick_rows([(True, "mean"), (False, "none"), (False, "sum")], 0)
+)
 
 
 def _reduced(losses, reduction, total=None):
@@ -162,12 +164,21 @@ def _reduced(losses, reduction, total=None):
     return jnp.mean(losses)
 
 
-@pytest.mark.parametrize("ignore_index", quick([IGNORED, 2]))
-@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
-@pytest.mark.parametrize("smoothing", quick([0.0, 0.3], 0.3))
-@pytest.mark.parametrize("weighted", quick([False, True], True))
+# The reductions are these tests' own arithmetic, so that they meet the options by turns.
+@pytest.mark.parametrize(
+    ("weighted", "smoothing", "ignore_index", "reduction"),
+    quick_rows(
+        [
+            (True, 0.3, IGNORED, "mean"),
+            (True, 0.0, 2, "sum"),
+            (False, 0.3, 2, "none"),
+            (False, 0.0, IGNORED, "mean"),
+        ],
+        0,
+    ),
+)
 def test_cross_entropy_with_integer_labels(weighted, smoothing, ignore_index, reduction):
-    """Class weights, ignored labels and label smoothing, in all combinations."""
+    """Class weights, ignored labels and label smoothing."""
     arrays = ARRAYS | {"y": np.where(ARRAYS["y"] == IGNORED, ignore_index, ARRAYS["y"])}
 
     def theirs(z, y, w):
@@ -194,9 +205,10 @@ def test_cross_entropy_with_integer_labels(weighted, smoothing, ignore_index, re
     _compare(theirs, ours, ("z", "y", "w"), arrays)
 
 
-@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
-@pytest.mark.parametrize("smoothing", quick([0.0, 0.3], 0.3))
-@pytest.mark.parametrize("weighted", quick([False, True], True))
+@pytest.mark.parametrize(
+    ("weighted", "smoothing", "reduction"),
+    quick_rows([(True, 0.3, "mean"), (True, 0.0, "sum"), (False, 0.3, "none")], 0),
+)
 def test_cross_entropy_with_probabilities(weighted, smoothing, reduction):
     """Distributions for labels: the mean divides by the number of examples."""
 
@@ -226,8 +238,7 @@ def test_cross_entropy_of_pictures():
     )
 
 
-@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
-@pytest.mark.parametrize("weighted", quick([False, True], True))
+@WEIGHTED_AND_REDUCED
 def test_nll_loss(weighted, reduction):
     """Log-probabilities, with class weights and ignored labels."""
 
@@ -245,9 +256,10 @@ def test_nll_loss(weighted, reduction):
     )
 
 
-@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
-@pytest.mark.parametrize("positive", quick([False, True], True))
-@pytest.mark.parametrize("weighted", quick([False, True], True))
+@pytest.mark.parametrize(
+    ("weighted", "positive", "reduction"),
+    quick_rows([(True, True, "mean"), (False, True, "sum"), (True, False, "none")], 0),
+)
 def test_binary_cross_entropy_with_logits(weighted, positive, reduction):
     """A weight multiplies; positive weights are an option."""
     _compare(
@@ -263,8 +275,7 @@ def test_binary_cross_entropy_with_logits(weighted, positive, reduction):
     )
 
 
-@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
-@pytest.mark.parametrize("weighted", quick([False, True], True))
+@WEIGHTED_AND_REDUCED
 def test_binary_cross_entropy(weighted, reduction):
     """A weight multiplies."""
     _compare(
@@ -276,8 +287,7 @@ def test_binary_cross_entropy(weighted, reduction):
     )
 
 
-@pytest.mark.parametrize("reduction", quick(REDUCTIONS, "mean"))
-@pytest.mark.parametrize("weighted", quick([False, True], True))
+@WEIGHTED_AND_REDUCED
 def test_multilabel_soft_margin_loss(weighted, reduction):
     """The mean over the classes of each example."""
     _compare(

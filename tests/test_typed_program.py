@@ -27,6 +27,7 @@ def program():
     return f"{imports}losses: list[jax.Array] = [\n{lines}]\n"
 
 
+@pytest.mark.full
 def test_it_runs():
     space = {}
     exec(program(), space)

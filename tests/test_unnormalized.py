@@ -15,7 +15,7 @@ import jxent
 from jxent._selftest.table import TABLE
 
 
-@pytest.mark.parametrize("dtype", quick(DTYPES))
+@pytest.mark.parametrize("dtype", quick(DTYPES[:2]))
 @pytest.mark.parametrize("name", ["relative_entropy", "jensen_shannon_divergence", "cross_entropy"])
 def test_what_is_left_does_not_sum_to_one(dtype, name):
     p, q = sweeps.rounded(dtype, *sweeps.probability_pairs())
