@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cases import fast_jit
 from products import products
+from tiers import quick, quick_rows
 
 import jxent
 
@@ -45,15 +46,18 @@ def one_head(student, _):
 
 @pytest.mark.parametrize(
     ("loss", "wanted", "reduction", "number"),
-    [
-        (one_head, "inputs kernel", "mean", 3),
-        (one_head, "kernel", "mean", 2),
-        (one_head, "inputs kernel", "none", 4),
-        (jxent.softmax_kl_divergence, "", "mean", 2),
-        (jxent.softmax_kl_divergence, "inputs kernel", "mean", 4),
-        (jxent.softmax_kl_divergence, "inputs kernel other_inputs other_kernel", "mean", 6),
-        (jxent.softmax_kl_divergence, "inputs kernel", "none", 6),
-    ],
+    quick_rows(
+        [
+            (one_head, "inputs kernel", "mean", 3),
+            (one_head, "kernel", "mean", 2),
+            (jxent.softmax_kl_divergence, "", "mean", 2),
+            (jxent.softmax_kl_divergence, "inputs kernel other_inputs other_kernel", "mean", 6),
+            (jxent.softmax_kl_divergence, "inputs kernel", "none", 6),
+        ],
+        1,
+        3,
+        4,
+    ),
 )
 def test_products(loss, wanted, reduction, number):
     """Of all chunks together. A head that the loss does not look at costs nothing."""
@@ -76,7 +80,7 @@ def counting(loss, computed):
     return function
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", quick(["mean", "none"]))
 def test_chunks_of_what_does_not_count_are_skipped(reduction, monkeypatch):
     """Nine examples of a hundred, wherever they are, make three chunks of four."""
     counted = np.arange(100) % 11 == 5
