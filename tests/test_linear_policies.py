@@ -24,15 +24,17 @@ def _head(**changes):
     )
 
 
-@pytest.mark.parametrize("reduction", quick(["mean", "sum", "none"], "mean", "none"))
+@pytest.mark.parametrize("reduction", quick(["none", "mean"]))
 def test_what_does_not_count_contributes_nothing(reduction):
     a = {k: np.asarray(v, np.float32) for k, v in floats(arrays_of_head()).items()}
-    weights = np.where(np.arange(EXAMPLES) == 5, 0, a["weights"])
+    a["inputs"], labels = a["inputs"][:16], arrays_of_head()["labels"][:16]
+    weights = np.where(np.arange(16) == 5, 0, a["weights"][:16])
 
     @fast_jit
     @functools.partial(jax.grad, argnums=(0, 1))
     def gradients(x, w):
-        return jnp.sum(_head(inputs=x, kernel=w, weights=weights, reduction=reduction))
+        changes = {"inputs": x, "kernel": w, "labels": labels, "weights": weights}
+        return jnp.sum(_head(**changes, reduction=reduction))
 
     clean_inputs, clean_kernel = gradients(a["inputs"], a["kernel"])
     for poison in (np.nan, np.inf):
@@ -54,7 +56,7 @@ def test_nothing_counts():
     assert np.all(np.asarray(gradient) == 0)
 
 
-@pytest.mark.parametrize("reduction", quick(["mean", "sum", "none"], "mean", "none"))
+@pytest.mark.parametrize("reduction", quick(["none", "sum", "mean"]))
 def test_leading_dimensions(reduction):
     w, shapes = np.ones((FEATURES, CLASSES), np.float32), [(2, 3), ()]
 
@@ -137,9 +139,10 @@ def test_mistakes(changes, error, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", quick(["mean", "none"]))
 def test_a_padded_table_is_as_good_as_the_table(reduction):
     inputs, kernel, labels = (arrays_of_head()[k] for k in BASE)
+    inputs, labels = inputs[:16], labels[:16]
     mask = np.arange(CLASSES + 7) < CLASSES
 
     def value_and_gradients(inputs, kernel, **options):

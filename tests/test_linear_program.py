@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import fast_jit
+from tiers import quick, quick_rows
 
 import jxent
 
@@ -22,7 +23,7 @@ def _compiled(reduction, argnums, examples=4096, features=16, classes=4099, **op
     return fast_jit(function).lower(*args), examples * classes
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", quick(["mean", "none"]))
 def test_the_logits_never_exist_whole(reduction):
     lowered, whole = _compiled(reduction, (0, 1))
     for text in (lowered.as_text(), lowered.compile().as_text()):
@@ -31,29 +32,31 @@ def test_the_logits_never_exist_whole(reduction):
         assert 16 * 4099 <= max(sizes) < whole / 2
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_precision(reduction):
-    """Every product has the precision that is asked for, which is not the tests' own."""
-    lowered, _ = _compiled(reduction, (0, 1), chunk_size=512, precision="high")
-    products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
-    assert products
-    assert all("precision = [HIGH, HIGH]" in line for line in products)
-
-
 @pytest.mark.parametrize(
     ("reduction", "argnums", "products"),
-    [
-        ("mean", (), 1),
-        ("mean", (0,), 2),
-        ("mean", (1,), 2),
-        ("mean", (0, 1), 3),
-        ("none", (), 1),
-        ("none", (0, 1), 4),
-    ],
+    quick_rows(
+        [
+            ("mean", (0,), 2),
+            ("mean", (0, 1), 3),
+            ("none", (0, 1), 4),
+            ("mean", (), 1),
+            ("mean", (1,), 2),
+            ("none", (), 1),
+        ],
+        0,
+        1,
+        2,
+    ),
 )
-def test_products(reduction, argnums, products):
-    """As many products as promised: none for a gradient that nobody asked for."""
-    lowered, _ = _compiled(reduction, argnums, classes=8192, chunk_size=512)
+def test_products_and_their_precision(reduction, argnums, products):
+    """As many products as promised, none for a gradient that nobody asked for.
+
+    Each has the precision that is asked for, which is not the tests' own.
+    """
+    lowered, _ = _compiled(reduction, argnums, classes=8192, chunk_size=512, precision="high")
+    asked = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+    assert asked
+    assert all("precision = [HIGH, HIGH]" in line for line in asked)
     text = lowered.compile().as_text()
     assert len(re.findall(r"= f32\S* (?:dot|custom-call\S*matmul)\(", text)) == products
 
