@@ -159,7 +159,7 @@ def test_the_loss_scale_reaches_a_gradient_before_it_is_rounded():
 
 
 def test_other_modes():
-    """Forward mode; `vmap` over each argument; `checkpoint`, `vmap` and `scan` in each other."""
+    """Forward mode under `vmap`, and reverse mode in `checkpoint`, `vmap` and `scan`."""
     with jax.enable_x64(True):
         # Two chunks, the second of which has examples that do not count.
         inputs, w, labels = (arrays_of_head()[k] for k in BASE)
@@ -174,24 +174,23 @@ def test_other_modes():
 
             return f
 
-        def fused(x, w):
+        def forward(f):
+            def along(w, y):
+                return jax.jvp(lambda x, w: f(x, w, y), (x, w), v)
+
+            return jax.vmap(along)(*twice[1:])
+
+        def fused():
             f = of(fused_head, chunk_size=8)
             gradient = jax.vmap(jax.grad(jax.checkpoint(f), (0, 1)), (0, None))
-            return (
-                jax.jvp(f, (x, w), v),
-                jax.vmap(f, (None, 0, 0))(x, *twice[1:]),
-                jax.lax.scan(lambda c, w: (c, gradient(twice[0], w)), 0, twice[1])[1],
-            )
+            rows = jax.lax.scan(lambda c, w: (c, gradient(twice[0], w)), 0, twice[1])[1]
+            return forward(f), rows
 
-        def dense(x, w):
+        def dense():
             f = of(dense_head)
             gradient = jax.vmap(jax.grad(f, (0, 1)), (0, None))
-            return (
-                jax.jvp(f, (x, w), v),
-                jax.vmap(f, (None, 0, 0))(x, *twice[1:]),
-                jax.vmap(gradient, (None, 0))(*twice[:2]),
-            )
+            return forward(f), jax.vmap(gradient, (None, 0))(*twice[:2])
 
-        results = fast_jit(lambda x, w: [way(x, w) for way in (fused, dense)])(x, w)
+        results = fast_jit(lambda: [fused(), dense()])()
         for got, expected in zip(*map(jax.tree.leaves, results), strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-13)
