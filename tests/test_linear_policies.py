@@ -56,7 +56,7 @@ def test_nothing_counts():
     assert np.all(np.asarray(gradient) == 0)
 
 
-@pytest.mark.parametrize("reduction", quick(["none", "sum", "mean"]))
+@pytest.mark.parametrize("reduction", quick(["none", "sum"]))
 def test_leading_dimensions(reduction):
     w, shapes = np.ones((FEATURES, CLASSES), np.float32), [(2, 3), ()]
 

@@ -40,7 +40,6 @@ def test_the_logits_never_exist_whole(reduction):
             ("mean", (0, 1), 3),
             ("none", (0, 1), 4),
             ("mean", (), 1),
-            ("mean", (1,), 2),
             ("none", (), 1),
         ],
         0,
