@@ -42,8 +42,11 @@ def pytest_collection_modifyitems(config, items):
             if isinstance(name, str) and name in TABLE:
                 item.add_marker(pytest.mark.xdist_group(name))
     if not config.getoption("--full"):
-        config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("full")])
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        kinds = {True: [], False: []}
+        for item in items:
+            kinds[any(item.iter_markers("full")) or any(item.iter_markers("aot"))].append(item)
+        config.hook.pytest_deselected(items=kinds[True])
+        items[:] = kinds[False]
 
 
 @pytest.fixture(autouse=True)

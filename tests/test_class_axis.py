@@ -81,7 +81,6 @@ def arrays(function):
 
 
 FUNCTIONS = [integer_loss, soft_loss, entropy, divergence]
-EVERY = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
 
 def specs_of(arguments, mesh, classes):
@@ -153,7 +152,8 @@ def test_values_and_gradients(function, shape, classes):
         assert_same(program(*arguments.values()), on_one_device(function))
 
 
-@pytest.mark.parametrize("function", quick([entropy, integer_loss]), ids=lambda f: f.__name__)
+@pytest.mark.full
+@pytest.mark.parametrize("function", [entropy, integer_loss], ids=lambda f: f.__name__)
 def test_modes_of_differentiation(function):
     """Forward, second derivatives both ways, and vmap of gradients."""
     mesh = mesh_of(*BOTH)
@@ -185,9 +185,7 @@ def test_modes_of_differentiation(function):
         assert_same(results, expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "function", quick(FUNCTIONS, integer_loss, divergence), ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("function", quick(FUNCTIONS, integer_loss), ids=lambda f: f.__name__)
 def test_differentiated_inside(function):
     """A shard's gradient is that of its slice, and replicated arguments have the whole one."""
     mesh = mesh_of(*BOTH)
@@ -278,7 +276,9 @@ def regimes():
 
 
 @pytest.mark.parametrize("dtype", quick(["float32", "bfloat16"]))
-@EVERY
+@pytest.mark.parametrize(
+    "function", quick(FUNCTIONS, integer_loss, divergence), ids=lambda f: f.__name__
+)
 def test_accuracy_where_others_fail(function, dtype):
     """In single precision, as on one device to a few units in the last place."""
     mesh = mesh_of(*CLASSES_ONLY)

@@ -171,7 +171,7 @@ def _second(case):
 
 
 @pytest.mark.parametrize("route", _SECOND)
-@pytest.mark.parametrize("case", _COMPOSED, ids=str)
+@pytest.mark.parametrize("case", quick(_COMPOSED, *_COMPOSED[1:4]), ids=str)
 def test_second_derivative(case, route):
     expected = _differences(case)[1]
     if route == "forward over forward":

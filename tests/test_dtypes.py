@@ -6,21 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ALL, CASES, bare, compiled, cotangent_of
-from tiers import quick
+from cases import ALL, BARE, CASES, bare, compiled, cotangent_of
+from tiers import quick, quick_rows
 
 import jxent
 
-_SMALL = pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
+# Each with its options, ordinary arithmetic; --full: also without.
+EVERY = pytest.mark.parametrize("case", quick(ALL, *CASES), ids=str)
 
 
-def _every(cases):
-    """Each with its options, ordinary arithmetic; --full: also without."""
-    chosen = [case for case in cases if case in CASES]
-    return pytest.mark.parametrize("case", quick(cases, *chosen), ids=str)
-
-
-EVERY = _every(ALL)
+def _in_16_bits(cases):
+    """In bfloat16 with the options, in float16 without; --full: each in both."""
+    rows = [(case, dtype) for case in cases for dtype in (jnp.float16, jnp.bfloat16)]
+    chosen = [case in (BARE if dtype == jnp.float16 else CASES) for case, dtype in rows]
+    ids = [f"{case}-{jnp.dtype(dtype)}" for case, dtype in rows]
+    parameters = quick_rows(rows, *np.flatnonzero(chosen))
+    return pytest.mark.parametrize(("case", "dtype"), parameters, ids=ids)
 
 
 @functools.cache
@@ -31,8 +32,7 @@ def _in_dtype(case, dtype):
     return out, gradients
 
 
-@_SMALL
-@EVERY
+@_in_16_bits(ALL)
 def test_result_is_that_of_float32(case, dtype):
     """The function of the numbers given, not of what is left of it in their dtype."""
     small, full = _in_dtype(case, dtype)[0], _in_dtype(case, np.float32)[0]
@@ -41,8 +41,7 @@ def test_result_is_that_of_float32(case, dtype):
 
 
 # The linear head's gradients enter products, and have a bound of their own.
-@_SMALL
-@_every([c for c in ALL if "kernel" not in c.kinds])
+@_in_16_bits([case for case in ALL if "kernel" not in case.kinds])
 def test_gradient_is_rounded_once(case, dtype):
     """The cotangent is multiplied first: half a unit in the last place is all that is lost."""
     small, full = _in_dtype(case, dtype)[1], _in_dtype(case, np.float32)[1]
@@ -116,7 +115,7 @@ _MADE = [
 
 
 @pytest.mark.parametrize("dtype", quick([jnp.bfloat16, jnp.float16]), ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("name", _MADE)
+@pytest.mark.parametrize("name", quick(_MADE, _MADE[0], _MADE[3], _MADE[4]))
 def test_logits_made_in_the_same_program(name, dtype):
     """They are rounded, all of them, though XLA computes 16 bits in 32 where it fuses."""
     rng = np.random.default_rng(0)

@@ -152,7 +152,7 @@ def has_nan(tree):
     return any(np.any(np.isnan(x)) for x in jax.tree.leaves(tree))
 
 
-@every
+@pytest.mark.parametrize("inputs", quick(ALL, *(x for x in ALL if x.name in _QUICK)), ids=str)
 def test_debug_nans(inputs):
     """Operation by operation, as in a hunt for a NaN."""
     both = value_and_gradients(inputs.call)

@@ -42,6 +42,7 @@ def commands(*misfortune):
     return [[__file__, str(port), str(number), *misfortune] for number in range(2)]
 
 
+@pytest.mark.full
 def test_the_same_as_in_one_process():
     """Each process has a part of the classes (the last axis of the mesh) and of the examples."""
     # The last line, because the collectives have their say before it.

@@ -94,6 +94,7 @@ def test_optax_has_what_is_said_to_be_shared():
     }
 
 
+@pytest.mark.full
 def test_without_docstrings_it_is_imported_all_the_same():
     run = subprocess.run([sys.executable, "-OO", "-c", "import jxent"], check=False)
     assert run.returncode == 0

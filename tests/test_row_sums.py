@@ -102,7 +102,7 @@ def _exact(z, w):
     [4, 100, 1028, 50_000],
     ("cpu", 100),
     ("short", 100),
-    *((way, 1028) for way in WAYS),
+    *((way, 1028) for way in ("cpu", "gpu", "tpu", "sums_of_7")),
 )
 def test_sums(way, classes):
     z = _rows(classes)

@@ -61,7 +61,6 @@ _QUICK = {
     "softmax_cross_entropy_with_integer_labels",
     "softmax_kl_divergence",
     "log_softmax",
-    "relative_entropy",
 }
 _WAYS = [
     (_BOTH, AxisType.Auto),
