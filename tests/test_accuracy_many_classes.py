@@ -106,7 +106,8 @@ def test_softmax(dtype, classes):
             assert_near(gradient[i], g, allowed, dtype)
 
 
-@EVERY_SIZE
+@pytest.mark.full
+@pytest.mark.parametrize(("dtype", "classes"), SIZES)
 def test_divergence(dtype, classes):
     rng = np.random.default_rng(12)
     z_q = rows(dtype, classes)

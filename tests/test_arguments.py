@@ -140,7 +140,7 @@ def test_small_integers_number_many_classes():
     np.testing.assert_allclose(losses(), [[np.log(299 + np.exp(3.0)) - 3.0]] * 2, rtol=1e-6)
 
 
-@every(CASES)
+@every(quick(CASES, *(case for case in CASES if case.name in _FORMS)))
 def test_lists_and_numpy_arrays_and_scalars(case):
     """Lists, NumPy arrays and Python numbers are as good as arrays."""
     args = case.args()

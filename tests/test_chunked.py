@@ -173,7 +173,6 @@ def policy(logits, labels):
             (None, "all"),
         ],
         0,
-        1,
     ),
 )
 def test_trees_of_outputs(chunk_size, counted):

@@ -54,7 +54,6 @@ def one_head(student, _):
             (jxent.softmax_kl_divergence, "inputs kernel", "none", 6),
         ],
         0,
-        2,
         3,
     ),
 )

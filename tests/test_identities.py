@@ -15,7 +15,7 @@ import jxent
 INTEGER = jxent.softmax_cross_entropy_with_integer_labels
 
 
-@pytest.fixture(params=quick(DTYPES, "float32", "bfloat16"))
+@pytest.fixture(params=quick(DTYPES))
 def dtype(request):
     return request.param
 

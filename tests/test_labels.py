@@ -392,6 +392,7 @@ def test_one_hot_labels_of_any_dtype(name):
 # Two sizes are equal: what a shape is taken for.
 
 
+@pytest.mark.full
 def test_masks_of_square_arrays_are_of_examples():
     """JAX and optax would broadcast ``[n]`` over the classes."""
     where = np.array([True, False, True])

@@ -46,7 +46,6 @@ _EVERY = [(case, case in CASES) for case in ALL]
 _OTHERS = {
     "softmax_cross_entropy_with_integer_labels",
     "sigmoid_binary_cross_entropy",
-    "linear_softmax_cross_entropy",
     "weighted_mean",
 }
 _QUICK = [far and case.name in _OTHERS for case, far in _EVERY]

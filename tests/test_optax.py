@@ -72,7 +72,7 @@ def _methods(name):
 # compare with the exact ones, and tuples of axes, of which one is compared with optax below.
 _ONLY_FULL = re.compile(
     r"\.test_(mask|axis|equals_to_cross_entropy_when_eps0)[1-9]$|\.test_axes"
-    r"|^SoftmaxCrossEntropyWithIntegerLabelsTest\.test_gradient$"
+    r"|^SoftmaxCrossEntropy(WithIntegerLabels)?Test\.test_gradient$"
     r"|^SigmoidFocalLossTest\.test_extreme_logits_finite_gradients$"
 )
 

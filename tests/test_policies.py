@@ -50,8 +50,8 @@ LAYOUTS = {
     "ignoring": {"ignore_index": -100},
 }
 """What is given beside the arguments; each is one program, in which `where` is traced."""
-_FULL = {"ignoring"}
-"""What another layout has as well."""
+_FULL = {"ignoring", "examples"}
+"""What another layout has as well: an example of which no class is left does not count."""
 
 _NOT_LOSSES = {"logsumexp": -INF, "log_softmax": -INF, "softmax": 0.0}
 """And the result of a masked example."""
@@ -359,9 +359,7 @@ def _groups():
             eager = ["eager"] if layout == "plain" else []
             mapped = [] if case.name in with_options else ["vmap"]
             for mode in ["vmap"] if case.options else ["jit", *eager, *mapped]:
-                # A mask of examples is made of one of classes as well, where none is left.
-                full = _FULL | ({"examples"} if case.name in with_options else set())
-                is_quick = layout not in full and (case.options or mode == "jit")
+                is_quick = layout not in _FULL and (case.options or mode == "jit")
                 marks = () if is_quick else pytest.mark.full
                 yield pytest.param(
                     case, layout, mode, rows, id=f"{case}-{layout}-{mode}", marks=marks

@@ -128,7 +128,8 @@ OTHER_AXES = {
 }
 
 
-@pytest.mark.parametrize("module", quick([*MODULES, "other axes"], "jxent._softmax"))
+@pytest.mark.full
+@pytest.mark.parametrize("module", [*MODULES, "other axes"])
 def test_dense_losses(module):
     """Of a symbolic number of examples and of classes; some of one example of one class, too."""
     sizes = SIZES if module in ("jxent._softmax", "other axes") else SIZES[:1]

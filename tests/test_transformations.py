@@ -111,10 +111,14 @@ def test_step_of_a_loop_under_vmap(case):
 
 
 def _replicated():
-    """The last one of several arguments, and for some functions each in turn in the full tier."""
+    """The last one of several arguments, and for some functions each in turn in the full tier.
+
+    The heads, which have tests of their own over meshes, are in the full tier.
+    """
     for case in CASES:
         last = len(case.kinds) - 1
-        yield pytest.param(case, last or None, id=str(case))
+        marks = pytest.mark.full if "kernel" in case.kinds else ()
+        yield pytest.param(case, last or None, id=str(case), marks=marks)
         if last and case.name in ("softmax_kl_divergence", "cross_entropy", "kl_divergence"):
             yield pytest.param(case, 0, id=f"{case}-0", marks=pytest.mark.full)
 

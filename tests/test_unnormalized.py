@@ -16,7 +16,9 @@ from jxent._selftest.table import TABLE
 
 
 @pytest.mark.parametrize("dtype", quick(DTYPES[:2]))
-@pytest.mark.parametrize("name", ["relative_entropy", "jensen_shannon_divergence", "cross_entropy"])
+@pytest.mark.parametrize(
+    "name", quick(["relative_entropy", "jensen_shannon_divergence", "cross_entropy"])
+)
 def test_what_is_left_does_not_sum_to_one(dtype, name):
     p, q = sweeps.rounded(dtype, *sweeps.probability_pairs())
     finite = np.all((q > 0) | (p == 0), axis=-1)
