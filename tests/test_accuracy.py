@@ -191,7 +191,7 @@ def regimes(row):
     return found + [(f"options-{i}", found[0][1], i) for i in range(times)]
 
 
-_QUICK = ("plain", "any-size", "options-0")
+_QUICK = ("plain", "any-size", "options-0", "options-1")
 
 
 def parameters():
