@@ -48,13 +48,16 @@ def one_head(student, _):
     ("loss", "wanted", "reduction", "number"),
     quick_rows(
         [
+            (one_head, "inputs kernel", "mean", 3),
             (one_head, "kernel", "mean", 2),
+            (one_head, "inputs kernel", "none", 4),
             (jxent.softmax_kl_divergence, "", "mean", 2),
+            (jxent.softmax_kl_divergence, "inputs kernel", "mean", 4),
             (jxent.softmax_kl_divergence, "inputs kernel other_inputs other_kernel", "mean", 6),
             (jxent.softmax_kl_divergence, "inputs kernel", "none", 6),
         ],
-        0,
-        3,
+        1,
+        6,
     ),
 )
 def test_products(loss, wanted, reduction, number):
