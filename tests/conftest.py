@@ -42,11 +42,9 @@ def pytest_collection_modifyitems(config, items):
             if isinstance(name, str) and name in TABLE:
                 item.add_marker(pytest.mark.xdist_group(name))
     if not config.getoption("--full"):
-        kinds = {True: [], False: []}
-        for item in items:
-            kinds[any(item.iter_markers("full")) or any(item.iter_markers("aot"))].append(item)
-        config.hook.pytest_deselected(items=kinds[True])
-        items[:] = kinds[False]
+        slow = {i for i in items if i.get_closest_marker("full") or i.get_closest_marker("aot")}
+        config.hook.pytest_deselected(items=list(slow))
+        items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(autouse=True)

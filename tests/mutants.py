@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-QUICK = ["-m", "not aot and not notebooks"]
+QUICK = ["-m", "not notebooks"]
 PASSED, FAILED, NOTHING_RAN = 0, 1, 5
 """The exit statuses of pytest after which a mutant has a verdict."""
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import BARE, CASES, bare, expected, fast_jit
-from tiers import quick
+from tiers import quick, quick_named
 
 import jxent
 
@@ -37,7 +37,7 @@ _FORMS = {
 }
 
 
-@every(quick(_WITH_AXIS, *(case for case in _WITH_AXIS if case.name in _FORMS)))
+@every(quick_named(_WITH_AXIS, _FORMS))
 def test_axes_and_masks(case):
     """The class axis may be anywhere, counted from either end, or be folded into several.
 
@@ -140,7 +140,7 @@ def test_small_integers_number_many_classes():
     np.testing.assert_allclose(losses(), [[np.log(299 + np.exp(3.0)) - 3.0]] * 2, rtol=1e-6)
 
 
-@every(quick(CASES, *(case for case in CASES if case.name in _FORMS)))
+@every(quick_named(CASES, _FORMS))
 def test_lists_and_numpy_arrays_and_scalars(case):
     """Lists, NumPy arrays and Python numbers are as good as arrays."""
     args = case.args()

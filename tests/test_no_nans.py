@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cases import ALL, BARE, CASES, fast_jit
 from jax.experimental import checkify
-from tiers import quick_rows
+from tiers import quick, quick_rows
 
 _INF = np.inf
 
@@ -40,23 +40,22 @@ def _masks(case):
     return masks
 
 
-# With the options and all masks at once; and without the options, each mask alone. In the quick
-# tier `test_limits_raise_nothing` has the other functions.
-_EVERY = [(case, case in CASES) for case in ALL]
-_OTHERS = {
+# In the quick tier `test_limits_raise_nothing` has the other functions.
+_QUICK = {
     "softmax_cross_entropy_with_integer_labels",
     "sigmoid_binary_cross_entropy",
     "weighted_mean",
 }
-_QUICK = [far and case.name in _OTHERS for case, far in _EVERY]
 
 
-@pytest.mark.parametrize(
-    ("case", "far"), quick_rows(_EVERY, *np.flatnonzero(_QUICK)), ids=lambda x: str(x)
-)
-def test_finite_inputs_raise_nothing(case, far):
-    """Op by op, as in a hunt for a NaN: values and gradients, with and without masks."""
+@pytest.mark.parametrize("case", quick(ALL, *(c for c in CASES if c.name in _QUICK)), ids=str)
+def test_finite_inputs_raise_nothing(case):
+    """Op by op, as in a hunt for a NaN: values and gradients, with and without masks.
+
+    With the options far apart and with all masks at once; without them each mask alone.
+    """
     args, masks = [np.asarray(x) for x in case.args()], _masks(case)
+    far = case in CASES
     # Three examples, but for a head: the operations are those of the arguments at their limits.
     examples = [0, 1] if "kernel" in case.kinds else [0, 1, 0]
     for i, kind in enumerate(case.kinds):

@@ -11,6 +11,11 @@ def quick(values, *chosen, number=1):
     return [pytest.param(v, marks=() if v in chosen else pytest.mark.full) for v in values]
 
 
+def quick_named(values, names):
+    """The same for what has a name."""
+    return quick(values, *(value for value in values if value.name in names))
+
+
 def quick_rows(rows, *chosen):
     """The same for rows of several parameters; those chosen go by their place."""
     assert chosen
