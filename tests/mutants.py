@@ -1069,16 +1069,16 @@ def main(arguments=None):
         if not options.words or any(w in f"{mutant.file}: {mutant.why}" for w in options.words)
     ]
     start = time.perf_counter()
+    if problems := _problems():
+        print("\n".join(problems))
+    if problems or options.rows_only:
+        return bool(problems)
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
         work = Path(directory)
         _copy_checkout(work / "unbroken")
         # Compiled programs are kept from one mutant to the next.
         (work / "compiled").mkdir()
         (work / "unbroken/.pytest_cache").symlink_to(work / "compiled")
-        if problems := _problems(work / "unbroken"):
-            print("\n".join(problems))
-        if problems or options.rows_only:
-            return bool(problems)
         verdicts = []
         for mutant in chosen:
             verdicts.append(_verdict(mutant, work, options))
@@ -1103,9 +1103,9 @@ def _copy_checkout(to):
             shutil.copyfile(ROOT / name, to / name, follow_symlinks=False)
 
 
-def _problems(checkout):
+def _problems():
     """Rows that cannot be applied, and files without a row."""
-    package, found = checkout / "jxent", []
+    package, found = ROOT / "jxent", []
     for mutant in MUTANTS:
         path = package / mutant.file
         number = path.read_text().count(mutant.expression) if path.exists() else 0
@@ -1117,7 +1117,7 @@ def _problems(checkout):
         found += [
             f"{mutant.file}: there is no tests/test_{stem}.py"
             for stem in mutant.likely
-            if not (checkout / f"tests/test_{stem}.py").exists()
+            if not (ROOT / f"tests/test_{stem}.py").exists()
         ]
     files = {str(path.relative_to(package)) for path in package.rglob("*.py")}
     without_code = {"_selftest/__init__.py"}
