@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from ._dtypes import upcast
+from ._pushforward import pushforward
 from ._sharding import MeshAxes, varying_axes
 
 Out = TypeVar("Out")
@@ -112,15 +113,7 @@ def in_every_mode(
         of_perturbed, values, dots = of_perturbed_alone(reverse, primals, tangents)
         vjp: Any = jax.vjp
         out, pullback, *aux = vjp(of_perturbed, *values, has_aux=has_aux)
-
-        # With the checkpoint the residuals are those of `fwd`. Without it, linearisation would
-        # store what `bwd` makes of them, which is an array as large as the logits for each step.
-        @partial(jax.checkpoint, prevent_cse=False)
-        def pushforward(pullback: Any, dots: tuple[jax.Array, ...]) -> Any:
-            (out_dot,) = jax.linear_transpose(pullback, out)(dots)
-            return out_dot
-
-        return out, pushforward(pullback, dots), tuple(aux)
+        return out, pushforward(pullback, out, dots), tuple(aux)
 
     # It calls the plain function, not `reverse`: where JAX evaluates only a part of a loop it
     # forgets this rule, and would then find a `jax.custom_vjp`, which has no forward mode.

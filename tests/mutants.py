@@ -91,12 +91,20 @@ MUTANTS = [
         "rounded_once and sigmoid_binary",
     ),
     Mutant(
-        "_autodiff.py",
-        "        @partial(jax.checkpoint, prevent_cse=False)\n",
+        "_pushforward.py",
+        "    @partial(jax.checkpoint, prevent_cse=False)\n",
         "",
         "linearisation stores arrays as large as the logits beside them",
         ("transformations",),
         "linearisation",
+    ),
+    Mutant(
+        "_pushforward.py",
+        "if type(dot) is not ad.Zero]",
+        "if type(dot) is not ad.Zero and i >= parameters['pullback'].num_leaves]",
+        "a second derivative forgets what the rule keeps",
+        ("derivatives", "second_derivatives"),
+        "over and softmax_cross_entropy or hessian",
     ),
     Mutant(
         "_autodiff.py",

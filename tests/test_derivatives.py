@@ -11,6 +11,7 @@ import pytest
 from cases import ALL, BARE, CASES, bare, compiled, fast_jit, of_some
 from tiers import quick
 
+from jxent._autodiff import differentiated_by
 from jxent._selftest.table import TABLE
 
 _STEP = 1e-5
@@ -177,3 +178,16 @@ def test_second_derivative(case, route):
     if route == "forward over forward":
         expected = expected @ np.asarray(_along(case).dot)
     np.testing.assert_allclose(_second(case)[route], expected, rtol=1e-7, atol=1e-7)
+
+
+def test_a_gradient_rule_is_traced_once():
+    """A loss's rule is most of what there is to trace in a training step."""
+    traced = []
+
+    def rule(cotangent, x):
+        traced.append(x)
+        return (3 * x**2 * cotangent,)
+
+    cube = differentiated_by(rule)(lambda x: x**3)
+    assert jax.jit(jax.grad(cube))(2.0) == 12
+    assert len(traced) == 1

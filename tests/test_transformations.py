@@ -202,7 +202,13 @@ def test_linearisation_stores_its_arguments(case):
 
     def stored(*args):
         function, floats = case.of_floats(list(args))
-        return jax.linearize(function, *floats)[1], jax.vjp(function, *floats)[1]
+        lines = [x[:, None] for x in args]
+        mapped, floats_of_lines = of_some(jax.vmap(case.call), case.differentiable, lines)
+        return (
+            jax.linearize(function, *floats)[1],
+            jax.vjp(function, *floats)[1],
+            jax.linearize(mapped, *floats_of_lines)[1],
+        )
 
     given = sum(x.size for x in args)
     for residuals in jax.eval_shape(stored, *args):
