@@ -204,13 +204,15 @@ _OPTIONS = {
     "": {},
     "with options": {"label_smoothing": 0.1, "z_loss": 1e-4},
     "with ignore_index": {"ignore_index": -100},
+    "with where": {},
 }
-# Library, function, its second argument, and its options; some come with class weights.
+# Library, function, its second argument, and its options, of which some are arrays.
 _LOSSES = [
     *[(library, _SPARSE, "labels", on) for library, on in _CALLERS],
     ("jxent", _SPARSE, "labels", "with ignore_index"),
     *[(library, _SOFT, "rows", on) for library, on in _CALLERS],
     ("jxent", "softmax_entropy", "", ""),
+    ("jxent", "softmax_entropy", "", "with where"),
     ("jxent", "softmax_kl_divergence", "rows", ""),
 ]
 
@@ -219,13 +221,17 @@ def _cells(device: str, dtype: str, loss: tuple[Any, ...], shape: list[int]) -> 
     library, name, second, options = loss
     function = getattr(importlib.import_module(library), name)
     losses = functools.partial(function, **_OPTIONS[options])
-    z, weights = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[1:], "float32")
-    labels = jax.ShapeDtypeStruct(shape[:1], "int32")
+    z, labels = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[:1], "int32")
     arguments = [z, *{"labels": [labels], "rows": [z], "": []}[second]]
-    if options == "with options":
-        arguments.append(weights)
+    arrays = {
+        "with options": ("class_weights", jax.ShapeDtypeStruct(shape[1:], "float32")),
+        "with where": ("where", jax.ShapeDtypeStruct(shape[:1], "bool")),
+    }
+    if options in arrays:
+        keyword, array = arrays[options]
+        arguments.append(array)
         given = losses
-        losses = lambda *args: given(*args[:-1], class_weights=args[-1])  # noqa: E731
+        losses = lambda *args: given(*args[:-1], **{keyword: args[-1]})  # noqa: E731
     cells = [device, dtype, ", ".join(filter(None, [f"{library}.{name}", options]))]
     for program in losses, jax.value_and_grad(lambda *args: losses(*args).sum()):
         figures = compile_for(device, program, *arguments)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from ._arguments import ArrayLike, Axis
 from ._autodiff import with_gradient
 from ._dtypes import upcast
+from ._mask import Mask
 from ._rows import rows_of
 from ._sharding import AxisName, MeshAxes
 from ._statistics import Statistics
@@ -94,8 +95,8 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
       >>> print(jxent.log_softmax([20.0, 0.0]))
       [-2.0612e-09 -2.0000e+01]
     """
-    rows, z = rows_of("logits", logits, axis, where)
-    return rows.to_user_layout(rows.fill_masked(_log_softmax(z), -jnp.inf, -jnp.inf))
+    rows, z = rows_of("logits", logits, axis, where, absent=None)
+    return rows.to_user_layout(rows.fill_masked(_log_softmax(z, rows.mask), -jnp.inf, -jnp.inf))
 
 
 def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -129,8 +130,8 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
       >>> print(jxent.softmax([1000.0, 1000.0]))
       [0.5 0.5]
     """
-    rows, z = rows_of("logits", logits, axis, where)
-    return rows.to_user_layout(rows.fill_masked(_softmax(z), 0.0, 0.0))
+    rows, z = rows_of("logits", logits, axis, where, absent=None)
+    return rows.to_user_layout(rows.fill_masked(_softmax(z, rows.mask), 0.0, 0.0))
 
 
 def softmax_entropy(
@@ -172,57 +173,67 @@ def softmax_entropy(
       >>> print(jxent.softmax_entropy([[0.0, 0.0], [40.0, 0.0]]))
       [6.9315e-01 1.7418e-16]
     """
-    rows, z = rows_of("logits", logits, axis, where, class_axis_name)
-    return rows.zero_masked(_softmax_entropy(rows.mesh_axes, z))
+    rows, z = rows_of("logits", logits, axis, where, class_axis_name, absent=None)
+    return rows.zero_masked(_softmax_entropy(rows.mesh_axes, z, rows.mask))
 
 
-def _log_softmax_fwd(logits: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
-    (z,) = upcast(logits)
-    stats = statistics((), z.dtype, logits)
+def _filled(logits: jax.Array, mask: Mask) -> jax.Array:
+    z: jax.Array
+    (z,) = upcast(mask.fill(logits, -jnp.inf, 0.0))
+    return z
+
+
+def _log_softmax_fwd(logits: jax.Array, mask: Mask) -> tuple[jax.Array, tuple[Statistics]]:
+    z = _filled(logits, mask)
+    stats = statistics((), z.dtype, logits, mask=mask)
     return -surprisal(z, stats), (stats,)
 
 
 # d log p_j = dz_j - sum_i p_i dz_i, so with the cotangent c the gradient is c_j - p_j sum_i c_i
 # = c_j (1 - p_j) - p_j sum_{i≠j} c_i.
 def _log_softmax_bwd(
-    cotangent: jax.Array, logits: jax.Array, stats: Statistics
-) -> tuple[jax.Array]:
-    (z,) = upcast(logits)
-    return (-to_logits_of_surprisals((), cotangent, z, stats),)
+    cotangent: jax.Array, logits: jax.Array, mask: Mask, stats: Statistics
+) -> tuple[jax.Array, None]:
+    gradient = -to_logits_of_surprisals((), cotangent, _filled(logits, mask), stats)
+    return mask.fill(gradient, 0.0, 0.0), None
 
 
 _log_softmax = with_gradient(_log_softmax_fwd, _log_softmax_bwd)
 
 
-def _softmax_fwd(logits: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
-    (z,) = upcast(logits)
-    stats = statistics((), z.dtype, logits)
+def _softmax_fwd(logits: jax.Array, mask: Mask) -> tuple[jax.Array, tuple[Statistics]]:
+    z = _filled(logits, mask)
+    stats = statistics((), z.dtype, logits, mask=mask)
     return probability((), z, stats), (stats,)
 
 
 # dp_j = p_j (dz_j - sum_i p_i dz_i), and with the cotangent c the gradient is
 # p_j (c_j - sum_i p_i c_i) = p_j (c_j (1 - p_j) - sum_{i≠j} p_i c_i).
-def _softmax_bwd(cotangent: jax.Array, logits: jax.Array, stats: Statistics) -> tuple[jax.Array]:
-    (z,) = upcast(logits)
-    return (to_logits_of_probabilities((), cotangent, z, stats),)
+def _softmax_bwd(
+    cotangent: jax.Array, logits: jax.Array, mask: Mask, stats: Statistics
+) -> tuple[jax.Array, None]:
+    gradient = to_logits_of_probabilities((), cotangent, _filled(logits, mask), stats)
+    return mask.fill(gradient, 0.0, 0.0), None
 
 
 _softmax = with_gradient(_softmax_fwd, _softmax_bwd)
 
 
-def _softmax_entropy_fwd(axes: MeshAxes, logits: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
-    (z,) = upcast(logits)
-    stats = statistics(axes, z.dtype, logits, exp_gap=True)
+def _softmax_entropy_fwd(
+    axes: MeshAxes, logits: jax.Array, mask: Mask
+) -> tuple[jax.Array, tuple[Statistics]]:
+    z = _filled(logits, mask)
+    stats = statistics(axes, z.dtype, logits, exp_gap=True, mask=mask)
     return row_entropy(axes, z, stats)[..., 0], (stats,)
 
 
 # dH = -sum_j (1 + log p_j) dp_j = sum_j p_j (-log p_j - H) dz_j.
 def _softmax_entropy_bwd(
-    axes: MeshAxes, cotangent: jax.Array, logits: jax.Array, stats: Statistics
-) -> tuple[jax.Array]:
-    (z,) = upcast(logits)
+    axes: MeshAxes, cotangent: jax.Array, logits: jax.Array, mask: Mask, stats: Statistics
+) -> tuple[jax.Array, None]:
+    z = _filled(logits, mask)
     p, n, h = (f(axes, z, stats) for f in (probability, finite_surprisal, row_entropy))
-    return (cotangent[..., None] * p * (n - h),)
+    return mask.fill(cotangent[..., None] * p * (n - h), 0.0, 0.0), None
 
 
-_softmax_entropy = with_gradient(_softmax_entropy_fwd, _softmax_entropy_bwd, (True,))
+_softmax_entropy = with_gradient(_softmax_entropy_fwd, _softmax_entropy_bwd, (True, True))

@@ -90,7 +90,7 @@ def softmax_kl_divergence_with_top_k_targets(
     is_new = jnp.concatenate([first, index[..., 1:] != index[..., :-1]], axis=-1)
     names = is_new & (index >= 0) & (index < z.shape[-1])
     undefined = jnp.any(~names & (log_p != -jnp.inf), axis=-1)
-    log_q = jnp.where(names, _at(_log_softmax(z), index), -jnp.inf)
+    log_q = jnp.where(names, _at(_log_softmax(z, EVERYTHING), index), -jnp.inf)
     log_p = jnp.where(names, log_p, -jnp.inf)
     if rows.present is not None:
         log_p = _renormalized(log_p, names & ~_at(rows.present, index))
