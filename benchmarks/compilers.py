@@ -214,6 +214,7 @@ _LOSSES = [
     ("jxent", "softmax_entropy", "", ""),
     ("jxent", "softmax_entropy", "", "with where"),
     ("jxent", "softmax_kl_divergence", "rows", ""),
+    ("jxent", "softmax_kl_divergence", "rows", "with where"),
 ]
 
 

@@ -9,6 +9,7 @@ from ._arguments import ArrayLike, Axis, scalar
 from ._autodiff import with_gradient
 from ._dtypes import computing_dtype
 from ._elementary import expm1
+from ._mask import Mask
 from ._numerics import (
     divergence_terms,
     excess,
@@ -70,9 +71,9 @@ def softmax_kl_divergence(
       >>> print(jxent.softmax_kl_divergence([0.0, 0.0], [0.0, 1e-6]))
       1.25e-13
     """
-    rows, z_q = rows_of("logits", logits, axis, where, class_axis_name)
-    z_p = rows.beside("target_logits", target_logits)
-    return rows.zero_masked(_softmax_kl(rows.mesh_axes, z_q, z_p))
+    rows, z_q = rows_of("logits", logits, axis, where, class_axis_name, absent=None)
+    z_p = rows.beside("target_logits", target_logits, absent=None)
+    return rows.zero_masked(_softmax_kl(rows.mesh_axes, z_q, z_p, rows.mask))
 
 
 def softmax_jensen_shannon_divergence(
@@ -123,19 +124,19 @@ def softmax_jensen_shannon_divergence(
       >>> print(jxent.softmax_jensen_shannon_divergence([0.0, 0.0], [0.0, 1e-6]))
       3.125e-14
     """
-    rows, z_q = rows_of("logits", logits, axis, where)
-    z_p = rows.beside("target_logits", target_logits)
+    rows, z_q = rows_of("logits", logits, axis, where, absent=None)
+    z_p = rows.beside("target_logits", target_logits, absent=None)
     if isinstance(weight, float) and weight == 0.5:
-        return rows.zero_masked(_softmax_js(z_q, z_p))
+        return rows.zero_masked(_softmax_js(z_q, z_p, rows.mask))
     w = scalar("weight", weight, jnp.zeros((), computing_dtype(z_q, z_p)))
-    return rows.zero_masked(_softmax_js(z_q, z_p, w, 1 - w))
+    return rows.zero_masked(_softmax_js(z_q, z_p, rows.mask, w, 1 - w))
 
 
 def _softmax_kl_fwd(
-    axes: MeshAxes, logits: jax.Array, target_logits: jax.Array
+    axes: MeshAxes, logits: jax.Array, target_logits: jax.Array, mask: Mask
 ) -> tuple[jax.Array, Any]:
-    known = known_of_both(axes, target_logits, logits)
-    pair = Pair.after(known, target_logits, logits)
+    known = known_of_both(axes, target_logits, logits, mask)
+    pair = Pair.after(known, target_logits, logits, mask)
     t = log_ratio(axes, *pair)
     divergence = sum_classes(divergence_terms(t, *pair.probabilities(axes)), axes)[..., 0]
     # Without the barrier XLA would join this sum with one over the examples that follows, and where
@@ -147,18 +148,24 @@ def _softmax_kl_fwd(
 # With D = sum_j p_j t_j and t = log p - log q, the gradient is q_j - p_j = -q_j expm1(t_j) for
 # the logits of q, and p_j (t_j - D) for those of p.
 def _softmax_kl_bwd(
-    axes: MeshAxes, cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array, *known: Any
-) -> tuple[jax.Array, jax.Array]:
-    pair, divergence = Pair.after(known, target_logits, logits), known[-1]
+    axes: MeshAxes,
+    cotangent: jax.Array,
+    logits: jax.Array,
+    target_logits: jax.Array,
+    mask: Mask,
+    *known: Any,
+) -> tuple[jax.Array | None, ...]:
+    pair, divergence = Pair.after(known, target_logits, logits, mask), known[-1]
     t = log_ratio(axes, *pair)
     p, q = pair.probabilities(axes)
     near = t < 1
     to_q = jnp.where(near, -q * expm1(jnp.where(near, t, 0.0)), q - p)
     to_p = p * (jnp.where(t == -jnp.inf, 0.0, t) - divergence[..., None])
-    return cotangent[..., None] * to_q, cotangent[..., None] * to_p
+    to_both = (mask.fill(cotangent[..., None] * x, 0.0, 0.0) for x in (to_q, to_p))
+    return *to_both, None
 
 
-_softmax_kl = with_gradient(_softmax_kl_fwd, _softmax_kl_bwd, (True, True))
+_softmax_kl = with_gradient(_softmax_kl_fwd, _softmax_kl_bwd, (True, True, True))
 
 
 def _shares(t: jax.Array, *weights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -170,10 +177,10 @@ def _shares(t: jax.Array, *weights: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _softmax_js_fwd(
-    logits: jax.Array, target_logits: jax.Array, *weights: jax.Array
+    logits: jax.Array, target_logits: jax.Array, mask: Mask, *weights: jax.Array
 ) -> tuple[jax.Array, Any]:
-    known = known_of_both((), target_logits, logits)
-    pair = Pair.after(known, target_logits, logits)
+    known = known_of_both((), target_logits, logits, mask)
+    pair = Pair.after(known, target_logits, logits, mask)
     of_p, of_q = weights or (0.5, 0.5)
     p, q = pair.probabilities(())
     m = of_p * p + of_q * q
@@ -190,10 +197,10 @@ def _softmax_js_fwd(
 # Since w p/m + (1 - w) q/m = 1, and m sums to one, the terms from dm add to nothing:
 # w p_j (u_j - sum_i p_i u_i) for the logits of p, likewise for q, and D(p, m) - D(q, m) for w.
 def _softmax_js_bwd(
-    cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array, *given: Any
+    cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array, mask: Mask, *given: Any
 ) -> tuple[jax.Array | None, ...]:
     *weights, of_p, of_q, change, from_p, from_q = given
-    pair = Pair.after((of_p, of_q, change, from_p, from_q), target_logits, logits)
+    pair = Pair.after((of_p, of_q, change, from_p, from_q), target_logits, logits, mask)
     p, q = pair.probabilities(())
     u, v = _shares(log_ratio((), *pair), *weights)
 
@@ -202,13 +209,13 @@ def _softmax_js_bwd(
     ) -> jax.Array:
         finite = jnp.where(ratio == -jnp.inf, 0.0, ratio)
         gradient: jax.Array = cotangent[..., None] * weight * share
-        return gradient * (finite - divergence[..., None])
+        return mask.fill(gradient * (finite - divergence[..., None]), 0.0, 0.0)
 
     w_p, w_q = weights or (0.5, 0.5)
     to_logits = gradient(w_q, q, v, from_q), gradient(w_p, p, u, from_p)
     if not weights:
-        return to_logits
-    return *to_logits, jnp.sum(cotangent * from_p), jnp.sum(cotangent * from_q)
+        return *to_logits, None
+    return *to_logits, None, jnp.sum(cotangent * from_p), jnp.sum(cotangent * from_q)
 
 
 _softmax_js = with_gradient(_softmax_js_fwd, _softmax_js_bwd)

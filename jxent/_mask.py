@@ -22,6 +22,10 @@ class Mask(NamedTuple):
             x = jnp.where(self.examples, x, uncounted)
         return x
 
+    def fill_logits(self, x: jax.Array) -> jax.Array:
+        """Logits in which a class that does not count does not exist."""
+        return self.fill(x, -jnp.inf, 0.0)
+
 
 EVERYTHING = Mask()
 """The mask that leaves nothing out."""

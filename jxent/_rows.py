@@ -112,7 +112,7 @@ class Rows:
         x = x.reshape(self.examples + self.classes)
         return jnp.moveaxis(x, range(-len(self.axes), 0), self.axes)
 
-    def beside(self, name: str, x: ArrayLike, absent: float = -math.inf) -> jax.Array:
+    def beside(self, name: str, x: ArrayLike, absent: float | None = -math.inf) -> jax.Array:
         """Floating-point numbers ``[..., classes]``; `absent` for a class that does not count.
 
         By default the numbers are logits. An example that does not count has zeros.

@@ -179,7 +179,7 @@ def softmax_entropy(
 
 def _filled(logits: jax.Array, mask: Mask) -> jax.Array:
     z: jax.Array
-    (z,) = upcast(mask.fill(logits, -jnp.inf, 0.0))
+    (z,) = upcast(mask.fill_logits(logits))
     return z
 
 

@@ -181,8 +181,8 @@ MUTANTS = [
     ),
     Mutant(
         "_divergence.py",
-        "return cotangent[..., None] * to_q, ",
-        "return cotangent[..., None].astype(logits.dtype) * to_q.astype(logits.dtype), ",
+        "mask.fill(cotangent[..., None] * x, 0.0, 0.0) for",
+        "mask.fill(cotangent[..., None].astype(logits.dtype) * x.astype(logits.dtype), 0, 0) for",
         "the gradient is rounded to 16 bits before a loss scale reaches it",
         ("dtypes",),
         "loss_scaling and softmax_kl",

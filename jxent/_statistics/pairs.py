@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from .._autodiff import differentiated_by
 from .._dtypes import upcast
 from .._elementary import expm1, log1p
+from .._mask import Mask
 from .._numerics import nan_where, two_difference
 from .._sharding import MeshAxes, sum_classes
 from . import Statistics, shift
@@ -36,14 +37,14 @@ class Pair(NamedTuple):
     """``S``, as ``[..., 1]``, once it is known"""
 
     @classmethod
-    def after(cls, known: Any, target_logits: jax.Array, logits: jax.Array) -> Self:
+    def after(cls, known: Any, target_logits: jax.Array, logits: jax.Array, mask: Mask) -> Self:
         """The pair for a stage that comes after `known`: statistics of p, those of q, S, and more.
 
         Without the barrier XLA:GPU would write to memory what both stages compute from the logits.
         """
         barrier: Any = jax.lax.optimization_barrier
         target_logits, logits, (of_p, of_q, *_) = barrier((target_logits, logits, known))
-        z_p, z_q = upcast(target_logits, logits)
+        z_p, z_q = upcast(mask.fill_logits(target_logits), mask.fill_logits(logits))
         return cls(z_p, z_q, of_p, of_q, known[2])
 
     def probabilities(self, axes: MeshAxes) -> tuple[jax.Array, jax.Array]:
@@ -71,12 +72,12 @@ def _anchored_difference(pair: Pair) -> jax.Array:
 
 
 def known_of_both(
-    axes: MeshAxes, target_logits: jax.Array, logits: jax.Array
+    axes: MeshAxes, target_logits: jax.Array, logits: jax.Array, mask: Mask
 ) -> tuple[Statistics, Statistics, jax.Array]:
     """The statistics of p, those of q, and S."""
-    z_p, z_q = upcast(target_logits, logits)
-    of_p = statistics(axes, z_p.dtype, target_logits)
-    of_q = statistics(axes, z_q.dtype, logits)
+    z_p, z_q = upcast(mask.fill_logits(target_logits), mask.fill_logits(logits))
+    of_p = statistics(axes, z_p.dtype, target_logits, mask=mask)
+    of_q = statistics(axes, z_q.dtype, logits, mask=mask)
     return of_p, of_q, _change(axes, Pair(z_p, z_q, of_p, of_q))
 
 

@@ -7,7 +7,6 @@ So slices are cut from the parts, and each makes its own logits and weights.
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._dtypes import widened
@@ -48,7 +47,7 @@ def made(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> tuple[jax
     """The same with logits and weights as arrays in which what does not count is filled."""
     w, mask = request.weights, request.mask
     w = None if w is None else product(w, mask, dtype)
-    return mask.fill(logits, -jnp.inf, 0.0), request._replace(weights=w, mask=EVERYTHING)
+    return mask.fill_logits(logits), request._replace(weights=w, mask=EVERYTHING)
 
 
 def cut(logits: jax.Array, request: Request, start: int, width: int) -> tuple[jax.Array, Request]:
