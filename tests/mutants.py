@@ -807,6 +807,14 @@ MUTANTS = [
     ),
     Mutant(
         "_statistics/primitive.py",
+        "    if counted is None:\n        return stats\n",
+        "    return stats\n",
+        "NaN in an example that is ignored reaches a gradient that all examples share",
+        ("labels", "policies"),
+        "ignored_labels_with_class_weights or (test_policy and options-classes)",
+    ),
+    Mutant(
+        "_statistics/primitive.py",
         "of_this_shard(labels, logits.shape[-1], axes)",
         "labels",
         "each shard takes a label for the number of one of its own classes",

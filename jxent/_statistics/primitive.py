@@ -154,14 +154,30 @@ def _sum(x: jax.Array) -> jax.Array:
     return jnp.sum(x, axis=-1, keepdims=True)
 
 
+def _only_of(counted: IfRequested, stats: Statistics, classes: Any) -> Statistics:
+    """The statistics of the examples that count; the others get those of zeros.
+
+    So nothing has to be selected class by class, and XLA has no masked logits to write.
+    """
+    if counted is None:
+        return stats
+    of_zeros = {"sumexp_rest": jnp.asarray(classes - 1, stats.maximum.dtype)}
+    named = {name: x for name, x in stats._asdict().items() if x is not None}
+    return Statistics(
+        **{name: jnp.where(counted, x, of_zeros.get(name, 0)) for name, x in named.items()}
+    )
+
+
 def _by_the_way_of(platform: str) -> Callable[..., Any]:
     def of_arrays(
         logits: jax.Array, *others: jax.Array, dtype: np.dtype[Any], given: Request
     ) -> list[jax.Array]:
         way, request = WAYS.get(platform, by_logsumexp), _request(given, others)
+        counted = request.mask.examples
+        request = request._replace(mask=request.mask._replace(examples=None))
         if platform != "tpu":
             logits, request = made(logits, request, dtype)
-        return jax.tree.leaves(way(logits, request, dtype))
+        return jax.tree.leaves(_only_of(counted, way(logits, request, dtype), logits.shape[-1]))
 
     return mlir.lower_fun(of_arrays, multiple_results=True)
 
