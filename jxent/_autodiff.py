@@ -2,18 +2,15 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from ._dtypes import upcast
-from ._pushforward import pushforward
+from ._pushforward import Out, of_perturbed_alone, pushforward
 from ._sharding import MeshAxes, varying_axes
-
-Out = TypeVar("Out")
-"""An array, or a tuple of arrays."""
 
 
 def with_gradient(
@@ -147,24 +144,6 @@ def in_every_mode(
     # It is compiled as one program. Otherwise each eager call would dispatch some thirty programs.
     compiled = jax.jit(function)
     return lambda *args: compiled(*aligned(args, mesh_axes, of_classes or (True,) * len(args)))
-
-
-def of_perturbed_alone(
-    function: Callable[..., Out], primals: Any, tangents: Any
-) -> tuple[Callable[..., Out], tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """`function` of the arrays whose tangents are not zero, those arrays, and their tangents."""
-    leaves: list[jax.Array]
-    leaves, tree = jax.tree.flatten(primals)
-    dots = jax.tree.leaves(tangents)
-    perturbed = [i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
-
-    def of_perturbed(*values: jax.Array) -> Out:
-        full = list(leaves)
-        for i, value in zip(perturbed, values, strict=True):
-            full[i] = value
-        return function(*jax.tree.unflatten(tree, full))
-
-    return of_perturbed, tuple(leaves[i] for i in perturbed), tuple(dots[i] for i in perturbed)
 
 
 def aligned(

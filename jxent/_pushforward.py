@@ -6,12 +6,15 @@ which so is traced once. Written out, it would be traced, transposed, and transp
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+Out = TypeVar("Out")
+"""An array, or a tuple of arrays."""
 Leaves = Sequence[Any]
 
 
@@ -28,6 +31,24 @@ def pushforward(pullback: Callable[..., Any], out: Any, dots: tuple[jax.Array, .
     avals = tuple(jax.typeof(x).to_tangent_aval() for x in outs)
     out_dots = _pushforward.bind(*kept, *dots, pullback=pullback_tree, out=out_tree, avals=avals)
     return jax.tree.unflatten(out_tree, out_dots)
+
+
+def of_perturbed_alone(
+    function: Callable[..., Out], primals: Any, tangents: Any
+) -> tuple[Callable[..., Out], tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """`function` of the arrays whose tangents are not zero, those arrays, and their tangents."""
+    leaves: list[jax.Array]
+    leaves, tree = jax.tree.flatten(primals)
+    dots = jax.tree.leaves(tangents)
+    perturbed = [i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
+
+    def of_perturbed(*values: jax.Array) -> Out:
+        full = list(leaves)
+        for i, value in zip(perturbed, values, strict=True):
+            full[i] = value
+        return function(*jax.tree.unflatten(tree, full))
+
+    return of_perturbed, tuple(leaves[i] for i in perturbed), tuple(dots[i] for i in perturbed)
 
 
 _pushforward = Primitive("pushforward")
@@ -64,16 +85,10 @@ def _transposed(cotangents: Leaves, *args: Any, pullback: Any, out: Any, avals: 
 
 
 def _tangents(primals: Leaves, tangents: Leaves, **parameters: Any) -> tuple[Any, Any]:
-    perturbed = [i for i, dot in enumerate(tangents) if type(dot) is not ad.Zero]
-
-    def of_perturbed(*values: jax.Array) -> list[jax.Array]:
-        args = list(primals)
-        for i, value in zip(perturbed, values, strict=True):
-            args[i] = value
-        return _written_out(*args, **parameters)
-
-    values, dots = ([xs[i] for i in perturbed] for xs in (primals, tangents))
-    out: tuple[Any, Any] = jax.jvp(of_perturbed, values, dots)
+    dots = [SymbolicZero(dot.aval) if type(dot) is ad.Zero else dot for dot in tangents]
+    out: tuple[Any, Any] = jax.jvp(
+        *of_perturbed_alone(partial(_written_out, **parameters), primals, dots)
+    )
     return out
 
 

@@ -100,8 +100,9 @@ MUTANTS = [
     ),
     Mutant(
         "_pushforward.py",
-        "if type(dot) is not ad.Zero]",
-        "if type(dot) is not ad.Zero and i >= parameters['pullback'].num_leaves]",
+        "if type(dot) is ad.Zero else dot for dot in tangents]",
+        "if type(dot) is ad.Zero else SymbolicZero.from_primal_value(dot)"
+        " if i < parameters['pullback'].num_leaves else dot for i, dot in enumerate(tangents)]",
         "a second derivative forgets what the rule keeps",
         ("derivatives", "second_derivatives"),
         "over and softmax_cross_entropy or hessian",

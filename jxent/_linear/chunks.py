@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
-from .._autodiff import of_perturbed_alone
 from .._dtypes import computing_dtype
+from .._pushforward import of_perturbed_alone
 from .._sharding import MeshAxes, varying_axes
 
 Out = TypeVar("Out")
