@@ -4,15 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._arguments import ArrayLike, Axis, any_array, floating
 from ._autodiff import differentiated_by
-from ._dtypes import computing_dtype, upcast
+from ._dtypes import computing_dtype
 from ._elementary import exp, expm1, log, log1p, with_partials
 from ._mask import EVERYTHING
 from ._numerics import divergence_terms, log_of_complement, nan_where
 from ._rows import Rows, rows_of
-from ._softmax import _log_softmax
+from ._shares import at, log_shares
 from ._statistics.surprisals import surprisals
 
 
@@ -77,25 +78,25 @@ def softmax_kl_divergence_with_top_k_targets(
       ... )
       0.1733
     """
-    rows, z = rows_of("logits", logits, _single(axis), where)
+    rows, z = rows_of("logits", logits, _single(axis), where, absent=None)
     index, log_p = _targets(rows, target_indices, target_log_probs)
     # Rounded in the dtype that was given, the probabilities of all classes sum to nearly 1.
-    rounding = jnp.asarray(4 * _eps(log_p), computing_dtype(z, log_p))
-    z, log_p = upcast(z, log_p)
-    # Entries of one class lie side by side, first the one with a probability.
-    index, _, log_p = jax.lax.sort(
-        (index, (log_p == -jnp.inf).astype(index.dtype), log_p), dimension=-1, num_keys=2
-    )
+    dtype, classes = computing_dtype(z, log_p), z.shape[-1]
+    rounding, log_p = jnp.asarray(4 * _eps(log_p), dtype), log_p.astype(dtype)
+    index, log_p = _by_class(index, log_p)
     first = jnp.ones_like(index[..., :1], bool)
     is_new = jnp.concatenate([first, index[..., 1:] != index[..., :-1]], axis=-1)
-    names = is_new & (index >= 0) & (index < z.shape[-1])
+    names = is_new & (index >= 0) & (index < classes)
     undefined = jnp.any(~names & (log_p != -jnp.inf), axis=-1)
-    log_q = jnp.where(names, _at(_log_softmax(z, EVERYTHING), index), -jnp.inf)
     log_p = jnp.where(names, log_p, -jnp.inf)
     if rows.present is not None:
-        log_p = _renormalized(log_p, names & ~_at(rows.present, index))
-    divergence = _divergence(log_p, log_q, _log_share_of_others(z, index), rounding)
-    return rows.zero_masked(nan_where(undefined, divergence))
+        is_lost = at(rows.present.astype(dtype), index) == 0
+        log_p, names = _renormalized(log_p, names & is_lost), names & ~is_lost
+    # Only of these the shares are wanted; the number of classes is the index of none.
+    names = names if rows.counted is None else names & rows.counted[..., None]
+    z = z.astype(dtype) if dtype == np.float64 else z
+    shares = log_shares(z, jnp.where(names, index, classes), rows.mask)
+    return rows.zero_masked(nan_where(undefined, _divergence(log_p, *shares, rounding)))
 
 
 def _eps(x: jax.Array) -> float:
@@ -135,27 +136,14 @@ def _targets(
     return index, log_p
 
 
-def _at(x: jax.Array, index: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(x, index, axis=-1, mode="clip")
-
-
-def _log_share_of_others(z: jax.Array, index: jax.Array) -> jax.Array:
-    """``log q`` of the classes that are not named, as ``[..., 1]``; -inf if none is possible."""
-    named = jnp.put_along_axis(
-        jnp.zeros(z.shape, bool), jnp.where(index < 0, z.shape[-1], index), True, axis=-1,
-        inplace=False, mode="drop",
-    )  # fmt: skip
-    # The share does not know of a common shift of the logits, in which it would lose its bits.
-    largest = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
-    z = z - jnp.where(jnp.isinf(largest), 0.0, largest)
-    is_possible = jnp.any(~named & (z > -jnp.inf), axis=-1, keepdims=True)
-    others = jnp.where(named & is_possible, -jnp.inf, jnp.where(is_possible, z, 0.0))
-    share = _normalizer(others) - _normalizer(z)
-    return jnp.where(is_possible, share, -jnp.inf)
-
-
-def _normalizer(z: jax.Array) -> jax.Array:
-    return surprisals((), z, None, None, EVERYTHING).normalizer[..., None]
+def _by_class(index: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sorted, so that entries of one class lie side by side, first the one with a probability."""
+    has_none = (log_p == -jnp.inf).astype(index.dtype)
+    # Added to zeros the places get the sharding of the index, without which JAX does not sort them.
+    place = jax.lax.broadcasted_iota(index.dtype, index.shape, index.ndim - 1)
+    keys = (index, has_none, jnp.zeros_like(index) + place)
+    index, _, place = jax.lax.sort(keys, dimension=-1, num_keys=2)
+    return index, at(log_p, place)
 
 
 def _renormalized(log_p: jax.Array, is_lost: jax.Array) -> jax.Array:
@@ -169,7 +157,8 @@ def _renormalized(log_p: jax.Array, is_lost: jax.Array) -> jax.Array:
 
 def _log_complement(log_p: jax.Array) -> jax.Array:
     """``log(1 - sum_i p_i)`` as ``[..., 1]``; -inf where they sum to 1, or to more."""
-    return log_of_complement(jnp.minimum(_normalizer(log_p), 0.0))
+    normalizer = surprisals((), log_p, None, None, EVERYTHING).normalizer[..., None]
+    return log_of_complement(jnp.minimum(normalizer, 0.0))
 
 
 @with_partials(
@@ -199,7 +188,8 @@ def _log_ratio_of_rest_bwd(
 def _log_ratio_of_rest(
     log_p: jax.Array, log_q: jax.Array, log_q_rest: jax.Array, rounding: jax.Array
 ) -> jax.Array:
-    """``log(p_*/q_*)`` as ``[..., 1]``; 0 where p_* is no more than rounding, and q_* is 0.
+    """``log(p_*/q_*)`` as ``[..., 1]``; 0 where p_* is no more than rounding, and no other class
+    is possible.
 
     Where the two nearly agree it is made of the differences p_i - q_i, which leave p_* - q_*.
     """
@@ -212,7 +202,7 @@ def _log_ratio_of_rest(
     # A rounded logarithm has an error of its own size.
     nats = jnp.sum(exp(log_p) * jnp.where(log_p == -jnp.inf, 0.0, -log_p), axis=-1, keepdims=True)
     is_rounding = log_p_rest <= log(rounding * (1 + nats))
-    return jnp.where((q_rest == 0) & is_rounding, 0.0, t)
+    return jnp.where((log_q_rest == -jnp.inf) & is_rounding, 0.0, t)
 
 
 @with_partials(lambda log_p, log_q: -exp(log_p), lambda log_p, log_q: exp(log_q))

@@ -26,6 +26,8 @@ EXAMPLES: dict[str, Any] = {
     "inputs": [[0.75, -0.5], [-1.25, 2.0]],
     "kernel": [[1.0, -0.5, 0.25], [-0.75, 0.5, 1.25]],
     "labels": [0, 1],
+    "target_indices": [[0, 2], [1, 2]],
+    "target_log_probs": [[-0.75, -1.5], [-1.25, -1.0]],
     "distributions": [[0.75, 0.125, 0.125], [0.25, 0.125, 0.625]],
     "predictions": [[0.5, 0.25, 0.25], [0.125, 0.625, 0.25]],
     "log_predictions": [[-0.75, -1.25, -1.5], [-2.0, -0.5, -1.375]],
@@ -34,6 +36,9 @@ EXAMPLES: dict[str, Any] = {
     "weights": [[1.0, 0.5, 2.0], [0.25, 1.5, 0.75]],
 }
 """An example of each kind of argument."""
+
+INTEGERS = ("labels", "target_indices")
+"""The kinds of arguments that are no numbers, but name classes."""
 
 
 def of_some(call: Callable[..., Any], places: Iterable[int], args: Sequence[Any]) -> Any:
@@ -90,12 +95,12 @@ class Case:
     def differentiable(self) -> tuple[int, ...]:
         """The positions in `args` of what can be differentiated."""
         kinds = self.kinds + tuple(self.options)
-        return tuple(i for i, kind in enumerate(kinds) if kind != "labels")
+        return tuple(i for i, kind in enumerate(kinds) if kind not in INTEGERS)
 
     def args(self, dtype=np.float32) -> list[jax.Array]:
         """The example arguments: the positional ones, then the options."""
         values = [EXAMPLES[kind] for kind in self.kinds] + list(self.options.values())
-        dtypes = [np.int32 if kind == "labels" else dtype for kind in self.kinds]
+        dtypes = [np.int32 if kind in INTEGERS else dtype for kind in self.kinds]
         dtypes += [dtype] * len(self.options)
         return [jnp.asarray(v, d) for v, d in zip(values, dtypes, strict=True)]
 

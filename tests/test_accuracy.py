@@ -47,6 +47,25 @@ def logit_pairs(dtype, classes=sweeps.CLASSES):
     return sweeps.rounded(dtype, *sweeps.logit_pairs(classes))
 
 
+def logits_and_top_k(dtype):
+    """A teacher's likeliest classes, or those after the first, which leave something to the others.
+
+    What the rounding of the logarithms costs where they leave nothing is tested in `test_top_k.py`.
+    """
+    z, teacher = sweeps.logit_pairs()
+    order, row = np.argsort(-teacher, axis=-1), np.arange(len(z))[:, None]
+    index = np.where(row % 2, order[:, 1:4], order[:, :3])
+    teacher = teacher - np.max(teacher, axis=-1, keepdims=True)
+    log_p = teacher - np.log(np.sum(np.exp(teacher), axis=-1, keepdims=True))
+    log_p = np.minimum(np.take_along_axis(log_p, index, axis=-1), -(2.0**-5))
+    z, log_p, index = sweeps.rounded(dtype, z, log_p, index)
+    index = index.astype(np.int32)
+    impossible = np.isinf(np.take_along_axis(z, index, axis=-1)) & np.isfinite(log_p)
+    left = 1 - np.sum(np.exp(log_p.astype(np.float64)), axis=-1)
+    kept = ~np.any(impossible, axis=-1) & (left > 2.0**-6)
+    return z[kept], index[kept], log_p[kept]
+
+
 def distributions(dtype):
     return sweeps.rounded(dtype, sweeps.probabilities())
 
@@ -92,6 +111,7 @@ SWEEPS = {
     ("logits", "labels"): logits_and_label,
     ("logits", "distributions"): logits_and_distributions,
     ("logits", "target_logits"): logit_pairs,
+    ("logits", "target_indices", "target_log_probs"): logits_and_top_k,
     ("distributions",): distributions,
     ("distributions", "predictions"): two_distributions,
     ("predictions", "labels"): lambda dtype: likely(*distributions(dtype)),

@@ -46,7 +46,7 @@ def test_axes_and_masks(case):
     args = [np.asarray(x) for x in case.args()]
     moved = [x.T if x.ndim == 2 else x for x in args]
     # Classes 3 -> (3, 1), in front of the examples and behind them.
-    folded = [x.T.reshape(3, 2, 1) if x.ndim == 2 else x for x in args]
+    folded = [x.T.reshape(-1, 2, 1) if x.ndim == 2 else x for x in args]
     examples, classes = np.array([False, True]), np.array([[False] * 3, [True] * 3])
 
     # Of constants, so that the compiler finds what is the same and compiles it once.
@@ -57,10 +57,11 @@ def test_axes_and_masks(case):
             "first": case.call(*moved, axis=0),
             "negative": case.call(*moved, axis=-2),
             "tuple of one": case.call(*args, axis=(-1,)),
-            "tuple": case.call(*folded, axis=(0, 2)),
             "none": jax.vmap(lambda *example: case.call(*example, axis=None))(*args),
             "all kept": case.call(*args, where=np.ones((2, 3), bool)),
         }
+        if "target_indices" not in case.kinds:  # There is one axis of the classes and of the k.
+            whole["tuple"] = case.call(*folded, axis=(0, 2))
         masked = {
             "classes": case.call(*args, where=classes),
             "examples": case.call(*args, where=examples),
@@ -434,4 +435,4 @@ def test_every_function_checks(case):
         case.call(*args, where=args[0])
     if len(args) > 1:
         with pytest.raises(ValueError, match=f"^{case.parameters[1]} must have the shape of"):
-            case.call(args[0], args[1][:1])
+            case.call(args[0], args[1][:1], *args[2:])

@@ -28,6 +28,8 @@ def numbers():
         "other_inputs": rng.normal(size=(EXAMPLES, FEATURES - 2)),
         "other_kernel": rng.normal(size=(FEATURES - 2, CLASSES)),
         "labels": rng.integers(0, CLASSES, EXAMPLES),
+        "target_indices": rng.permuted(np.tile(np.arange(CLASSES), (EXAMPLES, 1)), axis=1)[:, :3],
+        "target_log_probs": np.log(rng.dirichlet(np.ones(4), EXAMPLES)[:, :3]),
         "distributions": rng.dirichlet(np.ones(CLASSES), EXAMPLES),
         "advantages": rng.normal(size=EXAMPLES),
         "weights": rng.uniform(0.5, 2, EXAMPLES),

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.aot
 # More than the fast memory of any of the devices: what fits there would not count as moved.
 EXAMPLES, CLASSES, FEATURES = 4096, 50304, 512
 SHAPES = {"labels": (EXAMPLES,), "inputs": (EXAMPLES, FEATURES), "kernel": (FEATURES, CLASSES)}
+SHAPES |= dict.fromkeys(("target_indices", "target_log_probs"), (EXAMPLES, 32))
 COPY = "a copy"
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-4}
 SPARSE, SOFT = "softmax_cross_entropy_with_integer_labels", "softmax_cross_entropy"
@@ -59,6 +60,7 @@ MEASURED = {
         "poly_loss_cross_entropy": (4.039, 0.014, 12.061, 2.006),
         "softmax_focal_loss_with_integer_labels": (1.021, 0.01, 3.021, 0.008),
         "softmax_kl_divergence": (6.039, 0.006, 10.04, 0.002),
+        "softmax_kl_divergence_with_top_k_targets": (3.05, 0.51, 8.56, 0.51),
         "softmax_jensen_shannon_divergence": (6.049, 0.011, 10.051, 0.002),
         "sigmoid_entropy": (3.0, 0.0, 2.0, 0.0),
         "sigmoid_binary_cross_entropy": (4.0, 0.0, 4.0, 0.0),
@@ -164,7 +166,7 @@ def measure(device):
         # The length of the chunks is left to the function.
         case = replace(case, fixed={k: v for k, v in case.fixed.items() if k != "chunk_size"})
         shapes = [SHAPES.get(kind, (EXAMPLES, CLASSES)) for kind in case.kinds]
-        dtypes = ["int32" if kind == "labels" else "bfloat16" for kind in case.kinds]
+        dtypes = ["int32" if kind in cases.INTEGERS else "bfloat16" for kind in case.kinds]
         arguments = list(map(jax.ShapeDtypeStruct, shapes, dtypes))
         logits = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), "bfloat16")
         return case.name, figures(case.call, case.differentiable, arguments, logits)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ALL, BARE, CASES, fast_jit
+from cases import ALL, BARE, CASES, INTEGERS, fast_jit
 from jax.experimental import checkify
 from tiers import quick, quick_rows
 
@@ -73,6 +73,8 @@ _LIMITS = {
     "logits": [[1.5, -0.5, -_INF], [-_INF, 0.75, 3.0], [_INF, -1.0, -_INF]],
     "target_logits": [[0.5, 0.75, -_INF], [-_INF, -0.25, 2.0], [_INF, 2.0, -_INF]],
     "labels": [0, 1, 0],
+    "target_indices": [[0, 2], [1, 0], [0, 1]],
+    "target_log_probs": [[-0.75, -_INF], [-1.25, -_INF], [0.0, -_INF]],
     "distributions": [[0.75, 0.25, 0.0], [0.0, 0.125, 0.875], [1.0, 0.0, 0.0]],
     "predictions": [[0.5, 0.5, 0.0], [0.0, 0.625, 0.375], [1.0, 0.0, 0.0]],
     "log_predictions": [[-0.75, -1.25, -_INF], [-_INF, -0.5, -1.375], [0.0, -2.0, -_INF]],
@@ -93,7 +95,7 @@ def _at_limits(case, masked):
     """The arguments, and the mask."""
     kept = slice(2 if "label_smoothing" in case.options else 3)
     args = [
-        np.asarray(_LIMITS[kind], np.int32 if kind == "labels" else np.float32)[kept]
+        np.asarray(_LIMITS[kind], np.int32 if kind in INTEGERS else np.float32)[kept]
         for kind in case.kinds
     ]
     options = [np.asarray(x) for x in case.args()[len(case.kinds) :]]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ALL, fast_jit
+from cases import ALL, INTEGERS, fast_jit
 
 import jxent
 
@@ -83,10 +83,13 @@ def _masked(case):
     number_of = _NOT_LOSSES.get(case.name, 0.0)
     layout = _of_classes(case)
     for number in (NAN, INF, -INF):
-        bad = {kind: 99 if kind == "labels" else [number] * 3 for kind in case.kinds}
+        bad = {
+            kind: np.full(x.shape[1:], 99 if kind in INTEGERS else number)
+            for kind, x in zip(case.kinds, case.args(), strict=False)
+        }
         yield Row("masked example", bad, number_of, 0.0, "examples", False)
         yield Row("no class left", bad, number_of, 0.0, layout, [False] * 3)
-    if "labels" in case.kinds or case.name in _NOT_LOSSES:
+    if set(INTEGERS) & set(case.kinds) or case.name in _NOT_LOSSES:
         return
     for number in (5.0, NAN, INF, -INF):
         args = [[number, *x[0, 1:].tolist()] for x in case.args()[: len(case.kinds)]]
@@ -145,7 +148,8 @@ def _logits(case, integer):
                 row = {"logits": [INF, 0.0, 1.0], "labels": label}
                 yield Row("one certain class", row, loss, gradient)
     rest = {"distributions": [0.0, 0.75, 0.25], "target_logits": [-INF, 1.0, 0.5]}
-    if not integer and case.name != "log_softmax" and "label_smoothing" not in case.options:
+    has_rest = set(case.kinds[1:]) <= rest.keys()
+    if has_rest and case.name != "log_softmax" and "label_smoothing" not in case.options:
         row = {"logits": [-INF, 0.5, 1.0]} | {kind: rest[kind] for kind in case.kinds[1:]}
         yield Row("impossible class", row, AS_OF_TWO, AS_OF_TWO)
     if case.name in _SOFT:
@@ -374,7 +378,7 @@ def test_policy(case, layout, mode, rows):
     good_losses, good_gradients = jax.tree.map(np.asarray, function(*good))
     count, positional = len(rows), len(case.kinds)
     np.testing.assert_allclose(losses[count:], good_losses[count:], rtol=1e-6)
-    kinds = [k for k in case.kinds if k != "labels"]
+    kinds = [k for k in case.kinds if k not in INTEGERS]
     for i, (g, h) in enumerate(zip(gradients, good_gradients, strict=True)):
         if mode == "vmap" or case.differentiable[i] < positional:
             np.testing.assert_allclose(g[count:], h[count:], rtol=1e-6, err_msg="good example")

@@ -4,7 +4,7 @@ import hypothesis.extra.numpy as arrays
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from cases import BARE, compiled, cotangent_of
+from cases import BARE, INTEGERS, compiled, cotangent_of
 from hypothesis import HealthCheck, given, settings
 
 _SHAPE = (2, 3)
@@ -44,6 +44,8 @@ _KINDS = {
     "logits": _FINITE,
     "target_logits": _FINITE,
     "labels": arrays.arrays(np.int32, 2, elements=st.integers(0, 2)),
+    "target_indices": st.permutations(range(3)).map(lambda x: np.int32([x[:2], x[1:]])),
+    "target_log_probs": _array(_POSITIVE, (2, 2)).map(lambda p: np.log(p / 2)),
     "distributions": _PROBABILITIES,
     "predictions": _PROBABILITIES,
     "log_predictions": _PROBABILITIES.map(np.log),
@@ -83,12 +85,21 @@ def test_permuted_classes(case, data):
     args = data.draw(_arguments(case))
     order = np.array(data.draw(st.permutations(range(3))))
     place = np.argsort(order)
-    moved = [x[:, order] if x.ndim == 2 else place[x].astype(np.int32) for x in args]
+
+    def permuted(kind, x):
+        return x if kind == "target_log_probs" else x[:, order]
+
+    moved = [
+        place[x].astype(np.int32) if kind in INTEGERS else permuted(kind, x)
+        for kind, x in zip(case.kinds, args, strict=True)
+    ]
     loss, gradients = _run(case, args)
     moved_loss, moved_gradients = _run(case, moved)
     _assert_same(moved_loss, loss)
-    for g, h in zip(gradients, moved_gradients, strict=True):
-        _assert_same(h, g[:, order], 1 + np.max(np.abs(g), initial=0, where=np.isfinite(g)))
+    kinds = [kind for kind in case.kinds if kind not in INTEGERS]
+    for kind, g, h in zip(kinds, gradients, moved_gradients, strict=True):
+        scale = 1 + np.max(np.abs(g), initial=0, where=np.isfinite(g))
+        _assert_same(h, permuted(kind, g), scale)
 
 
 @pytest.mark.full

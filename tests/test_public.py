@@ -13,9 +13,8 @@ import jxent
 
 _SHARED = [case for case in BARE if hasattr(optax.losses, case.name)]
 
-# What makes losses and what they take in place of logits are no losses, and a teacher's top k are
-# arguments of shapes that no other loss has.
-WITHOUT_CASE = {"chunked", "LinearLogits", "softmax_kl_divergence_with_top_k_targets"}
+# What makes losses and what they take in place of logits are no losses.
+WITHOUT_CASE = {"chunked", "LinearLogits"}
 NAMES = {case.name for case in BARE} | WITHOUT_CASE
 
 EVERY = pytest.mark.parametrize("case", BARE, ids=str)

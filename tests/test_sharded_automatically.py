@@ -25,6 +25,8 @@ def arguments(case):
     z = 3 * rng.normal(size=(EXAMPLES, CLASSES))
     p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
     kinds = {"labels": rng.integers(0, CLASSES, EXAMPLES)}
+    kinds |= {"target_indices": np.argsort(-z, axis=-1)[::-1, :4]}
+    kinds |= {"target_log_probs": np.log(rng.dirichlet(np.ones(5), EXAMPLES)[:, :4])}
     kinds |= {"distributions": p[::-1], "predictions": p}
     kinds |= {"log_distributions": np.log(p[::-1]), "log_predictions": np.log(p)}
     kinds |= dict.fromkeys(("losses", "weights"), abs(z))
@@ -49,9 +51,8 @@ def expected(case):
 
 
 def spec_of(x, spec):
-    if x.ndim == 2:
-        return spec
-    return {(EXAMPLES,): P(spec[0]), (CLASSES,): P(spec[1])}.get(x.shape, P())
+    specs = {(EXAMPLES, CLASSES): spec, (CLASSES,): P(spec[1])}
+    return specs.get(x.shape, P(spec[0]) if x.shape[:1] == (EXAMPLES,) else P())
 
 
 _BOTH = P("data", "model")

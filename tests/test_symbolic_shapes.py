@@ -49,6 +49,8 @@ def value_and_gradients(function, arrays):
 
 DENSE_SHAPES = dict.fromkeys(cases.EXAMPLES, "n, k") | {
     "labels": "n",
+    "target_indices": "n, 2",
+    "target_log_probs": "n, 2",
     "cube": "n, 2, k",
     "other_cube": "n, 2, k",
     "where": "n, k",
@@ -70,6 +72,9 @@ def dense_arrays(n, k):
     arrays["weights_of_pairs"] = rng.uniform(0.5, 2, (2, k))
     arrays |= {name: rng.uniform(0.5, 2, k) for name in ("class_weights", "pos_weight")}
     arrays["labels"] = rng.integers(0, k, n).astype(np.int32)
+    order = rng.permuted(np.tile(np.arange(k, dtype=np.int32), (n, 1)), axis=1)
+    arrays["target_indices"] = order[:, :2]
+    arrays["target_log_probs"] = np.log(rng.dirichlet(np.ones(3), n)[:, :2])
     arrays["where"] = rng.random((n, k)) < 0.8
     arrays["counted"] = np.arange(n) != 1
     return jax.tree.map(jnp.asarray, arrays)

@@ -194,9 +194,10 @@ _LIKELIHOODS = ("cross_entropy_with_integer_labels", "negative_log_likelihood")
 )
 def test_linearisation_stores_its_arguments(case):
     """And little for each example, but nothing else that is as large as the first argument."""
-    shape = (32, 48)
+    shape, others = (32, 48), {"labels": (32,), "target_indices": (32, 2)}
+    others["target_log_probs"] = others["target_indices"]
     args = [
-        jax.ShapeDtypeStruct(shape[:1] if kind == "labels" else shape, x.dtype)
+        jax.ShapeDtypeStruct(others.get(kind, shape), x.dtype)
         for kind, x in zip(case.kinds, case.args(), strict=True)
     ]
 

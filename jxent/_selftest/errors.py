@@ -154,15 +154,18 @@ def compiler_options(device: jax.Device | None = None) -> dict[str, str | bool]:
 
 def _value_and_gradients(name: str, function: Any, arguments: tuple[jax.Array, ...]) -> Any:
     """Of each example, with respect to every floating-point argument."""
-    floats = [x for x in arguments if jnp.issubdtype(x.dtype, jnp.floating)]
-    labels = arguments[len(floats) :]
+    places = [i for i, x in enumerate(arguments) if jnp.issubdtype(x.dtype, jnp.floating)]
 
     def losses(*floats: jax.Array) -> Any:
+        given = list(arguments)
+        for i, x in zip(places, floats, strict=True):
+            given[i] = x
         if TABLE[name].per_class:  # of many values that of the label is taken
-            return jnp.take_along_axis(function(*floats), labels[0][:, None], axis=-1)[:, 0]
-        return function(*floats, *labels)
+            z, labels = given
+            return jnp.take_along_axis(function(z), labels[:, None], axis=-1)[:, 0]
+        return function(*given)
 
-    values, pullback = jax.vjp(losses, *floats)
+    values, pullback = jax.vjp(losses, *(arguments[i] for i in places))
     return values, pullback(jnp.ones_like(values))
 
 

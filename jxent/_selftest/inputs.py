@@ -17,6 +17,7 @@ NAMES = {
     ("logits", "labels"): "logits, labels",
     ("logits", "distributions"): "logits, soft labels",
     ("logits", "target_logits"): "two logits",
+    ("logits", "target_indices", "target_log_probs"): "logits, a teacher's top k",
     ("distributions",): "probabilities",
     ("distributions", "predictions"): "two probabilities",
     ("predictions", "labels"): "probabilities, labels",
@@ -63,6 +64,7 @@ def inputs() -> dict[str, tuple[Array, ...]]:
         "logits, labels": (z, labels),
         "logits, soft labels": (z, y),
         "two logits": (z, other),
+        "logits, a teacher's top k": (z, *_top_k(z)),
         "many logits, labels": (many, np.array([1], np.int32)),
         "binary logits": (x,),
         "binary logits, soft labels": (x, x_label),
@@ -108,6 +110,19 @@ def _targets(rng: np.random.Generator, z: Array) -> Array:
     others = [z + 1e-6 * noise, z + 1e-3 * noise, z + 3 * noise + 16, np.flip(z, -1), z * 1.01]
     other = np.stack([others[i % 5][i] for i in range(len(z))])
     return np.where(np.isfinite(z), other, -np.inf)
+
+
+def _top_k(z: Array) -> tuple[Array, Array]:
+    """In turn the likeliest classes and those after the first; near, far, and one that is padding.
+
+    The probabilities leave something to the other classes, in every dtype.
+    """
+    order, row = np.argsort(-z, axis=-1).astype(np.int32), np.arange(len(z))[:, None]
+    index = np.where(row % 2, order[:, 1:4], order[:, :3])
+    log_q = np.log(np.maximum(np.take_along_axis(_probabilities(z), index, axis=-1), 1e-33))
+    near = np.minimum(np.floor(16 * log_q), -1) / 16
+    log_p = np.where(row % 3 == 2, [-2.0, -0.5, -3.0], near)
+    return index, np.where((row % 5 == 4) & (np.arange(3) == 2), -np.inf, log_p)
 
 
 def _binary(rng: np.random.Generator) -> tuple[Array, Array, Array]:

@@ -234,6 +234,30 @@ def _part(weight: Any, size: Size) -> Size:
     return Size(weight * size.terms, weight * size.extra)
 
 
+def softmax_kl_divergence_with_top_k_targets(
+    result: Result, z_q: Array, index: Array, log_p: Array
+) -> Sizes:
+    """With the error of the given logarithms, and of those that they are compared with.
+
+    The probability that the named classes leave is as far off as theirs are. Classes without
+    probability say nothing.
+    """
+    q, n = _distribution(z_q)
+    is_named = index[..., None] == np.arange(z_q.shape[-1])
+    is_other = ~np.any(is_named, axis=-2)
+    n_q, n_p, p = np.take_along_axis(n, index, axis=-1), _finite(-log_p), exp(log_p)
+    q_rest, p_rest = total(is_other * q), 1 - total(p)
+    t, t_rest = np.where(p == 0, ZERO, log_p + n_q), ln(p_rest / q_rest)
+    off = times(p, 1 + n_p + n_q)
+    value = abs(result.value) + np.sum(off * abs(t - t_rest), axis=-1)
+    # The gradient is q_i - p_i for the named classes, and for the others their shares of q_* - p_*.
+    named = np.sum(is_named * (abs(exp(-n_q) - p) + off)[..., None], axis=-2)
+    to_z = named + is_other * q / q_rest * (abs(q_rest - p_rest) + total(off))
+    rest = abs(t_rest) + nats(q_rest) + total(off) / p_rest
+    to_log_p = times(p, abs(t) + n_p + n_q + rest)
+    return of_terms((value, ZERO)), of_terms((to_z, ZERO)), of_terms((to_log_p, ZERO))
+
+
 def sigmoid_kl_divergence(result: Result, z_q: Array, z_p: Array) -> Sizes:
     """Of the second class of two."""
     pairs = (np.stack([0 * z, z], axis=-1) for z in (z_q, z_p))

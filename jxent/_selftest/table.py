@@ -116,6 +116,14 @@ def softmax_jensen_shannon_divergence(m: Any, z_q: Any, z_p: Any, weight: Any = 
     return weight * relative_entropy(m, p, mean) + (1 - weight) * relative_entropy(m, q, mean)
 
 
+@row("logits", "target_indices", "target_log_probs", family="divergence")
+def softmax_kl_divergence_with_top_k_targets(m: Any, z_q: Any, index: Any, log_p: Any) -> Any:
+    q, p, is_named = m.softmax(z_q), m.exp(log_p), m.one_hot(index, z_q.shape[-1])
+    q_named, q_rest = m.sum(is_named * q[..., None, :]), m.sum((1 - m.sum(is_named.mT)) * q)
+    p_rest = 1 - m.sum(p)
+    return m.sum(p * (log_p - m.log(q_named))) + p_rest * m.log(p_rest / q_rest)
+
+
 @row("logits", family="sigmoid", binary=True)
 def sigmoid_entropy(m: Any, z: Any) -> Any:
     p, q = m.sigmoid(z)
