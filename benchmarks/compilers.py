@@ -215,6 +215,7 @@ _LOSSES = [
     ("jxent", "softmax_entropy", "", "with where"),
     ("jxent", "softmax_kl_divergence", "rows", ""),
     ("jxent", "softmax_kl_divergence", "rows", "with where"),
+    ("jxent", "softmax_kl_divergence_with_top_k_targets", "top 32", ""),
 ]
 
 
@@ -223,7 +224,8 @@ def _cells(device: str, dtype: str, loss: tuple[Any, ...], shape: list[int]) -> 
     function = getattr(importlib.import_module(library), name)
     losses = functools.partial(function, **_OPTIONS[options])
     z, labels = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[:1], "int32")
-    arguments = [z, *{"labels": [labels], "rows": [z], "": []}[second]]
+    few = [jax.ShapeDtypeStruct((shape[0], 32), kind) for kind in ("int32", "float32")]
+    arguments = [z, *{"labels": [labels], "rows": [z], "top 32": few, "": []}[second]]
     arrays = {
         "with options": ("class_weights", jax.ShapeDtypeStruct(shape[1:], "float32")),
         "with where": ("where", jax.ShapeDtypeStruct(shape[:1], "bool")),

@@ -398,8 +398,11 @@ def test_masks_of_square_arrays_are_of_examples():
     where = np.array([True, False, True])
     by_rows, by_columns = (np.broadcast_to(x, (3, 3)) for x in (where[:, None], where[None, :]))
 
+    kinds = {"labels": np.arange(3), "target_indices": np.tile(np.arange(3), (3, 1))}
+    kinds |= {"target_log_probs": np.full((3, 3), -1.5)}
+
     def masked(case):
-        others = [np.arange(3) if k == "labels" else _SQUARE.T for k in case.kinds[1:]]
+        others = [kinds.get(kind, _SQUARE.T) for kind in case.kinds[1:]]
         return [case.call(_SQUARE, *others, where=x) for x in (where, by_rows, by_columns)]
 
     results = fast_jit(lambda: [masked(case) for case in BARE if case.has_classes])
