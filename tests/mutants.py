@@ -895,6 +895,14 @@ MUTANTS = [
         "test_sums and gpu",
     ),
     Mutant(
+        "_statistics/slices.py",
+        "first = jnp.where(from_here, start, first)",
+        "first = jnp.where(from_here, start - start % width, first)",
+        "the label's logit is sought beside its place in a slice that begins early",
+        ("row_sums",),
+        "16_bit",
+    ),
+    Mutant(
         "_statistics/one_pass.py",
         "(m_a >= m_b) | (m_a != m_a)",
         "m_a >= m_b",
