@@ -60,7 +60,8 @@ def on_cpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
     if not has_whole_rows(logits) or is_short(logits):
         return by_plain_sums(logits, request, dtype)
     if classes < 256:
-        width = 8 if classes >= 128 else 4 if classes >= 64 or classes % 4 == 0 else 5
+        # From 40 classes on slices of 8 take 0.7 to 1.1 of the time of slices of 4.
+        width = 8 if classes >= 40 else 4 if classes % 4 == 0 else 5
         return by_sums(logits, request, dtype, width)
     # Slices of one register, if so many of them divide the classes that few of the statistics of
     # their entries have to be written.
