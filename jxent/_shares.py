@@ -44,11 +44,9 @@ def _log_shares_fwd(
     dtype, mask_of_others = computing_dtype(logits), _without(index, mask, logits)
     row = statistics((), dtype, logits, mask=mask)
     others = row_statistics(logits, Request(mask=mask_of_others), dtype)
-    # Where no other class is possible, any statistics give each of them the probability 0.
-    is_possible = ~(others.maximum == -jnp.inf)
-    others = jax.tree.map(lambda x: jnp.where(is_possible, x, 0.0), others)
+    # Where no other class is possible the maximum of the others, and so this, is -inf.
     ratio = log1p(others.sumexp_rest) - log1p(row.sumexp_rest)
-    log_q_rest = jnp.where(is_possible, shift(others.maximum, row.maximum) + ratio, -jnp.inf)
+    log_q_rest = shift(others.maximum, row.maximum) + ratio
     (named,) = upcast(at(logits, index))
     log_q = -surprisal(jnp.where(index < logits.shape[-1], named, -jnp.inf), row)
     return (log_q, log_q_rest), (row, others)
@@ -56,7 +54,8 @@ def _log_shares_fwd(
 
 # d log q_i = dz_i - sum_j p_j dz_j, and d log q_* = sum_j r_j dz_j - sum_j p_j dz_j, where r is the
 # distribution among the other classes. So with the cotangents c_i and c_* the gradient for z_j is
-# c_i if j is the class i, else c_* r_j, and less p_j (sum_i c_i + c_*).
+# c_i if j is the class i, else c_* r_j, and less p_j (sum_i c_i + c_*). A share that is 0 because
+# no class is possible has no derivative.
 def _log_shares_bwd(
     cotangents: Shares,
     logits: jax.Array,
@@ -67,8 +66,9 @@ def _log_shares_bwd(
 ) -> tuple[jax.Array, None, None]:
     to_named, to_rest = cotangents
     is_named, mask_of_others = index < logits.shape[-1], _without(index, mask, logits)
-    z, z_of_others = upcast(mask.fill_logits(logits), mask_of_others.fill_logits(logits))
     to_named = jnp.where(is_named, to_named, 0.0)
+    to_rest = jnp.where(others.maximum == -jnp.inf, 0.0, to_rest)
+    z, z_of_others = upcast(mask.fill_logits(logits), mask_of_others.fill_logits(logits))
     total = jnp.sum(to_named, axis=-1, keepdims=True) + to_rest
     (named,) = upcast(at(z, index))
     to_named -= probability((), jnp.where(is_named, named, -jnp.inf), row) * total

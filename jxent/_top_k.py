@@ -61,6 +61,8 @@ def softmax_kl_divergence_with_top_k_targets(
       both nearly agree it is exact for log-probabilities that are one rounding away: they are
       rounded themselves, and what they leave to the other classes is uncertain by that.
 
+      Where softmax has no limit (NaN, every logit -inf, two +inf) the divergence is NaN.
+
       A log-probability of -inf means that the class has none, and its index may then be out of
       range, or named twice, as padding. Otherwise such an index gives NaN. Classes that `where`
       leaves out do not exist, and the teacher is renormalised without those of them that it names.

@@ -1087,6 +1087,14 @@ MUTANTS = [
     ),
     Mutant(
         "_shares.py",
+        "to_rest = jnp.where(others.maximum == -jnp.inf, 0.0, to_rest)",
+        "",
+        "what is left to classes that do not exist has a gradient",
+        ("top_k",),
+        "offset",
+    ),
+    Mutant(
+        "_shares.py",
         "to_named -= probability((), jnp.where(is_named, named, -jnp.inf), row) * total",
         "to_named -= total",
         "the gradient of a named class has all of what the classes share",

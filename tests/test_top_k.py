@@ -234,6 +234,16 @@ def test_rounded_targets(dtype):
     assert gradient.dtype == dtype
 
 
+@pytest.mark.parametrize("others", [2.0, -INF])
+def test_an_offset_of_all_logits_changes_nothing(others):
+    """Also where no other class is possible, and what the teacher leaves to them costs infinity."""
+
+    def total(z):
+        return loss(z, np.array([0, 1]), logs(0.4, 0.3))
+
+    np.testing.assert_allclose(jnp.sum(jax.grad(total)(jnp.array([0, 1, others]))), 0, atol=1e-7)
+
+
 def test_what_underflows_is_not_impossible():
     """What rounded targets leave may be no more than rounding, but other classes are possible."""
     z, log_p = np.float32([0, 0, -200, -200]), np.log(np.array([0.5, 0.49])).astype(jnp.bfloat16)
