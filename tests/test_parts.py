@@ -8,7 +8,7 @@ from cases import fast_jit
 
 from jxent._mask import Mask
 from jxent._statistics import Request
-from jxent._statistics.dispatch import on_gpu, on_tpu
+from jxent._statistics.dispatch import on_cpu, on_gpu, on_tpu
 from jxent._statistics.one_pass import by_reduction
 from jxent._statistics.parts import Product, made
 from jxent._statistics.primitive import row_statistics
@@ -16,6 +16,8 @@ from jxent._statistics.row_sums import by_logsumexp
 
 FLOAT32, CLASSES = np.dtype(np.float32), 300
 WAYS = {
+    "by_logsumexp": by_logsumexp,
+    "cpu": on_cpu,
     "gpu": on_gpu,
     "tpu": on_tpu,
     "slices_of_77": lambda *args: by_reduction(*args, width=77),

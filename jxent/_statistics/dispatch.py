@@ -10,7 +10,7 @@ from jax.export import is_symbolic_dim
 from .._sharding import automatic_axes
 from . import Request, Statistics
 from .one_pass import by_reduction
-from .parts import Product
+from .parts import Product, made
 from .row_sums import by_plain_sums, by_sums, is_short
 
 
@@ -56,6 +56,7 @@ def on_gpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
 
 def on_cpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """With sums, and so cut that XLA:CPU makes vectorised loops (``benchmarks/dense.py``)."""
+    logits, request = made(logits, request, dtype)
     classes = logits.shape[-1]
     if not has_whole_rows(logits) or is_short(logits):
         return by_plain_sums(logits, request, dtype)

@@ -175,8 +175,6 @@ def _by_the_way_of(platform: str) -> Callable[..., Any]:
         way, request = WAYS.get(platform, by_logsumexp), _request(given, others)
         counted = request.mask.examples
         request = request._replace(mask=request.mask._replace(examples=None))
-        if platform not in ("tpu", "cuda"):
-            logits, request = made(logits, request, dtype)
         return jax.tree.leaves(_only_of(counted, way(logits, request, dtype), logits.shape[-1]))
 
     return mlir.lower_fun(of_arrays, multiple_results=True)

@@ -13,6 +13,7 @@ from .._labels import at_label
 from .._numerics import nan_where, sums_of_two, weighted_cost
 from . import Request, Statistics, finite
 from .merging import Named, merged, tops_of
+from .parts import made
 from .slices import slices
 
 
@@ -100,7 +101,7 @@ def _in_one_loop(sums: Named) -> Named:
 
 def by_logsumexp(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """With `jax.nn.logsumexp` over all classes but the maxima, which are counted."""
-    labels, weights, exp_gap, _ = request
+    logits, (labels, weights, exp_gap, _) = made(logits, request, dtype)
     z = widened(logits, dtype)
     m = jnp.max(z, axis=-1, keepdims=True)
     anchor = jnp.where(jnp.isinf(m), 0.0, m)
