@@ -9,7 +9,7 @@ import functools
 import gc
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jxent
-from jxent._selftest.errors import compiler_options
+from jxent._selftest.errors import compiler_options, of_some
 from jxent._selftest.table import TABLE
 
 EXAMPLES: dict[str, Any] = {
@@ -39,19 +39,6 @@ EXAMPLES: dict[str, Any] = {
 
 INTEGERS = ("labels", "target_indices")
 """The kinds of arguments that are no numbers, but name classes."""
-
-
-def of_some(call: Callable[..., Any], places: Iterable[int], args: Sequence[Any]) -> Any:
-    """The function of the arguments at these places alone, and these."""
-    places = tuple(places)
-
-    def function(*some: Any) -> Any:
-        full = list(args)
-        for i, x in zip(places, some, strict=True):
-            full[i] = x
-        return call(*full)
-
-    return function, [args[i] for i in places]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

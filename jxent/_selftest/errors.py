@@ -1,7 +1,7 @@
 """Errors of losses against exact arithmetic, in units of their dtype, and against their bounds."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
@@ -156,17 +156,28 @@ def _value_and_gradients(name: str, function: Any, arguments: tuple[jax.Array, .
     """Of each example, with respect to every floating-point argument."""
     places = [i for i, x in enumerate(arguments) if jnp.issubdtype(x.dtype, jnp.floating)]
 
-    def losses(*floats: jax.Array) -> Any:
-        given = list(arguments)
-        for i, x in zip(places, floats, strict=True):
-            given[i] = x
+    def losses(*given: jax.Array) -> Any:
         if TABLE[name].per_class:  # of many values that of the label is taken
             z, labels = given
             return jnp.take_along_axis(function(z), labels[:, None], axis=-1)[:, 0]
         return function(*given)
 
-    values, pullback = jax.vjp(losses, *(arguments[i] for i in places))
+    of_floats, floats = of_some(losses, places, arguments)
+    values, pullback = jax.vjp(of_floats, *floats)
     return values, pullback(jnp.ones_like(values))
+
+
+def of_some(call: Callable[..., Any], places: Iterable[int], args: Sequence[Any]) -> Any:
+    """The function of the arguments at these places alone, and these."""
+    places = tuple(places)
+
+    def function(*some: Any) -> Any:
+        full = list(args)
+        for i, x in zip(places, some, strict=True):
+            full[i] = x
+        return call(*full)
+
+    return function, [args[i] for i in places]
 
 
 def _as_float64(x: jax.Array) -> Array:
