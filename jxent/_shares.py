@@ -11,7 +11,6 @@ The first is what `log_softmax` gives, bit for bit. The second is a sum over the
 1 minus a sum, so that it is exact where the named classes have nearly all of the probability.
 """
 
-from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
@@ -70,8 +69,8 @@ def _log_shares_bwd(
     to_rest = jnp.where(others.maximum == -jnp.inf, 0.0, to_rest)
     z, z_of_others = upcast(mask.fill_logits(logits), mask_of_others.fill_logits(logits))
     total = jnp.sum(to_named, axis=-1, keepdims=True) + to_rest
-    (named,) = upcast(at(z, index))
-    to_named -= probability((), jnp.where(is_named, named, -jnp.inf), row) * total
+    named = jnp.where(is_named, at(z, index), -jnp.inf)
+    to_named -= probability((), named, row) * total
     to_others = to_rest * probability((), z_of_others, others) - total * probability((), z, row)
     to_others = mask_of_others.fill(to_others, 0.0, 0.0)
     # Both parts are rounded to the dtype of the logits before they are put side by side, so that no
@@ -90,9 +89,10 @@ def _without(index: jax.Array, mask: Mask, logits: jax.Array) -> Mask:
     if explicit_sharding(logits):
         named = jnp.any(is_label(index, logits.shape[-1]), axis=-2)
     else:
-        named = _each_row(lambda x, i: x.at[i].set(True, mode="drop"))(
-            jnp.zeros(logits.shape, bool), index
+        name = jnp.vectorize(
+            lambda named, i: named.at[i].set(True, mode="drop"), signature="(c),(k)->(c)"
         )
+        named = name(jnp.zeros(logits.shape, bool), index)
     return mask._replace(classes=~named if mask.classes is None else mask.classes & ~named)
 
 
@@ -100,16 +100,6 @@ def _put(x: jax.Array, index: jax.Array, values: jax.Array) -> jax.Array:
     """`x`, which is 0 at the named classes, with these values there: as a sum, to be transposed."""
     if explicit_sharding(x):
         return x + jnp.sum(jnp.where(is_label(index, x.shape[-1]), values[..., None], 0), axis=-2)
-    return _each_row(lambda x, i, v: x.at[i].add(v, mode="drop"))(x, index, values)
-
-
-def _each_row(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The function of arrays ``[n]``, of the last axis of each."""
-
-    def of_rows(*arrays: jax.Array) -> jax.Array:
-        of_all = function
-        for _ in arrays[0].shape[:-1]:
-            of_all = jax.vmap(of_all)
-        return of_all(*arrays)
-
-    return of_rows
+    put = jnp.vectorize(lambda x, i, v: x.at[i].add(v, mode="drop"), signature="(c),(k),(k)->(c)")
+    result: jax.Array = put(x, index, values)
+    return result

@@ -86,7 +86,7 @@ def main():
     found = {}
     for dtype in ALLOWED[device]:
         z = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), dtype)
-        # The logits that a mask fills must not be written.
+        # A TPU must not write the logits that a mask fills.
         masked = {"ignore_index": -100} if device != "h100" and dtype == "float32" else {}
         of_dtype = compilers.compile_for(device, functools.partial(loss, **masked), z, labels)
         estimate = of_dtype.estimated_cycles or 1e6 * of_dtype.estimated_seconds
