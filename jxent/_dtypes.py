@@ -31,3 +31,14 @@ def widened(x: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
     finfo: Any = jnp.finfo
     bits = {"exponent_bits": 8, "mantissa_bits": finfo(x.dtype).nmant}
     return jax.lax.reduce_precision(x.astype(np.float32), **bits).astype(dtype)
+
+
+def widened_bits(x: jax.Array) -> jax.Array:
+    """bfloat16 as float32, like `widened`, but without a derivative; others as they are.
+
+    To move the bits takes a GPU one instruction for each number, to round it eight.
+    """
+    if x.dtype != jnp.bfloat16:
+        return x
+    bits = jax.lax.bitcast_convert_type(x, np.uint16).astype(np.uint32)
+    return jax.lax.bitcast_convert_type(bits << 16, np.float32)

@@ -20,7 +20,7 @@ WAYS = {
     "cpu": on_cpu,
     "gpu": on_gpu,
     "tpu": on_tpu,
-    "slices_of_77": lambda *args: by_reduction(*args, width=77),
+    "slices_of_77": lambda *args: by_reduction(*args, width=77, compiler="tpu"),
     "operation": row_statistics,
 }
 

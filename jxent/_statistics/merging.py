@@ -8,7 +8,7 @@ all parts can be added.
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,19 +29,79 @@ def of_single_classes(logits: jax.Array, weights: IfRequested, exp_gap: bool) ->
     return Statistics(logits, None, None, no_sum, weights, no_sum, no_gap)
 
 
+Compiler: TypeAlias = Literal["cpu", "gpu", "tpu"]
+"""Which compiler is to make one loop of what merges the classes of a row.
+
+XLA:GPU does if each sum finds the maximum for itself, in an order of its own: it writes to memory
+what several operands of a reduction share. XLA:CPU needs fewer registers if the maximum is known
+first and the classes are compared one by one, and a TPU fewer cycles if they are compared in pairs.
+"""
+
+
+# Of two classes the larger one is kept and the other one is left, as in a tournament. So in the end
+# one maximum has been kept and all other classes, its equals among them, have been left: their sum
+# needs neither comparisons with the maximum nor the number of maxima.
+def of_classes(
+    logits: Sequence[jax.Array], weights: Sequence[Any], exp_gap: bool, compiler: Compiler
+) -> Statistics:
+    """The statistics of rows of a few classes, given class by class."""
+    apart, in_pairs = compiler == "gpu", compiler == "tpu"
+    kept, others = _kept_and_others(logits, in_pairs)
+    m = reduce(jax.lax.max, logits)
+    again = reduce(jax.lax.max, logits[::-1]) if apart else m
+    anchor = _limited(kept if apart else m)
+    downs = [z - anchor for z in others]
+    exponentials = [exp(down) for down in downs]
+    row = Statistics(m, _sum(exponentials))
+    # NaN is never larger. So it is left, or kept, and a compiler's maximum may ignore it. That of
+    # XLA:CPU does not, and with this 37 classes would take twice as long.
+    if compiler != "cpu":
+        row = row._replace(sumexp_rest=nan_where(kept != kept, row.sumexp_rest))
+    if None not in weights:
+        gaps = [jnp.where(z == again, 0, again - z) for z in logits]
+        costs = [w * jnp.where(w == 0, 0, gap) for w, gap in zip(weights, gaps, strict=True)]
+        top, rest = reduce(jax.lax.max, weights), _kept_and_others(weights, in_pairs)[1]
+        row = row._replace(weighted_gap=_sum(costs), max_weight=top, weight_rest=_sum(rest))
+    if exp_gap:
+        if apart:
+            anchor = _limited(again)
+            downs = [jnp.where(z == again, 0, z - anchor) for z in logits]
+            exponentials = [exp(down) for down in downs]
+        pairs = zip(exponentials, downs, strict=True)
+        row = row._replace(exp_gap=_sum([e * jnp.where(e == 0, 0, -down) for e, down in pairs]))
+    return row
+
+
+def _kept_and_others(
+    arrays: Sequence[jax.Array], in_pairs: bool
+) -> tuple[jax.Array, list[jax.Array]]:
+    """The largest, entry by entry, and the others in any order."""
+    kept, others = list(arrays), []
+    while len(kept) > 1:
+        number = len(kept) if in_pairs else 2
+        winners = []
+        for a, b in zip(kept[:number:2], kept[1:number:2], strict=False):
+            is_larger = b > a
+            winners.append(jax.lax.select(is_larger, b, a))
+            others.append(jax.lax.select(is_larger, a, b))
+        kept = winners + kept[2 * len(winners) :]
+    return kept[0], others
+
+
+def _sum(terms: Sequence[jax.Array]) -> jax.Array:
+    return reduce(jax.lax.add, terms)
+
+
 def merged(
-    parts: Sequence[Statistics],
-    largest: Callable[[Named], Named] = lambda tops: tops,
-    total: Callable[[Named], Named] = lambda sums: sums,
+    part: Statistics, largest: Callable[[Named], Named], total: Callable[[Named], Named]
 ) -> Statistics:
     """The statistics of rows from those of their parts.
 
-    The parts are merged entry by entry. With `largest` and `total`, which take the maximum and the
-    sum of each array over an axis or over mesh axes, so are the entries.
+    The functions `largest` and `total` take the maximum and the sum of each array over the parts,
+    along an axis or along mesh axes.
     """
-    tops = largest(tops_of(parts))
-    first, *others = parts
-    sums = total(reduce(lambda sums, part: _added(sums, part, tops), others, _terms(first, tops)))
+    tops = largest(tops_of(part))
+    sums = total(_terms(part, tops))
     # Each part leaves out its own maximum. All but one of those that are the row's maximum belong
     # to the sum; likewise the largest weights. A row at -inf has no class, but perhaps NaN.
     rest = sums["sumexp_rest"] + (sums.pop("maxima") - 1)
@@ -52,19 +112,10 @@ def merged(
     return Statistics(**tops, **sums)
 
 
-def tops_of(parts: Sequence[Statistics]) -> Named:
+def tops_of(part: Statistics) -> Named:
     """Those statistics that are the largest of the parts' statistics."""
     names = ("maximum", "label_logit", "max_weight")
-    given = [{n: x for n in names if (x := getattr(part, n)) is not None} for part in parts]
-    tops: Named = jax.tree.map(lambda *x: reduce(jax.lax.max, x), *given)
-    return tops
-
-
-# As a program of its own it is traced once for all parts, not once for each.
-@jax.jit
-def _added(sums: Named, part: Statistics, tops: Named) -> Named:
-    total: Named = jax.tree.map(jax.lax.add, sums, _terms(part, tops))
-    return total
+    return {name: x for name in names if (x := getattr(part, name)) is not None}
 
 
 def _terms(part: Statistics, tops: Named) -> Named:
@@ -112,10 +163,14 @@ def seen_from(m: jax.Array, part: Statistics, one: Any = 1.0) -> Named:
 
 def _below(part: Statistics, m: jax.Array) -> jax.Array:
     """How far the part's maximum is below m, as a negative number; 0 if both are the same."""
-    # Infinity minus itself would be NaN, so that the largest number stands for it.
+    lowered = jax.lax.min(part.maximum, jnp.full_like(m, np.finfo(m.dtype).max))
+    return lowered - _limited(m)
+
+
+def _limited(m: jax.Array) -> jax.Array:
+    """The largest number in place of infinity: infinity minus itself would be NaN."""
     largest = np.finfo(m.dtype).max
-    lowered = jax.lax.min(part.maximum, jnp.full_like(m, largest))
-    return lowered - jax.lax.clamp(-largest, m, largest)
+    return jax.lax.clamp(-largest, m, largest)
 
 
 def without_limit_nan(stats: Statistics) -> Statistics:

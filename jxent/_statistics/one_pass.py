@@ -13,7 +13,7 @@ import numpy as np
 
 from .._numerics import two_sum
 from . import Request, Statistics
-from .merging import Named, merged, seen_from, tops_of
+from .merging import Compiler, Named, seen_from, tops_of
 from .slices import label_logit, slices
 
 UNIT = 2.0**64
@@ -23,31 +23,24 @@ RowAndErrors: TypeAlias = tuple[Statistics, Named]
 
 
 def by_reduction(
-    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int, block: int = 0
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int, compiler: Compiler
 ) -> Statistics:
     """With one reduction of the merged slices, in which rows are merged two by two.
 
     A plain running sum over 200 000 classes would be off by 10^4 eps, so each sum is carried with
-    its rounding error. What remains is one rounding for each step at which the maximum rises. With
-    a `block`, so many classes are reduced first, and then the blocks.
+    its rounding error. What remains is one rounding for each step at which the maximum rises.
     """
-    row, *others = slices(logits, request, dtype, width)
-    if others:
-        row = merged([row, *others])
+    row = slices(logits, request, dtype, width, compiler)
     if request.labels is not None:
         row = row._replace(label_logit=label_logit(logits, request, dtype, width))
     unit = np.asarray(UNIT, dtype)
     zero = jnp.zeros_like(row.maximum)
-    row = row._replace(sumexp_rest=row.sumexp_rest * unit if others else zero)
+    row = row._replace(sumexp_rest=zero if row.sumexp_rest is None else row.sumexp_rest * unit)
     if row.exp_gap is not None:
         row = row._replace(exp_gap=row.exp_gap * unit)
     sums = {"sumexp_rest", "weighted_gap", "weight_rest", "exp_gap"}
     errors = {name: zero for name, x in row._asdict().items() if name in sums and x is not None}
-    both = (row, errors)
-    if block:
-        blocks = (row.maximum.shape[-1] // block, block)
-        both = _reduced(jax.tree.map(lambda x: x.reshape(*x.shape[:-1], *blocks), both))
-    row, errors = jax.tree.map(lambda x: jnp.expand_dims(x, -1), _reduced(both))
+    row, errors = jax.tree.map(lambda x: jnp.expand_dims(x, -1), _reduced((row, errors)))
     # The error of an infinite sum would make it NaN.
     known = {n: jnp.where(jnp.isinf(x := getattr(row, n)), x, x + errors[n]) for n in errors}
     known |= {n: known[n] / unit for n in ("sumexp_rest", "exp_gap") if n in known}
@@ -78,7 +71,7 @@ def _merge(a: RowAndErrors, b: RowAndErrors) -> RowAndErrors:
     high, high_errors = jax.tree.map(select, a, b)
     low, low_errors = jax.tree.map(select, b, a)
     m = high.maximum
-    tops = tops_of([a[0], b[0]]) | {"maximum": m}
+    tops = jax.tree.map(jax.lax.max, tops_of(a[0]), tops_of(b[0])) | {"maximum": m}
     sums, errors = seen_from(m, low, one), seen_from(m, low._replace(**low_errors), none)
     if "weight_rest" in sums:
         second = jax.lax.min(a[0].max_weight, b[0].max_weight)

@@ -14,7 +14,7 @@ from .._numerics import nan_where, sums_of_two, weighted_cost
 from . import Request, Statistics, finite
 from .merging import Named, merged, tops_of
 from .parts import made
-from .slices import slices
+from .slices import classes_as_rows, slices
 
 
 def by_sums(
@@ -29,14 +29,14 @@ def by_sums(
     if groups > 1:
         z = _in_groups(z, groups)
         w = None if w is None else _in_groups(w, groups)
-    parts = slices(z, request._replace(weights=w), dtype, width)
+    rows = slices(z, request._replace(weights=w), dtype, width, "cpu")
     # Without the barrier XLA:CPU would merge the slices again for each of the sums.
-    row = jax.lax.optimization_barrier(merged(parts))
+    row = jax.lax.optimization_barrier(rows)
     if groups > 1:
         row = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], groups * width), row)
     total = _in_one_loop if row.maximum.shape[-1] <= 64 else _total
-    row = merged([row], _largest, total)
-    return _with_label(row, logits, request)
+    row = merged(row, _largest, total)
+    return with_label(row, logits, request)
 
 
 def is_short(x: jax.Array) -> bool:
@@ -46,12 +46,12 @@ def is_short(x: jax.Array) -> bool:
 
 def by_plain_sums(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """With the maximum first, and then the sums: for short rows, and for those not to be cut."""
-    known = _largest(tops_of(slices(logits, request, dtype, logits.shape[-1])))
+    known = _largest(tops_of(classes_as_rows(logits, request, dtype)))
     # Without the barrier XLA:CPU would search the maximum again for each class.
     z, w, tops = jax.lax.optimization_barrier((logits, request.weights, known))
-    classes = slices(z, request._replace(weights=w), dtype, z.shape[-1])
+    classes = classes_as_rows(z, request._replace(weights=w), dtype)
     total = _in_one_loop if is_short(logits) else _together
-    return _with_label(merged(classes, lambda _: tops, total), logits, request)
+    return with_label(merged(classes, lambda _: tops, total), logits, request)
 
 
 def _in_groups(x: jax.Array, groups: int) -> jax.Array:
@@ -59,11 +59,14 @@ def _in_groups(x: jax.Array, groups: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
 
 
-def _with_label(row: Statistics, logits: jax.Array, request: Request) -> Statistics:
+def with_label(row: Statistics, logits: jax.Array, request: Request) -> Statistics:
+    """The same with the logit of the label, if it is requested."""
     if request.labels is None:
         return row
-    label_logit = widened(at_label(logits, request.labels), row.maximum.dtype)
-    return row._replace(label_logit=label_logit)
+    z, mask = at_label(logits, request.labels), request.mask
+    if mask.classes is not None:
+        mask = mask._replace(classes=at_label(mask.classes, request.labels))
+    return row._replace(label_logit=widened(mask.fill_logits(z), row.maximum.dtype))
 
 
 def _largest(tops: Named) -> Named:

@@ -27,4 +27,4 @@ def of_all_shards(stats: Statistics, has_label: jax.Array | None, axes: MeshAxes
         of_row: Named = jax.lax.psum(sums | label, axes)
         return of_row
 
-    return merged([stats._replace(label_logit=None)], largest, total)
+    return merged(stats._replace(label_logit=None), largest, total)

@@ -13,19 +13,32 @@ import numpy as np
 from .._dtypes import widened
 from .._labels import is_label
 from . import IfRequested, Request, Statistics
-from .merging import of_single_classes
+from .merging import Compiler, of_classes, of_single_classes
 from .parts import cut, made
 
 
+def classes_as_rows(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
+    """Each class as a row of its own."""
+    x, w = _slice(logits, request, dtype, 0, logits.shape[-1])
+    return of_single_classes(x, w, request.exp_gap)
+
+
 def slices(
-    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int
-) -> list[Statistics]:
-    """Slices of so many classes, each class as a row of its own.
+    logits: jax.Array,
+    request: Request,
+    dtype: np.dtype[Any],
+    width: int,
+    compiler: Compiler,
+) -> Statistics:
+    """Rows that have one class of each slice of so many classes; of a single slice, its classes.
 
     If the width does not divide the classes the last slice begins early, and what it shares with
     the one before is left out. Slices are cut before the upcast: otherwise XLA would write that.
     """
-    classes, parts = logits.shape[-1], []
+    classes = logits.shape[-1]
+    if width == classes:  # Perhaps not a number, where shapes are symbolic.
+        return classes_as_rows(logits, request, dtype)
+    logits_of, weights_of = [], []
     for start in _starts(classes, width):
         x, w = _slice(logits, request, dtype, start, width)
         if start % width:
@@ -33,12 +46,13 @@ def slices(
             is_new = entries >= width - classes % width
             x = jnp.where(is_new, x, -jnp.inf)
             w = None if w is None else jnp.where(is_new, w, 0)
-        parts.append(of_single_classes(x, w, request.exp_gap))
-    return parts
+        logits_of.append(x)
+        weights_of.append(w)
+    return of_classes(logits_of, weights_of, request.exp_gap, compiler)
 
 
 def _starts(classes: int, width: int) -> list[int]:
-    if width == classes:  # Perhaps not a number, where shapes are symbolic.
+    if width == classes:
         return [0]
     return [min(k * width, classes - width) for k in range(-(-classes // width))]
 
