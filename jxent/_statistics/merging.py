@@ -33,20 +33,20 @@ Compiler: TypeAlias = Literal["cpu", "gpu", "tpu"]
 """Which compiler is to make one loop of what merges the classes of a row.
 
 XLA:GPU does if each sum finds the maximum for itself, in an order of its own: it writes to memory
-what several operands of a reduction share. XLA:CPU needs fewer registers if the maximum is known
-first and the classes are compared one by one, and a TPU fewer cycles if they are compared in pairs.
+what several operands of a reduction share. Otherwise the maximum is found first and shared.
 """
 
 
 # Of two classes the larger one is kept and the other one is left, as in a tournament. So in the end
 # one maximum has been kept and all other classes, its equals among them, have been left: their sum
-# needs neither comparisons with the maximum nor the number of maxima.
+# needs neither comparisons with the maximum nor the number of maxima. One class after the other
+# instead of pairs would take XLA:CPU minutes to compile.
 def of_classes(
     logits: Sequence[jax.Array], weights: Sequence[Any], exp_gap: bool, compiler: Compiler
 ) -> Statistics:
     """The statistics of rows of a few classes, given class by class."""
-    apart, in_pairs = compiler == "gpu", compiler == "tpu"
-    kept, others = _kept_and_others(logits, in_pairs)
+    apart = compiler == "gpu"
+    kept, others = _kept_and_others(logits)
     m = reduce(jax.lax.max, logits)
     again = reduce(jax.lax.max, logits[::-1]) if apart else m
     anchor = _limited(kept if apart else m)
@@ -60,7 +60,7 @@ def of_classes(
     if None not in weights:
         gaps = [jnp.where(z == again, 0, again - z) for z in logits]
         costs = [w * jnp.where(w == 0, 0, gap) for w, gap in zip(weights, gaps, strict=True)]
-        top, rest = reduce(jax.lax.max, weights), _kept_and_others(weights, in_pairs)[1]
+        top, rest = reduce(jax.lax.max, weights), _kept_and_others(weights)[1]
         row = row._replace(weighted_gap=_sum(costs), max_weight=top, weight_rest=_sum(rest))
     if exp_gap:
         if apart:
@@ -72,15 +72,12 @@ def of_classes(
     return row
 
 
-def _kept_and_others(
-    arrays: Sequence[jax.Array], in_pairs: bool
-) -> tuple[jax.Array, list[jax.Array]]:
+def _kept_and_others(arrays: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
     """The largest, entry by entry, and the others in any order."""
     kept, others = list(arrays), []
     while len(kept) > 1:
-        number = len(kept) if in_pairs else 2
         winners = []
-        for a, b in zip(kept[:number:2], kept[1:number:2], strict=False):
+        for a, b in zip(kept[::2], kept[1::2], strict=False):
             is_larger = b > a
             winners.append(jax.lax.select(is_larger, b, a))
             others.append(jax.lax.select(is_larger, a, b))
