@@ -36,7 +36,7 @@ def widened(x: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
 def widened_bits(x: jax.Array) -> jax.Array:
     """bfloat16 as float32, like `widened`, but without a derivative; others as they are.
 
-    To move the bits takes a GPU one instruction for each number, to round it eight.
+    To move the bits takes a GPU one instruction for each number, to round it seven.
     """
     if x.dtype != jnp.bfloat16:
         return x
