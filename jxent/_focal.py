@@ -187,7 +187,9 @@ def _focused(losses: jax.Array, missed: jax.Array, right: jax.Array, gamma: Arra
 
 def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
     z, y = upcast(logits, labels)
-    stats = statistics((), z.dtype, logits)
+    # With the labels as weights these are the statistics of the cross-entropy, which XLA then
+    # computes once.
+    stats = statistics((), z.dtype, logits, weights=labels)
     return jnp.sum(y * complement((), z, stats), axis=-1), (stats,)
 
 

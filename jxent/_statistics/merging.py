@@ -57,7 +57,7 @@ def of_classes(
     # XLA:CPU does not, and with this 37 classes would take twice as long.
     if compiler != "cpu":
         row = row._replace(sumexp_rest=nan_where(kept != kept, row.sumexp_rest))
-    if None not in weights:
+    if weights[0] is not None:
         gaps = [jnp.where(z == again, 0, again - z) for z in logits]
         costs = [w * jnp.where(w == 0, 0, gap) for w, gap in zip(weights, gaps, strict=True)]
         top, rest = reduce(jax.lax.max, weights), _kept_and_others(weights)[1]

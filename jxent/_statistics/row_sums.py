@@ -14,7 +14,7 @@ from .._numerics import nan_where, sums_of_two, weighted_cost
 from . import Request, Statistics, finite
 from .merging import Named, merged, tops_of
 from .parts import made
-from .slices import classes_as_rows, slices
+from .slices import classes_as_rows, merged_slices
 
 
 def by_sums(
@@ -29,7 +29,7 @@ def by_sums(
     if groups > 1:
         z = _in_groups(z, groups)
         w = None if w is None else _in_groups(w, groups)
-    rows = slices(z, request._replace(weights=w), dtype, width, "cpu")
+    rows = merged_slices(z, request._replace(weights=w), dtype, width, "cpu")
     # Without the barrier XLA:CPU would merge the slices again for each of the sums.
     row = jax.lax.optimization_barrier(rows)
     if groups > 1:

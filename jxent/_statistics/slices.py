@@ -23,7 +23,7 @@ def classes_as_rows(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -
     return of_single_classes(x, w, request.exp_gap)
 
 
-def slices(
+def merged_slices(
     logits: jax.Array,
     request: Request,
     dtype: np.dtype[Any],
