@@ -1,4 +1,7 @@
-"""Sums of rows by JAX's own reductions: for CPUs, and the plain way, which is the reference."""
+"""Sums of rows by JAX's own reductions.
+
+They are for CPUs, for rows of middle length on GPUs, and for the plain way, which is the reference.
+"""
 
 from typing import Any
 
