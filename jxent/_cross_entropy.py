@@ -11,7 +11,7 @@ from ._dtypes import computing_dtype
 from ._labels import as_row, times_weight_of_label
 from ._numerics import weighted_cost
 from ._rows import Rows, labelled_rows, rows_of
-from ._sharding import AxisName, check_replicated
+from ._sharding import AxisName, check_replicated, explicit_sharding
 from ._statistics.parts import Product
 from ._statistics.surprisals import surprisals
 
@@ -150,9 +150,7 @@ def softmax_cross_entropy_with_integer_labels(
     )
     weights, smoothed = rows.class_weights("class_weights", class_weights, z), None
     if not is_off(label_smoothing):
-        dtype = computing_dtype(z)
-        uniform = jnp.zeros_like(z, dtype) + _share(rows, dtype)
-        smoothed = _weighted(uniform, weights)
+        smoothed = _weighted(_uniform(rows, z), weights)
     of_row = surprisals(rows.mesh_axes, z, y, smoothed, rows.mask)
     losses = times_weight_of_label(of_row.of_label, weights, y, rows.mesh_axes)
     terms = _z_term(rows, z_loss, of_row.normalizer)
@@ -202,6 +200,17 @@ def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Arra
 
 def _weighted(labels: jax.Array, weights: jax.Array | None) -> Product:
     return Product(labels, factor=None if weights is None else as_row(weights, labels.ndim))
+
+
+def _uniform(rows: Rows, z: jax.Array) -> jax.Array:
+    """The uniform distribution over the classes that count: one row for all, if it can be.
+
+    Over explicit axes it must have the sharding of the logits.
+    """
+    share = _share(rows, computing_dtype(z))
+    if explicit_sharding(z):
+        return jnp.zeros_like(z, share.dtype) + share
+    return jnp.broadcast_to(share, (*share.shape[:-1], z.shape[-1]))
 
 
 def _share(rows: Rows, dtype: np.dtype[Any]) -> jax.Array:

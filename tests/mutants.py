@@ -944,8 +944,8 @@ MUTANTS = [
     ),
     Mutant(
         "_statistics/slices.py",
-        "first = jnp.where(from_here, start, first)",
-        "first = jnp.where(from_here, start - start % width, first)",
+        "place = labels - jnp.minimum(number * width, classes - width)",
+        "place = labels - number * width",
         "the label's logit is sought beside its place in a slice that begins early",
         ("row_sums",),
         "16_bit",
@@ -976,9 +976,9 @@ MUTANTS = [
     ),
     Mutant(
         "_statistics/slices.py",
-        "first = jnp.where(from_here, start, first)",
-        "first = jnp.where(from_here, 0, first)",
-        "a label beyond the first slice is not found",
+        "number = number // 2",
+        "number = number // 1",
+        "a label beyond the first two slices is not found",
         ("row_sums",),
         "logit_of_the_label and of_3",
     ),

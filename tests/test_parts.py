@@ -20,7 +20,7 @@ WAYS = {
     "cpu": on_cpu,
     "gpu": on_gpu,
     "tpu": on_tpu,
-    "slices_of_77": lambda *args: by_reduction(*args, width=77, compiler="tpu"),
+    "slices_of_77": lambda z, *args: by_reduction(z, *args, min(77, z.shape[-1]), "tpu"),
     "operation": row_statistics,
 }
 
@@ -54,6 +54,33 @@ def test_statistics(way):
         np.testing.assert_allclose(x, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("classes", [20, CLASSES])
+def test_weights_that_rows_share(way, classes):
+    """They give what the same weights for each row give, also where the rows are mapped."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(4, 6, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, (4, 6))
+    row, factor = rng.uniform(size=(2, 1, classes)).astype(np.float32)
+
+    def mapped(z, labels, row):
+        stats = way(z, Request(labels, Product(row, factor=factor), exp_gap=True), FLOAT32)
+        return [x if x.ndim == z.ndim else x[..., None] for x in stats]
+
+    def found(z, labels, row):
+        in_rows = jax.vmap(jax.vmap(mapped, (0, 0, None)), (0, 0, None))
+        return jax.vmap(mapped, (0, 0, None))(z, labels, row), in_rows(
+            z[:, :, None], labels[:, :, None], row
+        )
+
+    whole = row_statistics(
+        z, Request(labels, jnp.broadcast_to(row * factor, z.shape), True), FLOAT32
+    )
+    for stats in fast_jit(found)(z, labels, row):
+        for x, expected in zip(stats, whole, strict=True):
+            np.testing.assert_allclose(x.reshape(expected.shape), expected, rtol=1e-6)
+
+
 def _tangents(of_parts, of_arrays, values, dots):
     return fast_jit(lambda *x: [jax.jvp(f, *x)[1] for f in (of_parts, of_arrays)])(values, dots)
 
@@ -74,6 +101,22 @@ def test_tangents():
     for x, y in zip(found, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
     assert np.any(found[1] != 0)
+
+
+def test_tangents_of_weights_that_rows_share():
+    z, parts = _parts()
+    z, weights = jnp.nan_to_num(z), Product(parts.weights.factor)
+
+    def of_parts(z, weights):
+        return _known(row_statistics(z, parts._replace(weights=weights), FLOAT32))
+
+    def of_arrays(z, weights):
+        row = jnp.broadcast_to(weights.labels, z.shape)
+        return _known(row_statistics(z, parts._replace(weights=row), FLOAT32))
+
+    dots = jax.tree.map(jnp.cos, (z, weights))
+    for x, y in zip(*_tangents(of_parts, of_arrays, (z, weights), dots), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 def test_tangents_of_weights():

@@ -58,7 +58,8 @@ class Request(NamedTuple):
     labels: IfRequested = None
     """Integers ``[...]``: for `label_logit`."""
     weights: IfRequested = None
-    """Numbers like the logits, or their parts: for `weighted_gap`, `max_weight`, `weight_rest`."""
+    """Numbers like the logits, or of a row that all rows share, ``[1, ..., 1, classes]``, or their
+    parts: for `weighted_gap`, `max_weight`, `weight_rest`."""
     exp_gap: bool = False
     """Whether `exp_gap` is wanted, which the entropy is made of."""
     mask: Mask = EVERYTHING

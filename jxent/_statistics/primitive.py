@@ -95,14 +95,18 @@ def _eagerly(*args: jax.Array, **parameters: Any) -> list[jax.Array]:
 _row_statistics.def_impl(_eagerly)
 
 
-def _mapped(args: Sequence[jax.Array], dims: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
-    """The mapped dimension becomes the first one of every array."""
+def _mapped(
+    args: Sequence[jax.Array], dims: Sequence[Any], *, given: Request, **parameters: Any
+) -> tuple[Any, Any]:
+    """The mapped dimension becomes the first one of every array; weights and masks may share it."""
     (size,) = {x.shape[dim] for x, dim in zip(args, dims, strict=True) if dim is not None}
+    of_rows = 1 + bool(given.labels)
+    sizes = [size] * of_rows + [1] * (len(args) - of_rows)
     args = [
-        jnp.broadcast_to(x, (size, *x.shape)) if dim is None else jnp.moveaxis(x, dim, 0)
-        for x, dim in zip(args, dims, strict=True)
+        jnp.broadcast_to(x, (n, *x.shape)) if dim is None else jnp.moveaxis(x, dim, 0)
+        for x, dim, n in zip(args, dims, sizes, strict=True)
     ]
-    values = _row_statistics.bind(*args, **parameters)
+    values = _row_statistics.bind(*args, given=given, **parameters)
     return values, [0] * len(values)
 
 
@@ -124,8 +128,8 @@ def _tangents(
         args = list(primals)
         for i, value in zip(numbers, values, strict=True):
             args[i] = value
-        z, filled = made(args[0], _request(given, args[1:]), dtype)
-        return z, filled.weights
+        z, (_, w, *_) = made(args[0], _request(given, args[1:]), dtype)
+        return z, None if w is None else jnp.broadcast_to(w, z.shape)
 
     values = [primals[i] for i in numbers]
     values_dot = [ad.instantiate_zeros(tangents[i]) for i in numbers]

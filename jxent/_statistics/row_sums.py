@@ -68,7 +68,8 @@ def with_label(row: Statistics, logits: jax.Array, request: Request) -> Statisti
         return row
     z, mask = at_label(logits, request.labels), request.mask
     if mask.classes is not None:
-        mask = mask._replace(classes=at_label(mask.classes, request.labels))
+        of_rows = jnp.broadcast_to(mask.classes, logits.shape)
+        mask = mask._replace(classes=at_label(of_rows, request.labels))
     return row._replace(label_logit=widened(mask.fill_logits(z), row.maximum.dtype))
 
 
@@ -119,7 +120,7 @@ def by_logsumexp(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> S
     if labels is not None:
         stats = stats._replace(label_logit=at_label(z, labels))
     if weights is not None:
-        weights = widened(weights, dtype)
+        weights = jnp.broadcast_to(widened(weights, dtype), z.shape)
         largest = jnp.max(weights, axis=-1, keepdims=True)
         below = jnp.sum(jnp.where(weights == largest, 0.0, weights), axis=-1, keepdims=True)
         ties = jnp.sum(weights == largest, axis=-1, keepdims=True).astype(z.dtype)

@@ -20,6 +20,7 @@ from .parts import cut, made
 def classes_as_rows(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """Each class as a row of its own."""
     x, w = _slice(logits, request, dtype, 0, logits.shape[-1])
+    w = None if w is None else jnp.broadcast_to(w, x.shape)
     return of_single_classes(x, w, request.exp_gap)
 
 
@@ -42,13 +43,23 @@ def merged_slices(
     for start in _starts(classes, width):
         x, w = _slice(logits, request, dtype, start, width)
         if start % width:
-            entries = jax.lax.broadcasted_iota(np.int32, x.shape, x.ndim - 1)
+            entries = jax.lax.broadcasted_iota(np.int32, (*(1,) * (x.ndim - 1), width), x.ndim - 1)
             is_new = entries >= width - classes % width
             x = jnp.where(is_new, x, -jnp.inf)
             w = None if w is None else jnp.where(is_new, w, 0)
         logits_of.append(x)
         weights_of.append(w)
-    return of_classes(logits_of, weights_of, request.exp_gap, compiler)
+    return _of_each_row(of_classes(logits_of, weights_of, request.exp_gap, compiler))
+
+
+def _of_each_row(row: Statistics) -> Statistics:
+    """The same with the statistics of weights that rows share at each row."""
+    if row.max_weight is None or row.max_weight.shape == row.maximum.shape:
+        return row
+    # Without the barrier XLA would compute them again for each row.
+    of_all = jax.lax.optimization_barrier((row.max_weight, row.weight_rest))
+    top, rest = (jnp.broadcast_to(x, row.maximum.shape) for x in of_all)
+    return row._replace(max_weight=top, weight_rest=rest)
 
 
 def _starts(classes: int, width: int) -> list[int]:
@@ -67,13 +78,20 @@ def _slice(
 def label_logit(logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int) -> jax.Array:
     """The label's logit at the place that it has in its slice, and -inf at the other places.
 
-    A row has one label, so that its slice is chosen once for the row, not for each class.
+    A row has one label. The binary digits of the number of its slice choose between two slices,
+    then between two of the chosen ones, and so on: one selection for each class, before the upcast.
     """
-    labels, of_logits = request.labels, request._replace(weights=None)
-    x, _ = _slice(logits, of_logits, dtype, 0, width)
-    first = jnp.zeros_like(labels)
-    for start in _starts(logits.shape[-1], width)[1:]:
-        from_here = labels >= start
-        x = jnp.where(from_here[..., None], _slice(logits, of_logits, dtype, start, width)[0], x)
-        first = jnp.where(from_here, start, first)
-    return jnp.where(is_label(labels - first, width), x, -jnp.inf)
+    labels, classes, of_logits = request.labels, logits.shape[-1], request._replace(weights=None)
+    starts = _starts(classes, width)
+    number = jnp.clip(labels // width, 0, len(starts) - 1)
+    place = labels - jnp.minimum(number * width, classes - width)
+    # Without the barrier XLA would compute both again for each class, not once for a row.
+    number, place = jax.lax.optimization_barrier((number, place))
+    chosen = [made(*cut(logits, of_logits, start, width), dtype)[0] for start in starts]
+    while len(chosen) > 1:
+        is_odd = (number % 2 == 1)[..., None]
+        pairs = zip(chosen[::2], chosen[1::2], strict=False)
+        of_pairs = [jnp.where(is_odd, odd, even) for even, odd in pairs]
+        chosen = of_pairs + chosen[2 * len(of_pairs) :]
+        number = number // 2
+    return jnp.where(is_label(place, width), widened(chosen[0], dtype), -jnp.inf)

@@ -16,7 +16,6 @@ need sums over the other classes that never contain the term of k. To subtract i
 all classes would lose the bits of the others.
 """
 
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -229,10 +228,15 @@ def _surprisals_bwd(
         to_logits = jnp.where(is_label(labels, z.shape[-1], axes), to_label, p * to_others)
     if w is None:
         return mask.fill(to_logits, 0.0, 0.0), None, None, None
+
+    def of_each_row(parts: Weights) -> jax.Array:
+        return jnp.broadcast_to(product(parts, mask, dtype), z.shape)
+
+    w = jnp.broadcast_to(w, z.shape)
     gradient = p * other_weights(axes, w, z, stats) - w * complement(axes, z, stats)
     to_weights = of_weights * finite_surprisal(axes, z, stats)
     to_logits = mask.fill(to_logits + of_weights * gradient, 0.0, 0.0)
-    whole, to_parts = jax.vjp(partial(product, mask=mask, dtype=dtype), weights)
+    whole, to_parts = jax.vjp(of_each_row, weights)
     (to_weights,) = to_parts(to_weights.astype(whole.dtype))
     return to_logits, None, to_weights, None
 
