@@ -14,7 +14,7 @@ import numpy as np
 from .._numerics import two_sum
 from . import Request, Statistics
 from .merging import Compiler, Named, seen_from, tops_of
-from .slices import label_logit, merged_slices
+from .slices import label_logit, merged_slices, of_each_row
 
 UNIT = 2.0**64
 """Exponentials are reduced in units of 1 / UNIT, so that a small sum's error does not underflow."""
@@ -30,7 +30,7 @@ def by_reduction(
     A plain running sum over 200 000 classes would be off by 10^4 eps, so each sum is carried with
     its rounding error. What remains is one rounding for each step at which the maximum rises.
     """
-    row = merged_slices(logits, request, dtype, width, compiler)
+    row = of_each_row(merged_slices(logits, request, dtype, width, compiler))
     if request.labels is not None:
         row = row._replace(label_logit=label_logit(logits, request, dtype, width))
     unit = np.asarray(UNIT, dtype)

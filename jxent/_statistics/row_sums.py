@@ -17,7 +17,7 @@ from .._numerics import nan_where, sums_of_two, weighted_cost
 from . import Request, Statistics, finite
 from .merging import Named, merged, tops_of
 from .parts import made
-from .slices import classes_as_rows, merged_slices
+from .slices import classes_as_rows, merged_slices, of_each_row
 
 
 def by_sums(
@@ -38,7 +38,7 @@ def by_sums(
     if groups > 1:
         row = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], groups * width), row)
     total = _in_one_loop if row.maximum.shape[-1] <= 64 else _total
-    row = merged(row, _largest, total)
+    row = merged(of_each_row(row), _largest, total)
     return with_label(row, logits, request)
 
 

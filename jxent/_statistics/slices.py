@@ -35,6 +35,7 @@ def merged_slices(
 
     If the width does not divide the classes the last slice begins early, and what it shares with
     the one before is left out. Slices are cut before the upcast: otherwise XLA would write that.
+    What only depends on weights that rows share has one row: see `of_each_row`.
     """
     classes = logits.shape[-1]
     if width == classes:  # Perhaps not a number, where shapes are symbolic.
@@ -49,11 +50,11 @@ def merged_slices(
             w = None if w is None else jnp.where(is_new, w, 0)
         logits_of.append(x)
         weights_of.append(w)
-    return _of_each_row(of_classes(logits_of, weights_of, request.exp_gap, compiler))
+    return of_classes(logits_of, weights_of, request.exp_gap, compiler)
 
 
-def _of_each_row(row: Statistics) -> Statistics:
-    """The same with the statistics of weights that rows share at each row."""
+def of_each_row(row: Statistics) -> Statistics:
+    """The same, and what weights that rows share have once is given for each row."""
     if row.max_weight is None or row.max_weight.shape == row.maximum.shape:
         return row
     # Without the barrier XLA would compute them again for each row.
