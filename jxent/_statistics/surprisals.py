@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 
 from .._autodiff import differentiated_by, with_gradient
-from .._dtypes import computing_dtype, upcast
+from .._dtypes import computing_dtype, widened
 from .._elementary import expm1, plain_log1p
 from .._labels import is_label, nan_if_out_of_range
 from .._mask import Mask
 from .._sharding import MeshAxes, sum_classes
-from . import IfRequested, Request, Statistics, finite_shift, shift, unnormalized
-from .parts import Weights, made, product
+from . import IfRequested, Statistics, finite_shift, shift, unnormalized
+from .parts import Weights, product
 from .primitive import statistics
 
 ToLogits: TypeAlias = tuple[jax.Array, None]
@@ -213,8 +213,7 @@ def _surprisals_bwd(
     stats: Any,
 ) -> tuple[Any, ...]:
     dtype = computing_dtype(logits, *jax.tree.leaves(weights))
-    z, (_, w, *_) = made(logits, Request(weights=weights, mask=mask), dtype)
-    z, w = upcast(z, w)
+    z = widened(mask.fill_logits(logits), dtype)
     of_label, of_weights, normalizer = jax.tree.map(lambda x: x[..., None], tuple(cotangents))
     p = probability(axes, z, stats)
     if labels is None:
@@ -226,17 +225,17 @@ def _surprisals_bwd(
         # Without the barrier XLA may compute these again for each logit, not once for a row.
         to_others, to_label = jax.lax.optimization_barrier((normalizer + of_label, to_label))
         to_logits = jnp.where(is_label(labels, z.shape[-1], axes), to_label, p * to_others)
-    if w is None:
+    if weights is None:
         return mask.fill(to_logits, 0.0, 0.0), None, None, None
 
     def of_each_row(parts: Weights) -> jax.Array:
         return jnp.broadcast_to(product(parts, mask, dtype), z.shape)
 
-    w = jnp.broadcast_to(w, z.shape)
+    whole, to_parts = jax.vjp(of_each_row, weights)
+    w = widened(whole, dtype)
     gradient = p * other_weights(axes, w, z, stats) - w * complement(axes, z, stats)
     to_weights = of_weights * finite_surprisal(axes, z, stats)
     to_logits = mask.fill(to_logits + of_weights * gradient, 0.0, 0.0)
-    whole, to_parts = jax.vjp(of_each_row, weights)
     (to_weights,) = to_parts(to_weights.astype(whole.dtype))
     return to_logits, None, to_weights, None
 
