@@ -82,7 +82,7 @@ def softmax_cross_entropy(
         scale = jnp.reshape(1 - epsilon, (1,) * y.ndim)
         weights = weights._replace(scale=scale, offset=epsilon * share)
     of_row = surprisals(rows.mesh_axes, z, None, weights, rows.mask)
-    return rows.zero_masked(of_row.of_weights + _z_term(rows, z_loss, of_row.normalizer))
+    return rows.zero_masked(sum(_z_terms(rows, z_loss, of_row.normalizer), of_row.of_weights))
 
 
 def softmax_cross_entropy_with_integer_labels(
@@ -153,14 +153,15 @@ def softmax_cross_entropy_with_integer_labels(
         smoothed = _weighted(_uniform(rows, z), weights)
     of_row = surprisals(rows.mesh_axes, z, y, smoothed, rows.mask)
     losses = times_weight_of_label(of_row.of_label, weights, y, rows.mesh_axes)
-    terms = _z_term(rows, z_loss, of_row.normalizer)
+    terms = _z_terms(rows, z_loss, of_row.normalizer)
     if of_row.of_weights is not None:
         epsilon = scalar("label_smoothing", label_smoothing, losses)
-        terms += weighted_cost(epsilon, of_row.of_weights)
+        terms.append(weighted_cost(epsilon, of_row.of_weights))
         losses = weighted_cost(1 - epsilon, losses)
     # The loss of an impossible label is +inf even where softmax has no limit. The other terms are
     # NaN there, and would make it NaN.
-    return rows.zero_masked(losses + jnp.where(losses == jnp.inf, 0.0, terms))
+    is_impossible = losses == jnp.inf
+    return rows.zero_masked(losses + sum(jnp.where(is_impossible, 0.0, x) for x in terms))
 
 
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -221,9 +222,9 @@ def _share(rows: Rows, dtype: np.dtype[Any]) -> jax.Array:
     return 1 / jnp.maximum(number, 1).astype(dtype)
 
 
-def _z_term(rows: Rows, weight: ArrayLike, normalizer: jax.Array) -> jax.Array | float:
+def _z_terms(rows: Rows, weight: ArrayLike, normalizer: jax.Array) -> list[jax.Array]:
     if is_off(weight):
-        return 0.0
+        return []
     zeta = scalar("z_loss", weight, normalizer)
     check_replicated("z_loss", zeta, rows.mesh_axes)
-    return zeta * normalizer**2
+    return [zeta * normalizer**2]

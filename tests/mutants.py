@@ -150,8 +150,8 @@ MUTANTS = [
     ),
     Mutant(
         "_cross_entropy.py",
-        "jnp.where(losses == jnp.inf, 0.0, terms)",
-        "terms",
+        "jnp.where(is_impossible, 0.0, x)",
+        "x",
         "an impossible label costs NaN where softmax has no limit, with an option",
         ("policies",),
         "[softmax_cross_entropy_with_integer_labels-options",
@@ -1079,7 +1079,7 @@ MUTANTS = [
     ),
     Mutant(
         "_statistics/surprisals.py",
-        "(stats.label_logit == -jnp.inf) & ~jnp.isnan(m)",
+        "(stats.label_logit == -jnp.inf) & ~jnp.isnan(m * nan_or_one)",
         "stats.label_logit == -jnp.inf",
         "NaN is lost beside an impossible label",
         ("policies",),

@@ -187,12 +187,13 @@ def _surprisals_fwd(
     m, normalizer = stats.maximum, plain_log1p(stats.sumexp_rest)
     of_label = of_weights = None
     if labels is not None:
-        of_label = surprisal(stats.label_logit, stats)
         # A label at -inf costs +inf even where every logit is -inf and softmax has no limit; but
-        # where a logit is NaN the loss stays NaN.
-        is_impossible = (stats.label_logit == -jnp.inf) & ~jnp.isnan(m)
-        of_label = jnp.where(is_impossible, jnp.inf, of_label)
-        of_label = (of_label * nan_if_out_of_range(logits.astype(dtype), labels, axes))[..., 0]
+        # where a logit is NaN, or the label names no class, the loss stays NaN.
+        nan_or_one = nan_if_out_of_range(logits.astype(dtype), labels, axes)
+        is_impossible = (stats.label_logit == -jnp.inf) & ~jnp.isnan(m * nan_or_one)
+        of_label = surprisal(stats.label_logit, stats) * nan_or_one
+        # The selection comes last, because XLA:CPU would write both factors of a last product.
+        of_label = jnp.where(is_impossible, jnp.inf, of_label)[..., 0]
     if weights is not None:
         weight = stats.weight_rest + stats.max_weight
         of_weights = (stats.weighted_gap + weight * normalizer)[..., 0]
