@@ -28,7 +28,7 @@ WAYS = {
     "tpu": on_tpu,
     # Slices that do not divide the classes.
     "reduction_of_3": lambda z, *args, **kwargs: by_reduction(
-        z, *args, **kwargs, width=-(-z.shape[-1] // 3), compiler="tpu"
+        z, *args, **kwargs, width=-(-z.shape[-1] // 3), apart=False
     ),
     "sums_of_7": lambda z, *args, **kwargs: by_sums(z, *args, **kwargs, width=-(-z.shape[-1] // 7)),
 }
@@ -176,17 +176,19 @@ def test_nan_is_the_highest(place):
     """In the reduction itself, though a compiler's minimum ignores NaN and the sum loses it."""
     z = np.zeros((1, 100), np.float32)
     z[0, place] = NAN
-    assert np.isnan(jax.jit(lambda z: by_reduction(z, Request(), FLOAT32, 100, "tpu").maximum)(z))
+    assert np.isnan(
+        jax.jit(lambda z: by_reduction(z, Request(), FLOAT32, 100, apart=False).maximum)(z)
+    )
 
 
 @pytest.mark.parametrize("place", range(5))
-@pytest.mark.parametrize("compiler", ["gpu", "tpu"])
-def test_nan_among_a_few_classes(place, compiler, monkeypatch):
+@pytest.mark.parametrize("apart", [False, True])
+def test_nan_among_a_few_classes(place, apart, monkeypatch):
     """Though a compiler's maximum ignores NaN."""
     monkeypatch.setattr(jax.lax, "max", jnp.fmax)
     z = np.zeros((5, 1), np.float32)
     z[place] = NAN
-    assert np.isnan(of_classes(list(jnp.asarray(z)), [None], False, compiler).sumexp_rest)
+    assert np.isnan(of_classes(list(jnp.asarray(z)), [None], False, apart).sumexp_rest)
 
 
 @_each_way(8, [4, 100])

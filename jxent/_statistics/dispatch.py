@@ -1,5 +1,6 @@
 """The way of summing rows that suits each platform."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from .._sharding import automatic_axes, explicit_sharding
 from . import Request, Statistics
 from .one_pass import by_reduction
 from .parts import Product, made
-from .row_sums import by_plain_sums, by_sums, is_short, with_label
+from .row_sums import by_merged_sums, by_plain_sums, by_sums, is_short, with_label
 
 
 def on_tpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
@@ -25,8 +26,8 @@ def on_tpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
     labels, weights = request.labels, request.weights
     given = weights.labels if isinstance(weights, Product) else weights
     if labels is None and weights is not None and given.dtype != logits.dtype:
-        return by_reduction(logits, request, dtype, logits.shape[-1], "tpu")
-    return by_reduction(logits, request, dtype, _width(logits, 16, 128), "tpu")
+        return by_reduction(logits, request, dtype, logits.shape[-1], apart=False)
+    return by_reduction(logits, request, dtype, _width(logits, 16, 128), apart=False)
 
 
 def on_gpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
@@ -39,19 +40,19 @@ def on_gpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
     """
     classes = logits.shape[-1]
     if not has_whole_rows(logits):
-        return by_reduction(logits, request, dtype, classes, "gpu")
+        return by_reduction(logits, request, dtype, classes, apart=True)
     if 40 < classes < 256:
         logits, request = made(logits, request, dtype)
-        return by_sums(widened_bits(logits), request, dtype, 8)
+        return by_merged_sums(widened_bits(logits), request, dtype, 8)
     z = widened_bits(logits)
     if classes <= 40:
-        return by_reduction(z, request, dtype, 1, "gpu")
+        return by_reduction(z, request, dtype, 1, apart=True)
     # With more slices that have weights or the entropy's sum a thread runs out of registers.
     number = 16 if request.weights is None and not request.exp_gap else 8
     width = max(32, _width(logits, number, 1))
     if explicit_sharding(logits):  # Here to look up would be to compare with every class.
-        return by_reduction(z, request, dtype, width, "gpu")
-    row = by_reduction(z, request._replace(labels=None), dtype, width, "gpu")
+        return by_reduction(z, request, dtype, width, apart=True)
+    row = by_reduction(z, request._replace(labels=None), dtype, width, apart=True)
     return with_label(row, logits, request)
 
 
@@ -61,25 +62,16 @@ def on_cpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
     classes = logits.shape[-1]
     if not has_whole_rows(logits) or is_short(logits):
         return by_plain_sums(logits, request, dtype)
-    if classes < 256:
-        return by_sums(logits, request, dtype, _width_of_few(classes))
-    # Slices of one register, if so many of them divide the classes that few of the statistics of
-    # their entries have to be written.
-    number = next((n for n in range(32, 19, -1) if classes % (8 * n) == 0), None)
-    if number:
-        return by_sums(logits, request, dtype, 8, groups=classes // (8 * number))
-    return by_sums(logits, request, dtype, _width(logits, 20, 4))
+    return by_sums(logits, request, dtype, _width_on_cpu(classes))
 
 
-def _width_of_few(classes: int) -> int:
-    """The width of a CPU's slices of fewer than 256 classes.
-
-    From 40 classes on slices of 8 take 0.7 to 1.1 of the time of slices of 4, and from 80 to 127
-    those of 16 take 0.8 to 0.95 of the time of slices of 8.
-    """
-    if classes < 40:
-        return 4 if classes % 4 == 0 else 5
-    return 16 if 80 <= classes < 128 else 8
+def _width_on_cpu(classes: int) -> int:
+    """A power of two, which vectors divide, and which is a 20th of the classes or less."""
+    if classes < 48:
+        return 8
+    if classes < 2560:
+        return max(16, 1 << int(math.log2(classes / 20)))
+    return classes // 20 // 8 * 8
 
 
 def _width(logits: jax.Array, most: int, unit: int) -> int:

@@ -8,7 +8,7 @@ all parts can be added.
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,47 +29,75 @@ def of_single_classes(logits: jax.Array, weights: IfRequested, exp_gap: bool) ->
     return Statistics(logits, None, None, no_sum, weights, no_sum, no_gap)
 
 
-Compiler: TypeAlias = Literal["cpu", "gpu", "tpu"]
-"""Which compiler is to make one loop of what merges the classes of a row.
-
-XLA:GPU does if each sum finds the maximum for itself, in an order of its own: it writes to memory
-what several operands of a reduction share. Otherwise the maximum is found first and shared.
-"""
-
-
 # Of two classes the larger one is kept and the other one is left, as in a tournament. So in the end
 # one maximum has been kept and all other classes, its equals among them, have been left: their sum
 # needs neither comparisons with the maximum nor the number of maxima. One class after the other
 # instead of pairs would take XLA:CPU minutes to compile.
 def of_classes(
-    logits: Sequence[jax.Array], weights: Sequence[Any], exp_gap: bool, compiler: Compiler
+    logits: Sequence[jax.Array], weights: Sequence[Any], exp_gap: bool, apart: bool
 ) -> Statistics:
-    """The statistics of rows of a few classes, given class by class."""
-    apart = compiler == "gpu"
+    """The statistics of rows of a few classes, given class by class.
+
+    With `apart` each sum finds the maximum for itself, in an order of its own. XLA:GPU then makes
+    one loop of what reduces the rows: it writes to memory what several operands share.
+    """
     kept, others = _kept_and_others(logits)
     m = reduce(jax.lax.max, logits)
     again = reduce(jax.lax.max, logits[::-1]) if apart else m
-    anchor = _limited(kept if apart else m)
-    downs = [z - anchor for z in others]
-    exponentials = [exp(down) for down in downs]
-    row = Statistics(m, _sum(exponentials))
-    # NaN is never larger. So it is left, or kept, and a compiler's maximum may ignore it. That of
-    # XLA:CPU does not, and with this 37 classes would take twice as long.
-    if compiler != "cpu":
-        row = row._replace(sumexp_rest=nan_where(kept != kept, row.sumexp_rest))
+    # NaN is never larger. So it is left, or kept, and a compiler's maximum may ignore it.
+    s = nan_where(kept != kept, _sumexp(others, kept if apart else m))
+    row = Statistics(m, s)
     if weights[0] is not None:
-        gaps = [jnp.where(z == again, 0, again - z) for z in logits]
-        costs = [w * jnp.where(w == 0, 0, gap) for w, gap in zip(weights, gaps, strict=True)]
-        top, rest = reduce(jax.lax.max, weights), _kept_and_others(weights)[1]
-        row = row._replace(weighted_gap=_sum(costs), max_weight=top, weight_rest=_sum(rest))
+        top, lighter = reduce(jax.lax.max, weights), _kept_and_others(weights)[1]
+        gap = _weighted_gap(logits, weights, again)
+        row = row._replace(weighted_gap=gap, max_weight=top, weight_rest=_sum(lighter))
     if exp_gap:
-        if apart:
-            anchor = _limited(again)
-            downs = [jnp.where(z == again, 0, z - anchor) for z in logits]
-            exponentials = [exp(down) for down in downs]
-        pairs = zip(exponentials, downs, strict=True)
-        row = row._replace(exp_gap=_sum([e * jnp.where(e == 0, 0, -down) for e, down in pairs]))
+        below = [jnp.where(z == again, -jnp.inf, z) for z in logits] if apart else others
+        row = row._replace(exp_gap=_exp_gap(below, again))
     return row
+
+
+def added(logits: Sequence[jax.Array], weights: Sequence[Any], exp_gap: bool, tops: Named) -> Named:
+    """What a few classes, given class by class, add to the sums of a row with these maxima.
+
+    What is as large as the row's maximum, or as its largest weight, is left out. Each entry tells
+    whether it had one, so that they can be counted.
+    """
+    m = tops["maximum"]
+    kept, others = _kept_and_others(logits)
+    is_top = kept == m
+    others.append(jnp.where(is_top, -jnp.inf, kept))
+    terms = {"sumexp_rest": _sumexp(others, m), "maxima": is_top}
+    if weights[0] is not None:
+        heaviest, lighter = _kept_and_others(weights)
+        is_heaviest = heaviest == tops["max_weight"]
+        lighter.append(jnp.where(is_heaviest, 0, heaviest))
+        gap = _weighted_gap(logits, weights, m)
+        terms |= {"weighted_gap": gap, "weight_rest": _sum(lighter), "heaviest": is_heaviest}
+    if exp_gap:
+        terms["exp_gap"] = _exp_gap(others, m)
+    return terms
+
+
+def _sumexp(logits: Sequence[jax.Array], m: jax.Array) -> jax.Array:
+    """Of logits that are not above m."""
+    anchor = _limited(m)
+    return _sum([exp(z - anchor) for z in logits])
+
+
+def _weighted_gap(
+    logits: Sequence[jax.Array], weights: Sequence[jax.Array], m: jax.Array
+) -> jax.Array:
+    gaps = [jnp.where(z == m, 0, m - z) for z in logits]
+    return _sum([w * jnp.where(w == 0, 0, gap) for w, gap in zip(weights, gaps, strict=True)])
+
+
+def _exp_gap(logits: Sequence[jax.Array], m: jax.Array) -> jax.Array:
+    anchor = _limited(m)
+    downs = [z - anchor for z in logits]
+    exponentials = [exp(down) for down in downs]
+    pairs = zip(exponentials, downs, strict=True)
+    return _sum([e * jnp.where(e == 0, 0, -down) for e, down in pairs])
 
 
 def _kept_and_others(arrays: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
@@ -98,9 +126,13 @@ def merged(
     along an axis or along mesh axes.
     """
     tops = largest(tops_of(part))
-    sums = total(_terms(part, tops))
-    # Each part leaves out its own maximum. All but one of those that are the row's maximum belong
-    # to the sum; likewise the largest weights. A row at -inf has no class, but perhaps NaN.
+    return whole(tops, total(_terms(part, tops)))
+
+
+def whole(tops: Named, sums: Named) -> Statistics:
+    """The statistics of rows from their maxima and from sums that leave all of these out."""
+    # All but one of the classes that are the row's maximum belong to the sum; likewise the largest
+    # weights. A row at -inf has no class, but perhaps NaN.
     rest = sums["sumexp_rest"] + (sums.pop("maxima") - 1)
     has_class = tops["maximum"] > -jnp.inf
     sums["sumexp_rest"] = jnp.where(has_class, rest, jnp.maximum(rest, 0))

@@ -13,7 +13,7 @@ import numpy as np
 
 from .._numerics import two_sum
 from . import Request, Statistics
-from .merging import Compiler, Named, seen_from, tops_of
+from .merging import Named, seen_from, tops_of
 from .slices import label_logit, merged_slices, of_each_row
 
 UNIT = 2.0**64
@@ -23,14 +23,14 @@ RowAndErrors: TypeAlias = tuple[Statistics, Named]
 
 
 def by_reduction(
-    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int, compiler: Compiler
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int, apart: bool
 ) -> Statistics:
     """With one reduction of the merged slices, in which rows are merged two by two.
 
     A plain running sum over 200 000 classes would be off by 10^4 eps, so each sum is carried with
     its rounding error. What remains is one rounding for each step at which the maximum rises.
     """
-    row = of_each_row(merged_slices(logits, request, dtype, width, compiler))
+    row = of_each_row(merged_slices(logits, request, dtype, width, apart))
     if request.labels is not None:
         row = row._replace(label_logit=label_logit(logits, request, dtype, width))
     unit = np.asarray(UNIT, dtype)

@@ -15,51 +15,67 @@ from .._elementary import exp
 from .._labels import at_label
 from .._numerics import nan_where, sums_of_two, weighted_cost
 from . import Request, Statistics, finite
-from .merging import Named, merged, tops_of
+from .merging import Named, added, merged, whole
 from .parts import made
-from .slices import classes_as_rows, merged_slices, of_each_row
+from .slices import merged_slices, of_each_row, slices
 
 
-def by_sums(
-    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int, groups: int = 1
-) -> Statistics:
-    """With the maximum and the sums of the merged slices.
-
-    With `groups`, which must divide the classes, so many groups of neighbouring classes are cut
-    into slices each: what is merged then lies close together in memory.
-    """
-    z, w = logits, request.weights
-    if groups > 1:
-        z = _in_groups(z, groups)
-        w = None if w is None else _in_groups(w, groups)
-    rows = merged_slices(z, request._replace(weights=w), dtype, width, "cpu")
+def by_sums(logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int) -> Statistics:
+    """With the maximum first, and then the sums of slices of so many classes, entry by entry."""
+    terms, tops = _terms(logits, request, dtype, width)
+    # Where the maximum is, the sum's sign tells: another array would be another look at the logits.
+    rest = terms.pop("sumexp_rest")
+    terms["sumexp_rest"] = jnp.where(terms.pop("maxima"), -rest, rest)
     # Without the barrier XLA:CPU would merge the slices again for each of the sums.
-    row = jax.lax.optimization_barrier(rows)
-    if groups > 1:
-        row = jax.tree.map(lambda x: x.reshape(*x.shape[:-2], groups * width), row)
-    total = _in_one_loop if row.maximum.shape[-1] <= 64 else _total
-    row = merged(of_each_row(row), _largest, total)
+    terms = jax.lax.optimization_barrier(terms)
+    signed = terms["sumexp_rest"]
+    terms |= {"sumexp_rest": jnp.abs(signed), "maxima": jnp.signbit(signed)}
+    return with_label(of_each_row(whole(tops, _total(terms, dtype))), logits, request)
+
+
+def by_merged_sums(
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int
+) -> Statistics:
+    """With the sums of slices of so many classes, merged as rows with maxima of their own.
+
+    The logits are looked at once, which takes a GPU half as long as twice.
+    """
+    part = merged_slices(logits, request, dtype, width, apart=False)
+    # Without the barrier XLA would merge the slices again for each of the sums.
+    part = of_each_row(jax.lax.optimization_barrier(part))
+
+    def largest(tops: Named) -> Named:
+        return {name: jnp.max(x, axis=-1, keepdims=True) for name, x in tops.items()}
+
+    row = merged(part, largest, lambda terms: _in_one_loop(terms, dtype))
     return with_label(row, logits, request)
 
 
 def is_short(x: jax.Array) -> bool:
     """Whether all sums of a row fit one loop: XLA:CPU then unrolls it, and vectorises over rows."""
-    return not is_symbolic_dim(x.shape[-1]) and x.shape[-1] < 27
+    return not is_symbolic_dim(x.shape[-1]) and x.shape[-1] < 28
 
 
 def by_plain_sums(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """With the maximum first, and then the sums: for short rows, and for those not to be cut."""
-    known = _largest(tops_of(classes_as_rows(logits, request, dtype)))
-    # Without the barrier XLA:CPU would search the maximum again for each class.
-    z, w, tops = jax.lax.optimization_barrier((logits, request.weights, known))
-    classes = classes_as_rows(z, request._replace(weights=w), dtype)
+    if request.weights is not None:
+        request = request._replace(weights=jnp.broadcast_to(request.weights, logits.shape))
+    terms, tops = _terms(logits, request, dtype, logits.shape[-1])
     total = _in_one_loop if is_short(logits) else _together
-    return with_label(merged(classes, lambda _: tops, total), logits, request)
+    return with_label(whole(tops, total(terms, dtype)), logits, request)
 
 
-def _in_groups(x: jax.Array, groups: int) -> jax.Array:
-    # Not -1: with no examples it would be undetermined.
-    return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+def _terms(
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int
+) -> tuple[Named, Named]:
+    """What the entries of slices add to the sums of their row, and its maxima."""
+    tops = {"maximum": _largest(logits, dtype)}
+    if request.weights is not None:
+        tops["max_weight"] = _largest(request.weights, dtype)
+    # Without the barrier XLA:CPU would search the maximum again for each class.
+    z, w, tops = jax.lax.optimization_barrier((logits, request.weights, tops))
+    of_slices = slices(z, request._replace(weights=w), dtype, width)
+    return added(*of_slices, request.exp_gap, tops), tops
 
 
 def with_label(row: Statistics, logits: jax.Array, request: Request) -> Statistics:
@@ -73,36 +89,43 @@ def with_label(row: Statistics, logits: jax.Array, request: Request) -> Statisti
     return row._replace(label_logit=widened(mask.fill_logits(z), row.maximum.dtype))
 
 
-def _largest(tops: Named) -> Named:
-    return {name: jnp.max(x, axis=-1, keepdims=True) for name, x in tops.items()}
+def _largest(x: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
+    return widened(jnp.max(x, axis=-1, keepdims=True), dtype)
 
 
-def _total(sums: Named) -> Named:
-    return {name: jnp.sum(x, axis=-1, keepdims=True) for name, x in sums.items()}
+def _total(terms: Named, dtype: np.dtype[Any]) -> Named:
+    return {name: _sum(x, dtype) for name, x in terms.items()}
 
 
-def _together(sums: Named) -> Named:
+def _sum(x: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
+    # XLA:CPU writes truth values as numbers to sum them, but a few integers it sums in one loop.
+    kind = np.int32 if x.dtype == bool and x.shape[-1] <= 32 else dtype
+    return jnp.sum(x, axis=-1, keepdims=True, dtype=kind).astype(dtype)
+
+
+def _together(terms: Named, dtype: np.dtype[Any]) -> Named:
     """`_total`, but what leaves the maxima out is summed in one look with their number.
 
     In separate loops XLA may compute again what the entries are made of, with other rounding. Then
     an entry that is counted as a maximum in one loop is none in the other.
     """
-    pairs = [(rest, number) for rest, number in _RESTS_AND_MAXIMA.items() if rest in sums]
+    pairs = [(rest, number) for rest, number in _RESTS_AND_MAXIMA.items() if rest in terms]
     paired = {name for pair in pairs for name in pair}
-    totals = _total({name: x for name, x in sums.items() if name not in paired})
+    totals = _total({name: x for name, x in terms.items() if name not in paired}, dtype)
     for rest, number in pairs:
-        totals[rest], totals[number] = sums_of_two(sums[rest], sums[number])
+        totals[rest], totals[number] = sums_of_two(terms[rest], terms[number].astype(dtype))
     return totals
 
 
 _RESTS_AND_MAXIMA = {"sumexp_rest": "maxima", "weight_rest": "heaviest"}
 
 
-def _in_one_loop(sums: Named) -> Named:
+def _in_one_loop(terms: Named, dtype: np.dtype[Any]) -> Named:
     """The sums over a short last axis, for which separate loops would take longer."""
-    axis = sums["sumexp_rest"].ndim - 1
-    none = jax.tree.map(lambda x: np.asarray(0, x.dtype), sums)
-    total = jax.lax.reduce(sums, none, lambda a, b: jax.tree.map(jax.lax.add, a, b), (axis,))
+    terms = {name: x.astype(dtype) for name, x in terms.items()}
+    none = dict.fromkeys(terms, np.asarray(0, dtype))
+    axis = terms["sumexp_rest"].ndim - 1
+    total = jax.lax.reduce(terms, none, lambda a, b: jax.tree.map(jax.lax.add, a, b), (axis,))
     return {name: jnp.expand_dims(x, -1) for name, x in total.items()}
 
 

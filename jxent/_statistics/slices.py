@@ -13,7 +13,7 @@ import numpy as np
 from .._dtypes import widened
 from .._labels import is_label
 from . import IfRequested, Request, Statistics
-from .merging import Compiler, of_classes, of_single_classes
+from .merging import of_classes, of_single_classes
 from .parts import cut, made
 
 
@@ -29,28 +29,37 @@ def merged_slices(
     request: Request,
     dtype: np.dtype[Any],
     width: int,
-    compiler: Compiler,
+    apart: bool,
 ) -> Statistics:
     """Rows that have one class of each slice of so many classes; of a single slice, its classes.
 
-    If the width does not divide the classes the last slice begins early, and what it shares with
-    the one before is left out. Slices are cut before the upcast: otherwise XLA would write that.
     What only depends on weights that rows share has one row: see `of_each_row`.
     """
-    classes = logits.shape[-1]
-    if width == classes:  # Perhaps not a number, where shapes are symbolic.
+    if width == logits.shape[-1]:  # Perhaps not a number, where shapes are symbolic.
         return classes_as_rows(logits, request, dtype)
+    return of_classes(*slices(logits, request, dtype, width), request.exp_gap, apart)
+
+
+def slices(
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int
+) -> tuple[list[jax.Array], list[IfRequested]]:
+    """The slices of so many classes of the logits and of the weights.
+
+    If the width does not divide the classes the last slice begins early, and what it shares with
+    the one before is left out. Slices are cut before the upcast: otherwise XLA would write that.
+    """
+    classes = logits.shape[-1]
     logits_of, weights_of = [], []
     for start in _starts(classes, width):
         x, w = _slice(logits, request, dtype, start, width)
         if start % width:
-            entries = jax.lax.broadcasted_iota(np.int32, (*(1,) * (x.ndim - 1), width), x.ndim - 1)
-            is_new = entries >= width - classes % width
+            # A constant, since LLVM would split a loop that compares the place, into scalar ones.
+            is_new = jnp.asarray(np.arange(width) >= width - classes % width)
             x = jnp.where(is_new, x, -jnp.inf)
             w = None if w is None else jnp.where(is_new, w, 0)
         logits_of.append(x)
         weights_of.append(w)
-    return of_classes(logits_of, weights_of, request.exp_gap, compiler)
+    return logits_of, weights_of
 
 
 def of_each_row(row: Statistics) -> Statistics:
