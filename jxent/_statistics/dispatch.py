@@ -1,6 +1,5 @@
 """The way of summing rows that suits each platform."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,11 +65,15 @@ def on_cpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
 
 
 def _width_on_cpu(classes: int) -> int:
-    """A power of two, which vectors divide, and which is a 20th of the classes or less."""
+    """The width of a CPU's slices.
+
+    From 320 classes on at least 20 slices leave few entries to write. Up to 2560 classes powers of
+    two take 0.4 to 0.9 of the time of other widths.
+    """
     if classes < 48:
         return 8
     if classes < 2560:
-        return max(16, 1 << int(math.log2(classes / 20)))
+        return max(16, 1 << (classes // 20).bit_length() - 1)
     return classes // 20 // 8 * 8
 
 

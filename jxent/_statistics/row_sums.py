@@ -38,14 +38,14 @@ def by_merged_sums(
 ) -> Statistics:
     """With the sums of slices of so many classes, merged as rows with maxima of their own.
 
-    The logits are looked at once, which takes a GPU half as long as twice.
+    The logits are looked at once: by XLA's model of an H100 0.6 to 0.8 of the time of `by_sums`.
     """
     part = merged_slices(logits, request, dtype, width, apart=False)
     # Without the barrier XLA would merge the slices again for each of the sums.
     part = of_each_row(jax.lax.optimization_barrier(part))
 
     def largest(tops: Named) -> Named:
-        return {name: jnp.max(x, axis=-1, keepdims=True) for name, x in tops.items()}
+        return {name: _largest(x, dtype) for name, x in tops.items()}
 
     row = merged(part, largest, lambda terms: _in_one_loop(terms, dtype))
     return with_label(row, logits, request)

@@ -53,7 +53,7 @@ def slices(
     for start in _starts(classes, width):
         x, w = _slice(logits, request, dtype, start, width)
         if start % width:
-            # A constant, since LLVM would split a loop that compares the place, into scalar ones.
+            # A constant array: LLVM would split a loop that compares places, and not vectorise it.
             is_new = jnp.asarray(np.arange(width) >= width - classes % width)
             x = jnp.where(is_new, x, -jnp.inf)
             w = None if w is None else jnp.where(is_new, w, 0)
