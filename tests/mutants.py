@@ -831,6 +831,14 @@ MUTANTS = [
         "stay_where_they_are",
     ),
     Mutant(
+        "_statistics/dispatch.py",
+        "jax.lax.optimization_barrier((logits, request.weights))",
+        "logits, request.weights",
+        "a CPU computes the logits again, with other rounding, for the logit of the label",
+        ("computed_logits",),
+        "affine-3",
+    ),
+    Mutant(
         "_statistics/merging.py",
         '(sums.pop("maxima") - 1)',
         'jnp.minimum(sums.pop("maxima") - 1, 1.0)',

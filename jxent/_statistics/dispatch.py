@@ -58,6 +58,9 @@ def on_gpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
 def on_cpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """With sums, and so cut that XLA:CPU makes vectorised loops (``benchmarks/dense.py``)."""
     logits, request = made(logits, request, dtype)
+    # Without the barrier XLA:CPU may compute them again for each look, with other rounding.
+    logits, weights = jax.lax.optimization_barrier((logits, request.weights))
+    request = request._replace(weights=weights)
     classes = logits.shape[-1]
     if not has_whole_rows(logits) or is_short(logits):
         return by_plain_sums(logits, request, dtype)
