@@ -30,7 +30,10 @@ def by_sums(logits: jax.Array, request: Request, dtype: np.dtype[Any], width: in
     terms = jax.lax.optimization_barrier(terms)
     signed = terms["sumexp_rest"]
     terms |= {"sumexp_rest": jnp.abs(signed), "maxima": jnp.signbit(signed)}
-    return with_label(of_each_row(whole(tops, _total(terms, dtype))), logits, request)
+    row = with_label(of_each_row(whole(tops, _total(terms, dtype))), logits, request)
+    # Without the barrier XLA:CPU would look labels up in the loop of the loss, which LLVM does not
+    # vectorise then: up to 1000 classes it takes 0.85 to 0.9 of the time.
+    return row._replace(label_logit=jax.lax.optimization_barrier(row.label_logit))
 
 
 def by_merged_sums(
