@@ -81,8 +81,8 @@ def added(logits: Sequence[jax.Array], weights: Sequence[Any], exp_gap: bool, to
 
 def _sumexp(logits: Sequence[jax.Array], m: jax.Array) -> jax.Array:
     """Of logits that are not above m."""
-    anchor = _limited(m)
-    return _sum([exp(z - anchor) for z in logits])
+    anchor = jnp.broadcast_to(_limited(m), logits[0].shape)
+    return _sum([exp(jax.lax.sub(z, anchor)) for z in logits])
 
 
 def _weighted_gap(
@@ -106,7 +106,7 @@ def _kept_and_others(arrays: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.A
     while len(kept) > 1:
         winners = []
         for a, b in zip(kept[::2], kept[1::2], strict=False):
-            is_larger = b > a
+            is_larger = jax.lax.gt(b, a)
             winners.append(jax.lax.select(is_larger, b, a))
             others.append(jax.lax.select(is_larger, a, b))
         kept = winners + kept[2 * len(winners) :]
