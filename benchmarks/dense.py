@@ -52,6 +52,7 @@ def main():
     parser.add_argument("--part", type=int, default=1, help="of the examples, one in so many")
     parser.add_argument("--log2", type=int, default=24, help="of the logits of the sweep")
     parser.add_argument("--sweep", action="store_true", help="over numbers of classes")
+    parser.add_argument("--classes", type=int, nargs="+", default=SWEEP, help="of the sweep")
     options = parser.parse_args()
     with_torch = jax.default_backend() == "cpu" and importlib.util.find_spec("torch")
     versions = [f"JAX {jax.__version__}", f"optax {optax.__version__}"]
@@ -78,7 +79,7 @@ def sweep(options):
     print("Times relative to optax's, and temporaries relative to the logits.\n")
     print("| classes | float32 | | with gradient | | bfloat16, with gradient | |", end="")
     print(" tracing and lowering | compiling |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
-    for classes in tqdm(SWEEP, leave=False):
+    for classes in tqdm(options.classes, leave=False):
         # As batches are. XLA:CPU vectorises short rows only if their number is such a multiple.
         examples = 2**options.log2 // options.part // classes // 64 * 64
         rng = np.random.default_rng(0)
