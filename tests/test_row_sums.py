@@ -99,7 +99,8 @@ def _exact(z, w):
 
 @_each_way(
     8,
-    [4, 100, 1028, 50_000],
+    [4, 29, 100, 1028, 50_000],
+    ("cpu", 29),
     ("cpu", 100),
     ("short", 100),
     *((way, 1028) for way in ("cpu", "gpu", "tpu", "sums_of_7")),

@@ -20,9 +20,15 @@ from .parts import made
 from .slices import merged_slices, of_each_row, slices
 
 
-def by_sums(logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int) -> Statistics:
+def by_sums(
+    logits: jax.Array,
+    request: Request,
+    dtype: np.dtype[Any],
+    width: int,
+    one_more: bool = False,
+) -> Statistics:
     """With the maximum first, and then the sums of slices of so many classes, entry by entry."""
-    terms, tops = _terms(logits, request, dtype, width)
+    terms, tops = _terms(logits, request, dtype, width, one_more)
     # Where the maximum is, the sum's sign tells: another array would be another look at the logits.
     rest = terms.pop("sumexp_rest")
     terms["sumexp_rest"] = jnp.where(terms.pop("maxima"), -rest, rest)
@@ -69,7 +75,11 @@ def by_plain_sums(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> 
 
 
 def _terms(
-    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int
+    logits: jax.Array,
+    request: Request,
+    dtype: np.dtype[Any],
+    width: int,
+    one_more: bool = False,
 ) -> tuple[Named, Named]:
     """What the entries of slices add to the sums of their row, and its maxima."""
     tops = {"maximum": _largest(logits, dtype)}
@@ -77,7 +87,7 @@ def _terms(
         tops["max_weight"] = _largest(request.weights, dtype)
     # Without the barrier XLA:CPU would search the maximum again for each class.
     z, w, tops = jax.lax.optimization_barrier((logits, request.weights, tops))
-    of_slices = slices(z, request._replace(weights=w), dtype, width)
+    of_slices = slices(z, request._replace(weights=w), dtype, width, one_more)
     return added(*of_slices, request.exp_gap, tops), tops
 
 

@@ -41,20 +41,28 @@ def merged_slices(
 
 
 def slices(
-    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int
+    logits: jax.Array,
+    request: Request,
+    dtype: np.dtype[Any],
+    width: int,
+    one_more: bool = False,
 ) -> tuple[list[jax.Array], list[IfRequested]]:
     """The slices of so many classes of the logits and of the weights.
 
     If the width does not divide the classes the last slice begins early, and what it shares with
-    the one before is left out. Slices are cut before the upcast: otherwise XLA would write that.
+    the one before is left out. With `one_more` a slice between the last two shares all it has.
+    Slices are cut before the upcast: otherwise XLA would write that.
     """
-    classes = logits.shape[-1]
-    logits_of, weights_of = [], []
-    for start in _starts(classes, width):
+    starts = _starts(logits.shape[-1], width)
+    if one_more:
+        starts.insert(-1, (starts[-2] + starts[-1]) // 2)
+    logits_of, weights_of, end = [], [], 0
+    for start in starts:
         x, w = _slice(logits, request, dtype, start, width)
-        if start % width:
+        shared, end = end - start, start + width
+        if shared > 0:
             # A constant array: LLVM would split a loop that compares places, and not vectorise it.
-            is_new = jnp.asarray(np.arange(width) >= width - classes % width)
+            is_new = jnp.asarray(np.arange(width) >= shared)
             x = jnp.where(is_new, x, -jnp.inf)
             w = None if w is None else jnp.where(is_new, w, 0)
         logits_of.append(x)
