@@ -13,11 +13,8 @@ from tolerances import UNITS, eps
 
 from jxent import softmax_cross_entropy_with_integer_labels
 
-pytestmark = [
-    pytest.mark.skipif(jax.default_backend() != "cpu", reason="Only a CPU's programs are known."),
-    pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="JAX 0.10 drops the barrier."),
-]
-
+# Elsewhere they may be computed again. Then the loss may be off by a rounding of the logits.
+ARE_COMPUTED_ONCE = jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 12)
 EXAMPLES = 64
 LOGITS = {
     "affine": lambda x, scale, shift: x * scale + shift,
@@ -44,7 +41,10 @@ def test_a_confident_prediction(logits, classes):
     of_label = np.take_along_axis(z, labels[:, None], axis=-1)
     others = np.where(np.arange(classes) == labels[:, None], 0, np.exp(z - of_label))
     # The logits may differ by a rounding between the two programs.
-    tolerance = UNITS["softmax"] * eps("float32") + np.spacing(np.float32(np.abs(z).max()))
+    rounding = np.spacing(np.float32(np.abs(z).max()))
     np.testing.assert_allclose(
-        losses(x, scale, shift), np.log1p(others.sum(axis=-1)), rtol=tolerance
+        losses(x, scale, shift),
+        np.log1p(others.sum(axis=-1)),
+        rtol=UNITS["softmax"] * eps("float32") + rounding,
+        atol=0 if ARE_COMPUTED_ONCE else rounding,
     )
