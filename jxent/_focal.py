@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, floating, scalar
 from ._autodiff import differentiated_by, with_gradient
+from ._computed_once import computed_once
 from ._dtypes import upcast
 from ._elementary import exp, expm1, sigmoid
 from ._elements import Elements
@@ -59,7 +60,7 @@ def poly_loss_cross_entropy(
     rows, z = rows_of("logits", logits, axis, where)
     y = rows.distributions("labels", labels, z, "jax.nn.one_hot")
     # Two terms use both arrays. Upcast here, their gradients are added before they are rounded.
-    z, y = upcast(z, y)
+    z, y = upcast(computed_once(z), y)
     losses = surprisals((), z, None, y, EVERYTHING).of_weights
     return rows.zero_masked(losses + scalar("epsilon", epsilon, losses) * _missed(z, y))
 

@@ -24,6 +24,7 @@ from ._arguments import (
     integer,
     real,
 )
+from ._computed_once import computed_once
 from ._dtypes import computing_dtype
 from ._mask import Mask
 from ._sharding import (
@@ -115,9 +116,11 @@ class Rows:
     def beside(self, name: str, x: ArrayLike, absent: float | None = -math.inf) -> jax.Array:
         """Floating-point numbers ``[..., classes]``; `absent` for a class that does not count.
 
-        By default the numbers are logits. An example that does not count has zeros.
+        By default the numbers are logits. An example that does not count has zeros. If `absent`
+        is None nothing is filled: that is left to the statistics, which look at them repeatedly.
         """
-        return self._placed(name, floating(name, x), absent)
+        x = floating(name, x)
+        return self._placed(name, computed_once(x) if absent is None else x, absent)
 
     def _placed(self, name: str, x: jax.Array, absent: float | None) -> jax.Array:
         if x.shape not in ((), self.classes, self.shape):
@@ -211,7 +214,7 @@ def rows_of(
 ) -> tuple[Rows, jax.Array]:
     """The rows of `x`, and `x` as in `Rows.beside`; unfilled if `absent` is None."""
     rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name)
-    return rows, rows._placed(name, array, absent)
+    return rows, rows.beside(name, array, absent)
 
 
 def labelled_rows(
@@ -227,7 +230,7 @@ def labelled_rows(
     """The rows of `x` without those that are ignored, `x`, and its labels."""
     rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name)
     rows, y = rows.labels(labels, ignore_index)
-    return rows, rows._placed(name, array, absent), y
+    return rows, rows.beside(name, array, absent), y
 
 
 def two_distributions(

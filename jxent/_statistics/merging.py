@@ -60,8 +60,8 @@ def of_classes(
 def added(logits: Sequence[jax.Array], weights: Sequence[Any], exp_gap: bool, tops: Named) -> Named:
     """What a few classes, given class by class, add to the sums of a row with these maxima.
 
-    What is as large as the row's maximum, or as its largest weight, is left out. Each entry tells
-    whether it had one, so that they can be counted.
+    In each entry one class that is as large as the row's maximum is left out, and likewise one
+    largest weight. Each entry tells whether it left one out, so that they can be counted.
     """
     m = tops["maximum"]
     kept, others = _kept_and_others(logits)
@@ -82,6 +82,7 @@ def added(logits: Sequence[jax.Array], weights: Sequence[Any], exp_gap: bool, to
 def _sumexp(logits: Sequence[jax.Array], m: jax.Array) -> jax.Array:
     """Of logits that are not above m."""
     anchor = jnp.broadcast_to(_limited(m), logits[0].shape)
+    # By `jax.lax`, as the operators would trace a promotion of dtypes for each slice.
     return _sum([exp(jax.lax.sub(z, anchor)) for z in logits])
 
 
@@ -130,7 +131,7 @@ def merged(
 
 
 def whole(tops: Named, sums: Named) -> Statistics:
-    """The statistics of rows from their maxima and from sums that leave all of these out."""
+    """The statistics of rows from their maxima, from sums, and from how many these leave out."""
     # All but one of the classes that are the row's maximum belong to the sum; likewise the largest
     # weights. A row at -inf has no class, but perhaps NaN.
     rest = sums["sumexp_rest"] + (sums.pop("maxima") - 1)

@@ -50,8 +50,9 @@ def slices(
     """The slices of so many classes of the logits and of the weights.
 
     If the width does not divide the classes the last slice begins early, and what it shares with
-    the one before is left out. With `one_more` a slice between the last two shares all it has.
-    Slices are cut before the upcast: otherwise XLA would write that.
+    the one before is left out. With `one_more` a further slice lies between the last two, and
+    counts a part of what the last one would count. Slices are cut before the upcast: otherwise XLA
+    would write that.
     """
     starts = _starts(logits.shape[-1], width)
     if one_more:
