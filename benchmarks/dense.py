@@ -80,16 +80,16 @@ def sweep(options):
     print("| classes | float32 | | with gradient | | bfloat16, with gradient | |", end="")
     print(" tracing and lowering | compiling |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for classes in tqdm(options.classes, leave=False):
-        # As batches are. XLA:CPU vectorises short rows only if their number is such a multiple.
-        examples = 2**options.log2 // options.part // classes // 64 * 64
+        # A multiple of 64, as batch sizes often are: XLA:CPU vectorises short rows only then.
+        examples = max(1, 2**options.log2 // options.part // classes // 64) * 64
         rng = np.random.default_rng(0)
         y = jnp.asarray(rng.integers(0, classes, examples))
         cells, made = [str(classes)], {}
         for row in SWEPT:
             kind, dtype = row
             z = jax.random.normal(jax.random.key(0), (examples, classes), dtype)
-            runs = options.compilations if row == TIMED_WHEN_MADE else 1
-            programs, made[row] = made_in_turn(KINDS[kind], z, y, runs)
+            times = options.compilations if row == TIMED_WHEN_MADE else 1
+            programs, made[row] = made_in_turn(KINDS[kind], z, y, times)
             seconds = medians(programs, z, y, options.runs)
             temporaries = programs["jxent"].memory_analysis().temp_size_in_bytes / z.nbytes
             cells += [f"{seconds['jxent'] / seconds['optax']:.2f}", f"{temporaries:.2f}"]
@@ -98,10 +98,13 @@ def sweep(options):
         show(f"| {' | '.join(cells)} |")
 
 
-def made_in_turn(make, z, y, runs):
-    """The loss of each library as a program; and the medians of how long that takes, in turn."""
+def made_in_turn(make, z, y, times):
+    """The loss of each library as a program, which is made so many times in turn.
+
+    And the median seconds of tracing and lowering it, and of compiling it.
+    """
     programs, taken = {}, {"jxent": [], "optax": []}
-    for _ in range(runs):
+    for _ in range(times):
         for library in (jxent, optax):
             jax.clear_caches()
             function = make(functools.partial(mean_loss, library, SOFTMAX))

@@ -15,7 +15,8 @@ from tolerances import UNITS, eps
 
 import jxent
 
-# Elsewhere they may be computed again. Then the loss may be off by a rounding of the logits.
+# Elsewhere they may be computed again. Then a loss may be off by a rounding of the logits, and be
+# below 0.
 ARE_COMPUTED_ONCE = jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 12)
 EXAMPLES = 64
 LOGITS = {
