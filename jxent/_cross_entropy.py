@@ -60,7 +60,8 @@ def softmax_cross_entropy(
       A logit of -inf costs nothing under a zero label, +inf under any other. Label mass on a
       class that `where` leaves out is ignored; an example with nothing left has the loss 0 and
       the gradient 0. Where softmax has no limit (NaN, every logit -inf, two +inf) the loss is
-      NaN. The gradient with respect to a label is :math:`-\log p_j`, 0 for a logit of -inf.
+      NaN. The gradient with respect to a label is :math:`-\log p_j`, but 0 for a logit of -inf and
+      for what is beside one of +inf.
 
     References:
       C. Szegedy et al., `Rethinking the Inception Architecture
