@@ -20,15 +20,9 @@ from .parts import made
 from .slices import merged_slices, of_each_row, slices
 
 
-def by_sums(
-    logits: jax.Array,
-    request: Request,
-    dtype: np.dtype[Any],
-    width: int,
-    one_more: bool = False,
-) -> Statistics:
+def by_sums(logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int) -> Statistics:
     """With the maximum first, and then the sums of slices of so many classes, entry by entry."""
-    terms, tops = _terms(logits, request, dtype, width, one_more)
+    terms, tops = _terms(logits, request, dtype, width)
     # Where the maximum is, the sum's sign tells: another array would be another look at the logits.
     rest = terms.pop("sumexp_rest")
     terms["sumexp_rest"] = jnp.where(terms.pop("maxima"), -rest, rest)
@@ -81,11 +75,7 @@ def by_plain_sums(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> 
 
 
 def _terms(
-    logits: jax.Array,
-    request: Request,
-    dtype: np.dtype[Any],
-    width: int,
-    one_more: bool = False,
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int
 ) -> tuple[Named, Named]:
     """What the entries of slices add to the sums of their row, and its maxima."""
     tops = {"maximum": _largest(logits, dtype)}
@@ -93,7 +83,7 @@ def _terms(
         tops["max_weight"] = _largest(request.weights, dtype)
     # Without the barrier XLA:CPU would search the maximum again for each class.
     z, w, tops = jax.lax.optimization_barrier((logits, request.weights, tops))
-    of_slices = slices(z, request._replace(weights=w), dtype, width, one_more)
+    of_slices = slices(z, request._replace(weights=w), dtype, width)
     return added(*of_slices, request.exp_gap, tops), tops
 
 
@@ -129,12 +119,12 @@ def _together(terms: Named, dtype: np.dtype[Any]) -> Named:
     In separate loops XLA may compute again what the entries are made of, with other rounding. Then
     an entry that is counted as a maximum in one loop is none in the other.
     """
-    pairs = [(rest, number) for rest, number in _RESTS_AND_MAXIMA.items() if rest in terms]
-    paired = {name for pair in pairs for name in pair}
-    totals = _total({name: x for name, x in terms.items() if name not in paired}, dtype)
-    for rest, number in pairs:
-        totals[rest], totals[number] = sums_of_two(terms[rest], terms[number].astype(dtype))
-    return totals
+    terms, totals = dict(terms), {}
+    for rest, number in _RESTS_AND_MAXIMA.items():
+        if rest in terms:
+            pair = terms.pop(rest), terms.pop(number).astype(dtype)
+            totals[rest], totals[number] = sums_of_two(*pair)
+    return totals | _total(terms, dtype)
 
 
 _RESTS_AND_MAXIMA = {"sumexp_rest": "maxima", "weight_rest": "heaviest"}

@@ -41,21 +41,17 @@ def merged_slices(
 
 
 def slices(
-    logits: jax.Array,
-    request: Request,
-    dtype: np.dtype[Any],
-    width: int,
-    one_more: bool = False,
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int
 ) -> tuple[list[jax.Array], list[IfRequested]]:
     """The slices of so many classes of the logits and of the weights.
 
     If the width does not divide the classes the last slice begins early, and what it shares with
-    the one before is left out. With `one_more` a further slice lies between the last two, and
-    counts a part of what the last one would count. Slices are cut before the upcast: otherwise XLA
-    would write that.
+    the one before is left out. Slices are cut before the upcast: otherwise XLA would write that.
     """
     starts = _starts(logits.shape[-1], width)
-    if one_more:
+    if width == 8 and len(starts) == 4:
+        # A fifth between the last two counts a part of what the last one would count. Four of them
+        # LLVM would unroll into scalars on a CPU, which take 1.25 times as long.
         starts.insert(-1, (starts[-2] + starts[-1]) // 2)
     logits_of, weights_of, end = [], [], 0
     for start in starts:
