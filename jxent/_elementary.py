@@ -31,17 +31,31 @@ def with_partials(
     overflow, and have NaN from branches that are not taken, where 0 is multiplied by infinity.
     """
 
+    def term(to_argument: Callable[..., jax.Array], dot: jax.Array, *primals: Any) -> jax.Array:
+        return to_argument(*primals) * dot
+
+    return with_tangents(*(partial(term, to_argument) for to_argument in partials))
+
+
+def with_tangents(
+    *terms: Callable[..., jax.Array],
+) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+    """`with_partials` where a partial derivative may overflow though its product does not.
+
+    Each term gets the tangent of its argument, which it is linear in, and then all arguments.
+    """
+
     def decorate(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         differentiable = jax.custom_jvp(function)
 
         @partial(differentiable.defjvp, symbolic_zeros=True)
         def tangent_rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-            terms = [
-                to_argument(*primals) * dot
-                for to_argument, dot in zip(partials, tangents, strict=True)
+            dots = [
+                term(dot, *primals)
+                for term, dot in zip(terms, tangents, strict=True)
                 if not isinstance(dot, SymbolicZero)
             ]
-            return differentiable(*primals), reduce(operator.add, terms)
+            return differentiable(*primals), reduce(operator.add, dots)
 
         return differentiable
 

@@ -2,16 +2,23 @@ r"""Cross-entropies that weigh easy and hard examples differently: PolyLoss and 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._arguments import ArrayLike, Axis, floating, scalar
-from ._autodiff import differentiated_by, with_gradient
+from ._autodiff import with_gradient
 from ._computed_once import computed_once
 from ._dtypes import upcast
-from ._elementary import exp, expm1, sigmoid
+from ._elementary import exp, expm1, sigmoid, softplus, with_partials
 from ._elements import Elements
 from ._labels import times_weight_of_label
 from ._mask import EVERYTHING
-from ._numerics import power_of_share, weighted_cost
+from ._numerics import (
+    log_of_share,
+    power_of_share,
+    quotient,
+    weighted_cost,
+    zero_if_weightless,
+)
 from ._rows import labelled_rows, rows_of
 from ._sigmoid import binary_loss
 from ._statistics import Statistics
@@ -111,8 +118,7 @@ def softmax_focal_loss_with_integer_labels(
     """
     rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, absent=None)
     losses = surprisals((), z, y, None, rows.mask).of_label
-    # The factor is 1 - p_y = -expm1(-loss), which is exact where p_y is nearly 1.
-    losses = _focused(losses, -expm1(-losses), exp(-losses), gamma)
+    losses = _focal(losses, scalar("gamma", gamma, losses))
     weights = rows.class_weights("class_weights", class_weights, losses)
     return rows.zero_masked(times_weight_of_label(losses, weights, y))
 
@@ -161,29 +167,52 @@ def sigmoid_focal_loss(
     """
     array = floating("logits", logits)
     elements = Elements.of("logits", array, where)
-    positive, negative = elements.binary_weights(labels)
-    # The gradient has parts from three terms. Upcast here, they are added before they are rounded.
-    (z,) = upcast(elements.fill_masked(array, 0.0))
-    missed, right = _binary_missed(z, positive, negative), _binary_missed(z, negative, positive)
-    losses = _focused(binary_loss(z, positive, negative), missed, right, gamma)
+    weights = elements.binary_weights(labels)
+    z, positive, negative = upcast(elements.fill_masked(array, 0.0), *weights)
+    losses = _binary_focal(z, positive, negative, scalar("gamma", gamma, z))
     if alpha is not None:
         share = scalar("alpha", alpha, losses)
         losses = weighted_cost(share * positive + (1 - share) * negative, losses)
     return elements.zero_masked(losses)
 
 
-# The derivative for gamma has the factor log(1 - p), which is nearly -p for a small p. There 1 - p
-# has lost the bits of p, so both are given: `missed` is 1 - p, and `right` is p.
-def _focused(losses: jax.Array, missed: jax.Array, right: jax.Array, gamma: ArrayLike) -> jax.Array:
-    """``missed ** gamma * losses``, in the limit where a factor or its derivative is infinite."""
-    exponent = scalar("gamma", gamma, missed)
+def _power(
+    missed: jax.Array, right: jax.Array, gamma: jax.Array, at_zero: jax.Array | float
+) -> jax.Array:
+    """``missed ** gamma``, for `missed`, which is 1 - p, and `right`, which is p.
+
+    Both are given, as each loses its bits where the other is small. `at_zero` is the power of 0.
+    """
     nothing = missed == 0
-    pair = jnp.where(nothing, 1.0, missed), jnp.where(nothing, 0.0, right)
-    at_zero = jnp.where(exponent == 0, 1.0, 0.0).astype(missed.dtype)
-    factor = jnp.where(nothing, at_zero, power_of_share(*pair, exponent))
-    # At an infinite loss the derivative of the factor is 0: stop it, or 0 times infinity gives NaN.
-    factor = jnp.where(losses == jnp.inf, jax.lax.stop_gradient(factor), factor)
-    return weighted_cost(factor, losses)
+    share, others = jnp.where(nothing, 1.0, missed), jnp.where(nothing, 0.0, right)
+    return jnp.where(nothing, at_zero, power_of_share(share, others, gamma))
+
+
+def _log(missed: jax.Array, right: jax.Array) -> jax.Array:
+    """``log(missed)``, but 0 for 0, where all that it multiplies is 0."""
+    nothing = missed == 0
+    return log_of_share(jnp.where(nothing, 1.0, missed), jnp.where(nothing, 0.0, right))
+
+
+# With the loss l = -log p, 1 - p = -expm1(-l) is exact where p is nearly 1. The derivative of
+# (1-p)^γ l for l is (1-p)^γ (1 + γ l p/(1-p)), and l p/(1-p) is 1 in the limit of l = 0. For γ it
+# is (1-p)^γ l log(1-p). No power is lower than γ, so that no derivative of it overflows.
+def _focal_to_loss(losses: jax.Array, gamma: jax.Array) -> jax.Array:
+    missed, right = -expm1(-losses), exp(-losses)
+    nothing = missed == 0
+    ratio = quotient(weighted_cost(right, losses), jnp.where(nothing, 1.0, missed))
+    return _power(missed, right, gamma, 1.0) * (1 + gamma * jnp.where(nothing, 1.0, ratio))
+
+
+def _focal_to_gamma(losses: jax.Array, gamma: jax.Array) -> jax.Array:
+    missed, right = -expm1(-losses), exp(-losses)
+    return weighted_cost(_power(missed, right, gamma, 1.0) * _log(missed, right), losses)
+
+
+@with_partials(_focal_to_loss, _focal_to_gamma)
+def _focal(losses: jax.Array, gamma: jax.Array) -> jax.Array:
+    """``(1 - p) ** gamma * losses``, for the losses ``-log p``."""
+    return weighted_cost(_power(-expm1(-losses), exp(-losses), gamma, 1.0), losses)
 
 
 def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
@@ -210,16 +239,61 @@ _missed = with_gradient(_missed_fwd, _missed_bwd)
 
 
 # s'(z) = s(z) s(-z), where JAX's s(z) (1 - s(z)) loses its bits for a large logit.
-def _binary_missed_bwd(
-    cotangent: jax.Array, logits: jax.Array, positive: jax.Array, negative: jax.Array
-) -> tuple[jax.Array, ...]:
-    z, a, b = upcast(logits, positive, negative)
-    up, down = sigmoid(z), sigmoid(-z)
-    return cotangent * (b - a) * up * down, cotangent * down, cotangent * up
-
-
-@differentiated_by(_binary_missed_bwd)
-def _binary_missed(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-    z, a, b = upcast(logits, positive, negative)
+@with_partials(
+    lambda z, a, b: (b - a) * sigmoid(z) * sigmoid(-z),
+    lambda z, a, b: sigmoid(-z),
+    lambda z, a, b: sigmoid(z),
+)
+def _binary_missed(z: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """``1 - p``, for the weights a and b of yes and no."""
     missed: jax.Array = a * sigmoid(-z) + b * sigmoid(z)
     return missed
+
+
+def _binary_power(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) -> jax.Array:
+    # Where 1 - p underflows it is e^-|z|, of which a power may be an ordinary number.
+    at_zero = exp(-gamma * jnp.minimum(jnp.abs(z), np.finfo(z.dtype).max))
+    return _power(_binary_missed(z, a, b), _binary_missed(z, b, a), gamma, at_zero)
+
+
+# With the miss m = a s(-z) + b s(z) and the loss l = a softplus(-z) + b softplus(z), the derivative
+# of m^γ l is m^γ (dl + γ l dm/m) + m^γ l log(m) dγ. In the limit of m = l = 0 it is dm l/m = dm.
+def _binary_focal_to_logits(
+    z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
+) -> jax.Array:
+    up, down, missed = sigmoid(z), sigmoid(-z), _binary_missed(z, a, b)
+    change = quotient((b - a) * up * down, jnp.where(missed == 0, 1.0, missed))
+    change = b * up - a * down + gamma * weighted_cost(change, binary_loss(z, a, b))
+    return _binary_power(z, a, b, gamma) * change
+
+
+def _binary_focal_to_positive(
+    z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
+) -> jax.Array:
+    missed = _binary_missed(z, a, b)
+    nothing = missed == 0
+    ratio = quotient(binary_loss(z, a, b), jnp.where(nothing, 1.0, missed))
+    change = gamma * weighted_cost(sigmoid(-z), jnp.where(nothing, 1.0, ratio))
+    return _binary_power(z, a, b, gamma) * (zero_if_weightless(a, softplus(-z)) + change)
+
+
+def _binary_focal_to_negative(
+    z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
+) -> jax.Array:
+    return _binary_focal_to_positive(-z, b, a, gamma)
+
+
+def _binary_focal_to_gamma(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) -> jax.Array:
+    log_missed = _log(_binary_missed(z, a, b), _binary_missed(z, b, a))
+    return weighted_cost(_binary_power(z, a, b, gamma) * log_missed, binary_loss(z, a, b))
+
+
+@with_partials(
+    _binary_focal_to_logits,
+    _binary_focal_to_positive,
+    _binary_focal_to_negative,
+    _binary_focal_to_gamma,
+)
+def _binary_focal(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) -> jax.Array:
+    """``(1 - p) ** gamma`` times the binary loss, for the weights a and b of yes and no."""
+    return weighted_cost(_binary_power(z, a, b, gamma), binary_loss(z, a, b))

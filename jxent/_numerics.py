@@ -11,7 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._elementary import exp, expm1, log, log1p, plain_log1p, power, softplus, with_partials
+from ._elementary import (
+    exp,
+    expm1,
+    log,
+    log1p,
+    plain_log1p,
+    power,
+    sigmoid,
+    softplus,
+    with_partials,
+    with_tangents,
+)
 
 
 @with_partials(lambda x: -1 / expm1(-x))
@@ -22,7 +33,12 @@ def log_of_complement(x: jax.Array) -> jax.Array:
     return jnp.where(near, small, log1p(-exp(jnp.where(near, -1.0, x))))
 
 
-@with_partials(lambda a, b: 1 / b, lambda a, b: -quotient(quotient(a, b), b))
+# d(a/b) = da/b - (a/b) (db/b). Each tangent is divided by b before anything else multiplies it:
+# it is often as small as b, whereas a power of 1/b alone may overflow.
+@with_tangents(
+    lambda a_dot, a, b: quotient(a_dot, b),
+    lambda b_dot, a, b: -quotient(a, b) * quotient(b_dot, b),
+)
 def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a / b``. JAX's own derivative for b divides by b squared, which overflows."""
     # If b is broadcast XLA multiplies by 1/b, which underflows to 0 for the largest b.
@@ -31,11 +47,11 @@ def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
     return (a * scale) / (b * scale)
 
 
-def _nothing(*args: jax.Array) -> jax.Array:
+def _nothing(dot: jax.Array, *args: jax.Array) -> jax.Array:
     return jnp.zeros_like(args[0])
 
 
-@with_partials(lambda share, others: 1 / share, _nothing)
+@with_tangents(lambda dot, share, others: quotient(dot, share), _nothing)
 def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
     """``log(share)`` for a positive share of 1, exact also for a share that is nearly 1.
 
@@ -47,17 +63,26 @@ def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
     return jnp.where(is_small, log(small), log1p(-jnp.where(is_small, 0.5, others)))
 
 
-# The factors are in an order in which none underflows unless the whole product does.
-@with_partials(
-    lambda share, others, exponent: exponent * power_of_share(share, others, exponent - 1),
+# d(s^e) = e s^e (ds/s) + s^e log(s) de. A lower power, such as the s^(e-2) of the second
+# derivative, would overflow before the small tangents multiply it.
+@with_tangents(
+    lambda dot, share, others, exponent: (
+        exponent * power_of_share(share, others, exponent) * quotient(dot, share)
+    ),
     _nothing,
-    lambda share, others, exponent: (
-        power_of_share(share, others, exponent) * log_of_share(share, others)
+    lambda dot, share, others, exponent: (
+        power_of_share(share, others, exponent) * log_of_share(share, others) * dot
     ),
 )
 def power_of_share(share: jax.Array, others: jax.Array, exponent: jax.Array) -> jax.Array:
-    """``share ** exponent``, with a derivative for the exponent that is exact by `log_of_share`."""
-    return power(share, exponent)
+    """``share ** exponent`` for a share as in `log_of_share`.
+
+    A large exponent multiplies the rounding error of a share that is nearly 1. There the power is
+    made of the logarithm.
+    """
+    is_small = share < 0.5
+    near_one = exp(exponent * log1p(-jnp.where(is_small, 0.5, others)))
+    return jnp.where(is_small, power(share, exponent), near_one)
 
 
 def nan_where(condition: jax.Array, x: jax.Array) -> jax.Array:
@@ -79,6 +104,15 @@ def zero_if_weightless(weight: jax.Array, cost: jax.Array) -> jax.Array:
 def weighted_cost(weight: jax.Array, cost: jax.Array) -> jax.Array:
     """``weight * cost``, with 0 log 0 = 0."""
     return weight * zero_if_weightless(weight, cost)
+
+
+@with_tangents(
+    lambda dot, weight, x: dot * x,
+    lambda dot, weight, x: jnp.where(weight == 0, 0.0, weight * dot),
+)
+def weighted(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """``weight * x``, where an infinite cotangent without weight is 0 for x."""
+    return weight * x
 
 
 def excess(t: jax.Array) -> jax.Array:
@@ -170,21 +204,45 @@ def mixture_ratio(t: jax.Array) -> jax.Array:
     return jnp.where(near, close, math.log(2) - softplus(-t))
 
 
+# With m/p = own + other q/p the derivatives of log(p/m) are other q/m, -p/m and -q/m. The largest
+# number stands for a ratio that overflows, as infinity times 0 would be NaN.
+def _ratio_to_mixture(t: jax.Array, own: jax.Array, other: jax.Array) -> jax.Array:
+    return jnp.minimum(exp(weighted_mixture_ratio(t, own, other)), np.finfo(t.dtype).max)
+
+
+@with_partials(
+    lambda t, own, other: sigmoid(_log_odds(t, own, other)),
+    lambda t, own, other: -_ratio_to_mixture(t, own, other),
+    lambda t, own, other: -_ratio_to_mixture(-t, other, own),
+)
 def weighted_mixture_ratio(t: jax.Array, own: jax.Array, other: jax.Array) -> jax.Array:
     """``log(p/m)`` for m = own p + other q, with own + other = 1, and ``t = log(p/q)``.
 
     With ``m/p = own + other e^-t = 1 + other expm1(-t)``, of which the first is a sum of positive
-    terms, and the second has the bits of what is near 1.
+    terms, and the second has the bits of what is near 1. Where e^-t may overflow or underflow the
+    logarithms of both terms are added.
     """
-    small = t < -60
-    change = other * expm1(-jnp.where(small, 0.0, t))
+    far = jnp.abs(t) > 60
+    down = jnp.where(far, 0.0, -t)
+    change = other * expm1(down)
     large = change < -0.5
-    positive = jnp.where(large, own + other * exp(-jnp.where(large, t, 0.0)), 1.0)
-    middle = jnp.where(large, log(positive), log1p(jnp.where(large, 0.0, change)))
-    # There m/p is 1 + other e^-t to all digits, and e^-t may overflow.
-    there = other > 0
-    far = softplus(log(jnp.where(there, other, 1.0)) - jnp.where(small, t, -61.0))
-    return -jnp.where(small, jnp.where(there, far, 0.0), middle)
+    positive = jnp.where(large, own + other * exp(jnp.where(large, down, 0.0)), 1.0)
+    near = jnp.where(large, log(positive), log1p(jnp.where(large, 0.0, change)))
+    top = jnp.maximum(*_logs_of_terms(t, own, other))
+    of_both = top + log1p(exp(-jnp.abs(_log_odds(t, own, other))))
+    return -jnp.where(far, of_both, near)
+
+
+def _log_odds(t: jax.Array, own: jax.Array, other: jax.Array) -> jax.Array:
+    """``log(other q / (own p))``; 0 where both terms of m/p are 0 or one is infinite."""
+    a, b = _logs_of_terms(t, own, other)
+    known = jnp.isfinite(jnp.maximum(a, b))
+    return jnp.where(known, b, 0.0) - jnp.where(known, a, 0.0)
+
+
+def _logs_of_terms(t: jax.Array, own: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``log(own)`` and ``log(other e^-t)``, the terms of m/p."""
+    return log_of_share(own, other), log_of_share(other, own) - jnp.where(other > 0, t, 0.0)
 
 
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
