@@ -15,6 +15,7 @@ from ._numerics import (
     excess,
     mixture_ratio,
     sums_of_two,
+    weighted_cost,
     weighted_mixture_ratio,
 )
 from ._rows import rows_of
@@ -189,27 +190,28 @@ def _softmax_js_fwd(
     pairs = zip(shares, (p, q), strict=True)
     terms = [divergence_terms(t, x, m) if weights else m * excess(t) for t, x in pairs]
     from_p, from_q = (x[..., 0] for x in sums_of_two(*terms))
-    divergence: jax.Array = of_p * from_p + of_q * from_q
+    divergence = weighted_cost(of_p, from_p) + weighted_cost(of_q, from_q)
     return divergence, (*known, from_p, from_q)
 
 
 # With u = log(p/m), v = log(q/m) the divergence is the sum over j of w p_j u_j + (1 - w) q_j v_j.
 # Since w p/m + (1 - w) q/m = 1, and m sums to one, the terms from dm add to nothing:
-# w p_j (u_j - sum_i p_i u_i) for the logits of p, likewise for q, and D(p, m) - D(q, m) for w.
+# w p_j (u_j - sum_i p_i u_i) for the logits of p, likewise for q, and D(p, m) - D(q, m) for w. Only
+# with a weight of 0 a divergence from the mixture is infinite: it then counts as 0.
 def _softmax_js_bwd(
     cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array, mask: Mask, *given: Any
 ) -> tuple[jax.Array | None, ...]:
     *weights, of_p, of_q, change, from_p, from_q = given
     pair = Pair.after((of_p, of_q, change, from_p, from_q), target_logits, logits, mask)
     p, q = pair.probabilities(())
-    u, v = _shares(log_ratio((), *pair), *weights)
+    ratios = _shares(log_ratio((), *pair), *weights)
+    u, v, from_p, from_q = (jnp.where(jnp.isinf(x), 0.0, x) for x in (*ratios, from_p, from_q))
 
     def gradient(
         weight: Any, share: jax.Array, ratio: jax.Array, divergence: jax.Array
     ) -> jax.Array:
-        finite = jnp.where(ratio == -jnp.inf, 0.0, ratio)
         gradient: jax.Array = cotangent[..., None] * weight * share
-        return mask.fill(gradient * (finite - divergence[..., None]), 0.0, 0.0)
+        return mask.fill(gradient * (ratio - divergence[..., None]), 0.0, 0.0)
 
     w_p, w_q = weights or (0.5, 0.5)
     to_logits = gradient(w_q, q, v, from_q), gradient(w_p, p, u, from_p)
