@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, boolean, elementwise, is_off, scalar, trailing
 from ._dtypes import computing_dtype, widened
-from ._numerics import nan_where
+from ._numerics import nan_where, weighted
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Elements:
         positive, negative = y, 1 - y
         if not is_off(label_smoothing):
             epsilon = scalar("label_smoothing", label_smoothing, y)
-            positive = (1 - epsilon) * positive + epsilon / 2
-            negative = (1 - epsilon) * negative + epsilon / 2
+            positive = weighted(1 - epsilon, positive) + epsilon / 2
+            negative = weighted(1 - epsilon, negative) + epsilon / 2
         if pos_weight is not None:
             weight = trailing("pos_weight", pos_weight, self.name, self.like)
             positive = positive * weight.astype(y.dtype)
