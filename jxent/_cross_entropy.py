@@ -8,7 +8,7 @@ import numpy as np
 
 from ._arguments import ArrayLike, Axis, is_off, scalar
 from ._dtypes import computing_dtype
-from ._labels import as_row, times_weight_of_label
+from ._labels import as_row, weight_of_label
 from ._numerics import weighted_cost
 from ._rows import Rows, labelled_rows, rows_of
 from ._sharding import AxisName, check_replicated, explicit_sharding
@@ -153,12 +153,14 @@ def softmax_cross_entropy_with_integer_labels(
     if not is_off(label_smoothing):
         smoothed = _weighted(_uniform(rows, z), weights)
     of_row = surprisals(rows.mesh_axes, z, y, smoothed, rows.mask)
-    losses = times_weight_of_label(of_row.of_label, weights, y, rows.mesh_axes)
-    terms = _z_terms(rows, z_loss, of_row.normalizer)
+    losses, terms = of_row.of_label, _z_terms(rows, z_loss, of_row.normalizer)
+    # The label has one weight in all: where that is 0, its loss may be infinite.
+    weight = None if weights is None else weight_of_label(weights, y, rows.mesh_axes)
     if of_row.of_weights is not None:
         epsilon = scalar("label_smoothing", label_smoothing, losses)
         terms.append(weighted_cost(epsilon, of_row.of_weights))
-        losses = weighted_cost(1 - epsilon, losses)
+        weight = 1 - epsilon if weight is None else (1 - epsilon) * weight
+    losses = losses if weight is None else weighted_cost(weight, losses)
     # The loss of an impossible label is +inf even where softmax has no limit. The other terms are
     # NaN there, and would make it NaN.
     is_impossible = losses == jnp.inf
