@@ -8,7 +8,7 @@ import numpy as np
 
 from ._arguments import ArrayLike, Axis
 from ._autodiff import loss_with_partials
-from ._elementary import exp, log
+from ._elementary import exp, expm1, log
 from ._numerics import excess, excess_above, replaced_where, sum_of_products, zero_if_weightless
 from ._rows import rows_of
 
@@ -185,8 +185,17 @@ def _exp_beside(x: jax.Array, tau: jax.Array) -> jax.Array:
 
 
 # d(t (log t - l) - t + e^l) = (log t - l) dt + (e^l - t) dl, with nothing to t where t = 0.
+def _generalized_kl_to_log(ell: jax.Array, t: jax.Array) -> jax.Array:
+    # Near agreement e^l - t is -e^l expm1(log t - l), if the logarithms are small themselves:
+    # otherwise their difference has lost more bits than that of e^l and t.
+    u = _log_of_quotient(ell, t)
+    near = (jnp.abs(u) < 1) & (jnp.abs(ell) < 1)
+    close = -exp(jnp.where(near, ell, 0.0)) * expm1(jnp.where(near, u, 0.0))
+    return jnp.where(near, close, exp(ell) - t)
+
+
 @loss_with_partials(
-    lambda ell, t: exp(ell) - t,
+    _generalized_kl_to_log,
     lambda ell, t: replaced_where(t == 0, _log_excess(ell, t), 0.0),
     axis=(-1,),
 )
