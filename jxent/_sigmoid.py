@@ -187,7 +187,8 @@ def _sigmoid_kl_bwd(
     change = expm1(jnp.where(near, d, 0.0))
     far = jnp.where(z_q + z_p > 0, not_p - not_q, q - p)
     to_q = jnp.where(near, -q * not_q * change / (1 + q * change), far)
-    to_p = p * not_p * jnp.where(jnp.isinf(z_p), 0.0, d)
+    slope = p * not_p
+    to_p = slope * jnp.where((slope == 0) & jnp.isinf(d), 0.0, d)
     return cotangent * to_q, cotangent * to_p
 
 
