@@ -77,12 +77,11 @@ def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
 def power_of_share(share: jax.Array, others: jax.Array, exponent: jax.Array) -> jax.Array:
     """``share ** exponent`` for a share as in `log_of_share`.
 
-    A large exponent multiplies the rounding error of a share that is nearly 1. There the power is
-    made of the logarithm.
+    A large exponent multiplies the rounding error of a share that is nearly 1, which `others` tell.
     """
-    is_small = share < 0.5
-    near_one = exp(exponent * log1p(-jnp.where(is_small, 0.5, others)))
-    return jnp.where(is_small, power(share, exponent), near_one)
+    lost = jnp.where(share < 0.5, 0.0, (1 - share) - others)
+    # The limit is beyond what a rounding error makes of a power that is not 0.
+    return power(share, exponent) * exp(jnp.minimum(exponent * (lost / share), 80.0))
 
 
 def nan_where(condition: jax.Array, x: jax.Array) -> jax.Array:
