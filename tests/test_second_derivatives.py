@@ -67,8 +67,10 @@ def binary_pairs(dtype):
 
 
 def probabilities(dtype):
-    p = np.array([1e-20, 1e-6, 0.1, 0.5, 0.9, 1 - 1e-6], dtype)
-    return p, np.resize(np.array([0, 0.25, 1], dtype), p.shape)
+    p = [0.1, 1e-20, 1e-6, 1e-30, 0.5, 0.9, 1 - 1e-6]
+    # The square of a p that small is 0, and what is divided by it is not looked at.
+    labels = [0, 0.25, 1, 0, 1, 0.25, 1]
+    return np.array(p, dtype), np.array(labels, dtype)
 
 
 class Distribution(NamedTuple):
@@ -190,6 +192,105 @@ def binary_cross_entropy(p, y):
     return [[single(to_p), cross], [cross, single(0 * p)]]
 
 
+GAMMAS = (0, 1e-10, 0.1, 0.5, 1, 1.5, 2)
+
+
+def _with_gammas(x, dtype):
+    return np.repeat(x, len(GAMMAS), axis=0), np.tile(np.array(GAMMAS, dtype), len(x))
+
+
+def focal_logits(dtype):
+    """A power below gamma would overflow from 44 on; the label is 1."""
+    z = [-70, -20, -3, -0.5, 0, 1e-4, 1, 8, 20, 30, 44.25, 48, 61, 70]
+    return _with_gammas(np.array(z, dtype), dtype)
+
+
+def focal_rows(dtype):
+    return _with_gammas(rows(dtype)[:-2], dtype)
+
+
+def sigmoid_focal(z, gamma):
+    """Of ``q^γ l`` with ``q = 1 - p``, where l' = -q and (q^γ)' = -γ p q^γ."""
+    p, q = _both(z)
+    loss, power, log = -ln(p), q**gamma, -ln(q)
+    to_z = power * p * ((gamma**2 * p - gamma * q) * loss + (2 * gamma + 1) * q)
+    terms = power * p * ((gamma**2 * p + gamma * q) * loss + (2 * gamma + 1) * q)
+    slope, rest = power * log * (q + gamma * p * loss), power * p * loss
+    cross = slope - rest, slope + rest
+    return [[(to_z, terms), cross], [cross, single(power * log**2 * loss)]]
+
+
+def softmax_focal(z, gamma):
+    """Of a function of the loss l, whose slope is ``m^γ (1 + γ l p/m)`` with ``m = 1 - p``."""
+    p, n, covariance = Distribution.of(z)
+    own, loss, missed = p[:, 1], n[:, 1], np.sum(p[:, [0, 2, 3]], axis=-1)
+    ratio, power, log = loss * own / missed, missed**gamma, -ln(missed)
+    slope = power * (1 + gamma * ratio)
+    steep, more = (own / missed) * gamma * slope, power * gamma * own / missed
+    to_loss = steep + more * (1 - loss / missed), steep + more * (1 + loss / missed)
+    to_z = np.where(decimals(np.eye(CLASSES))[1] == 1, -missed[:, None], p)
+    square = _lines(to_z) * _columns(to_z)
+    whole = [x[:, None, None] for x in (*to_loss, slope)]
+    zz = whole[0] * square + whole[2] * covariance
+    zz_terms = whole[1] * abs(square) + whole[2] * abs(covariance)
+    change = -slope * log + power * ratio, slope * log + power * ratio
+    cross = change[0][:, None] * to_z, change[1][:, None] * abs(to_z)
+    return [[(zz, zz_terms), cross], [cross, single(power * log**2 * loss)]]
+
+
+def two_distributions(dtype):
+    """Nearly equal to far apart, and not normalised."""
+    rng = np.random.default_rng(3)
+    p = rng.dirichlet(np.ones(CLASSES), 12)
+    changes = np.resize([1e-6, 1e-3, 0.3, 3, 10, 20], 12)[:, None]
+    q = p * np.exp(changes * rng.normal(size=p.shape))
+    return p.astype(dtype), q.astype(dtype)
+
+
+def logs_and_distributions(dtype):
+    p, q = two_distributions(dtype)
+    return np.log(q.astype(np.float64)).astype(dtype), p
+
+
+def two_logs(dtype):
+    return tuple(np.log(x.astype(np.float64)).astype(dtype) for x in two_distributions(dtype))
+
+
+def _of_each_class(first, cross, second):
+    """The blocks of a sum over the classes, each of which has an exact value and its terms."""
+
+    def block(pair):
+        return tuple(_lines(x) * decimals(np.eye(CLASSES)) for x in pair)
+
+    return [[block(first), block(cross)], [block(cross), block(second)]]
+
+
+def relative_entropy(p, q):
+    return _of_each_class(single(1 / p), single(-1 / q), single(p / q**2))
+
+
+def jensen_shannon(p, q):
+    both = 2 * (p + q)
+    return _of_each_class(single(q / p / both), single(-1 / both), single(p / q / both))
+
+
+def cross_entropy(p, q):
+    return _of_each_class(single(0 * p), single(-1 / q), single(p / q**2))
+
+
+def kl_divergence(log_q, p):
+    return _of_each_class(single(0 * p), single(0 * p - 1), single(1 / p))
+
+
+def kl_divergence_of_logs(log_q, log_p):
+    p, t = exp(log_p), log_p - log_q
+    return _of_each_class(single(0 * p), single(-p), (p * (t + 2), p * (abs(t) + 2)))
+
+
+def generalized_kl_divergence(log_q, p):
+    return _of_each_class(single(exp(log_q)), single(0 * p - 1), single(1 / p))
+
+
 class Row(NamedTuple):
     """A function, its arguments by dtype, and its exact second derivatives, block by block."""
 
@@ -204,6 +305,14 @@ def _one(make):
 
 def _integer_loss(z):
     return jxent.softmax_cross_entropy_with_integer_labels(z, 2)
+
+
+def _focal_loss(z, gamma):
+    return jxent.softmax_focal_loss_with_integer_labels(z, 1, gamma)
+
+
+def _binary_focal_loss(z, gamma):
+    return jxent.sigmoid_focal_loss(z, 1.0, gamma=gamma)
 
 
 _TABLE = {
@@ -222,6 +331,18 @@ _TABLE = {
     "sigmoid divergence": Row(jxent.sigmoid_kl_divergence, binary_pairs, sigmoid_kl_divergence),
     "binary entropy": Row(jxent.binary_entropy, _one(probabilities), binary_entropy),
     "binary": Row(jxent.binary_cross_entropy, probabilities, binary_cross_entropy),
+    "focal": Row(_focal_loss, focal_rows, softmax_focal),
+    "binary focal": Row(_binary_focal_loss, focal_logits, sigmoid_focal),
+    "relative entropy": Row(jxent.relative_entropy, two_distributions, relative_entropy),
+    "Jensen-Shannon": Row(jxent.jensen_shannon_divergence, two_distributions, jensen_shannon),
+    "cross-entropy": Row(jxent.cross_entropy, two_distributions, cross_entropy),
+    "divergence": Row(jxent.kl_divergence, logs_and_distributions, kl_divergence),
+    "divergence of logs": Row(
+        jxent.kl_divergence_with_log_targets, two_logs, kl_divergence_of_logs
+    ),
+    "generalized divergence": Row(
+        jxent.generalized_kl_divergence, logs_and_distributions, generalized_kl_divergence
+    ),
 }
 
 
@@ -245,7 +366,15 @@ def hessians(function, *args):
 
 
 # The others are made of the same rules.
-_QUICK = ("integer labels", "entropy", "sigmoid", "binary")
+_QUICK = (
+    "integer labels",
+    "entropy",
+    "sigmoid",
+    "binary",
+    "focal",
+    "binary focal",
+    "Jensen-Shannon",
+)
 
 
 @pytest.mark.parametrize("name", quick(_TABLE, *_QUICK))
