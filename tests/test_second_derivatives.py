@@ -206,7 +206,8 @@ def focal_logits(dtype):
 
 
 def focal_rows(dtype):
-    return _with_gammas(rows(dtype)[:-2], dtype)
+    far = [[0, margin, 1, -2] for margin in (44.25, 48, 61, 80)]
+    return _with_gammas(np.concatenate([rows(dtype)[:-2:2], far]).astype(dtype), dtype)
 
 
 def sigmoid_focal(z, gamma):
