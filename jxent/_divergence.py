@@ -1,5 +1,6 @@
 r"""Kullback-Leibler and Jensen-Shannon divergence of softmax distributions."""
 
+import operator
 from typing import Any
 
 import jax
@@ -15,8 +16,8 @@ from ._numerics import (
     excess,
     mixture_ratio,
     sums_of_two,
-    weighted_cost,
     weighted_mixture_ratio,
+    zero_if_weightless,
 )
 from ._rows import rows_of
 from ._sharding import AxisName, MeshAxes, sum_classes
@@ -190,7 +191,8 @@ def _softmax_js_fwd(
     pairs = zip(shares, (p, q), strict=True)
     terms = [divergence_terms(t, x, m) if weights else m * excess(t) for t, x in pairs]
     from_p, from_q = (x[..., 0] for x in sums_of_two(*terms))
-    divergence = weighted_cost(of_p, from_p) + weighted_cost(of_q, from_q)
+    costs = map(zero_if_weightless, weights, (from_p, from_q)) if weights else (from_p, from_q)
+    divergence = sum(map(operator.mul, (of_p, of_q), costs))
     return divergence, (*known, from_p, from_q)
 
 

@@ -234,8 +234,11 @@ def _divergence_bwd(
 def _log_p_rest(log_p: jax.Array, log_q_rest: jax.Array, t_rest: jax.Array) -> jax.Array:
     is_possible = log_q_rest > -jnp.inf
     beside = jnp.where(is_possible, log_q_rest, 0.0) + jnp.where(is_possible, t_rest, 0.0)
-    alone = jnp.where(t_rest == jnp.inf, jax.lax.stop_gradient(_log_complement(log_p)), -jnp.inf)
-    return jnp.where(is_possible, beside, alone)
+    known = jax.lax.stop_gradient(_log_complement(log_p))
+    # Far from agreement the sum may have lost bits beside two logarithms that are larger.
+    far = is_possible & jnp.isfinite(beside) & (jnp.abs(t_rest) > 1) & (known > -jnp.inf)
+    lost = jnp.where(far, known, 0.0) - jax.lax.stop_gradient(jnp.where(far, beside, 0.0))
+    return jnp.where(is_possible, beside + lost, jnp.where(t_rest == jnp.inf, known, -jnp.inf))
 
 
 @differentiated_by(_divergence_bwd)

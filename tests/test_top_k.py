@@ -234,6 +234,56 @@ def test_rounded_targets(dtype):
     assert gradient.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
+def test_a_single_class_that_is_nearly_certain(dtype):
+    """What it leaves to the others is -expm1 of its logarithm, to the last bits."""
+    margins, sizes = (0, 20, -20, 80, 200), (1e-30, 1e-20, 1e-8, 1e-3, 0.5, 30)
+    pairs = [([z, 0, 0], [-size]) for z in margins for size in sizes]
+    with jax.enable_x64(dtype == "float64"), many_digits(dtype):
+        z, log_p = (np.array(x, dtype) for x in zip(*pairs, strict=True))
+        index = np.zeros(log_p.shape, np.int32)
+
+        def total(z, log_p):
+            losses = loss(z, index, log_p)
+            return jnp.sum(losses), losses
+
+        (to_z, to_p), got = fast_jit(jax.grad(total, (0, 1), has_aux=True))(z, log_p)
+        for i, (row, (x,)) in enumerate(zip(z, log_p, strict=True)):
+            e, x = [Decimal(float(v)).exp() for v in row], Decimal(float(x))
+            p, q, q_rest = x.exp(), e[0] / sum(e), sum(e[1:]) / sum(e)
+            t, t_rest = x - q.ln(), ((1 - p) / q_rest).ln()
+            for found, exact, terms in (
+                (got[i], p * t + (1 - p) * t_rest, 0),
+                (to_p[i, 0], p * (t - t_rest), p * (abs(t) + abs(t_rest))),
+                (to_z[i, 0], q - p, 0),
+            ):
+                allowed = 32 * Decimal(eps(dtype)) * max(abs(exact), terms)
+                assert abs(Decimal(float(found)) - exact) <= allowed + Decimal("1e-33")
+
+
+@pytest.mark.parametrize("classes", quick([4000, 30_000, 100_000]))
+@pytest.mark.parametrize("dtype", quick([np.float32, jnp.bfloat16]))
+def test_a_teacher_that_names_every_class(classes, dtype):
+    """What rounding takes from the sum is no other outcome, and what is clearly more costs +inf."""
+    rng = np.random.default_rng(6)
+    z, teacher = np.array([[0.1], [1], [5]]) * rng.normal(size=(2, 3, classes))
+    log_p = teacher - np.log(np.sum(np.exp(teacher), axis=-1, keepdims=True))
+    index = np.argsort(-log_p, axis=-1)
+    log_p = np.take_along_axis(log_p, index, axis=-1)
+    nats = -np.sum(np.exp(log_p) * log_p, axis=-1, keepdims=True)
+    # The border is at four roundings of a logarithm and of what it is the logarithm of.
+    border = 4 * float(jnp.finfo(dtype).eps) * (1 + nats)
+    within, beyond = (np.asarray(log_p + np.log1p(-x * border)).astype(dtype) for x in (0.5, 2))
+    z = z.astype(np.float32)
+
+    given = within.astype(np.float64)
+    q = np.float64(z) - np.log(np.sum(np.exp(np.float64(z)), axis=-1, keepdims=True))
+    exact = np.sum(np.exp(given) * (given - np.take_along_axis(q, index, axis=-1)), axis=-1)
+    losses = fast_jit(loss)
+    np.testing.assert_allclose(losses(z, index, within), exact, rtol=0.02, atol=2 * border.max())
+    assert np.all(np.isposinf(losses(z, index, beyond)))
+
+
 @pytest.mark.parametrize("others", [2.0, -INF])
 def test_an_offset_of_all_logits_changes_nothing(others):
     """Also where no other class is possible, and what the teacher leaves to them costs infinity."""
