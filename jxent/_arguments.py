@@ -155,9 +155,12 @@ def any_array(name: str, x: ArrayLike) -> jax.Array:
         raise ValueError(f"{name} must fit into {jnp.asarray(0).dtype}: {error}") from error
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array, got {_described(x)}") from error
-    if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "iu" and x.dtype != array.dtype:
+    numbers = None
+    if jnp.issubdtype(array.dtype, jnp.integer) and not isinstance(x, jax.Array):
+        numbers = concrete(x)
+    if numbers is not None and numbers.dtype != array.dtype:
         # JAX has cut 64 bits to 32 without a warning.
-        bounds, numbers = np.iinfo(array.dtype), np.asarray(x)
+        bounds = np.iinfo(array.dtype)
         beyond = numbers[(numbers < bounds.min) | (numbers > bounds.max)]
         if beyond.size:
             raise ValueError(f"{name} must fit into {array.dtype}, got {beyond[0]}")

@@ -230,4 +230,6 @@ def _z_terms(rows: Rows, weight: ArrayLike, normalizer: jax.Array) -> list[jax.A
         return []
     zeta = scalar("z_loss", weight, normalizer)
     check_replicated("z_loss", zeta, rows.mesh_axes)
-    return [zeta * normalizer**2]
+    # Without weight a normaliser costs nothing, were it infinite, or its square.
+    finite = jnp.where((zeta == 0) & jnp.isinf(normalizer), 0.0, normalizer)
+    return [zeta * finite * finite]

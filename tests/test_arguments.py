@@ -157,6 +157,39 @@ def test_lists_and_numpy_arrays_and_scalars(case):
         _assert_same(result, expected)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [[2**32], [np.int64(2**32)], (np.uint64(2**63),), [np.array(2**32)], np.array([-(2**40)])],
+    ids=repr,
+)
+def test_integers_that_jax_would_cut(labels):
+    """They are class 0 in 32 bits, also as an entry of a list, for which NumPy has another path."""
+    with pytest.raises(ValueError, match=r"^labels must fit into u?int32"):
+        jxent.softmax_cross_entropy_with_integer_labels(np.zeros((1, 4), np.float32), labels)
+
+
+def test_lists_that_hold_traced_numbers():
+    """Beside numbers that are known; what is traced is differentiated."""
+
+    def losses(a):
+        integer = jxent.softmax_cross_entropy_with_integer_labels
+        return jnp.stack(
+            [
+                jxent.weighted_mean([1.0, 3.0], [a, 1.0]),
+                integer([a, 0.0], 1, class_weights=[a, 3.0]),
+                jxent.sigmoid_binary_cross_entropy([0.0, a], [1, 0], pos_weight=[a, 5])[0],
+                jxent.cross_entropy([0.5, 0.5], [a, 0.25]),
+            ]
+        )
+
+    a, log2 = 2.0, np.log(2)
+    exact = [5 / 3, 3 * np.log1p(np.exp(a)), a * log2, -0.5 * np.log(a / 4)]
+    slopes = [-2 / 9, 3 / (1 + np.exp(-a)), log2, -0.5 / a]
+    values, dots = fast_jit(lambda a: jax.jvp(losses, (a,), (1.0,)))(a)
+    np.testing.assert_allclose(values, exact, rtol=1e-6)
+    np.testing.assert_allclose(dots, slopes, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", [c.name for c in BARE if not c.accepts("axis") and c.per_class])
 def test_python_scalars(name):
     case = bare(name)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 
 import jxent
-from jxent import _elementary
+from jxent import _elementary, _numerics
 
 PACKAGE = Path(jxent.__file__).parent
 # What JAX makes of approximate instructions, and the functions that it builds of them.
@@ -126,6 +127,54 @@ def test_power_by_exp_at_the_edges():
         np.testing.assert_allclose(
             _elementary.power_by_exp(x, y)[defined], expected[defined], rtol=1e-6
         )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_within_a_few_roundings(dtype):
+    """Near 0, near a change of formula, and far: the float64 log1p of JAX 0.10 errs at -0.4."""
+    rng = np.random.default_rng(1)
+    near = np.concatenate([x * rng.uniform(0.5, 1, 40) for x in (1e-30, 1e-8, 1e-3, 0.3, 0.5, 1)])
+    both = np.concatenate([near, -near, [0, -0.4, -0.25, 0.25, -0.5]])
+    below = np.concatenate([-np.logspace(-3, 1.9, 60), both])
+    ratios = np.concatenate([near, 1 / near])
+    arguments = {
+        "exp": below,
+        "expm1": np.concatenate([below, [3, 30]]),
+        "log": ratios,
+        "log1p": np.concatenate([both[both > -0.999], [3, 1e5]]),
+        "plain_log1p": both[both >= -0.25],
+        "tanh": np.concatenate([both, [3, -8]]),
+    }
+    with jax.enable_x64(dtype == "float64"), mpmath.workdps(40):
+        rounded = {name: x.astype(dtype) for name, x in arguments.items()}
+        found = jax.jit(lambda x: {n: getattr(_elementary, n)(v) for n, v in x.items()})(rounded)
+        for name, x in rounded.items():
+            function = getattr(mpmath, name.removeprefix("plain_"))
+            exact = np.array([float(function(mpmath.mpf(float(v)))) for v in x])
+            rtol = 6 * float(np.finfo(dtype).eps)
+            np.testing.assert_allclose(found[name], exact, rtol=rtol, atol=1e-37, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_quotients_and_powers_at_the_ends(dtype):
+    """Of the largest and the least numbers, and in derivatives, which divide by squares."""
+    with jax.enable_x64(dtype == "float64"):
+        info = np.finfo(dtype)
+        least, most = float(info.tiny) * 4, float(info.max) / 4
+        a, b = (np.array(x, dtype) for x in ([1, most, least, 3, 0], [most, most, least, 3, 1]))
+        ratio, dots = jax.jit(lambda a, b: jax.jvp(_numerics.quotient, (a, b), (a, 2 * b)))(a, b)
+        np.testing.assert_allclose(ratio, [1 / most, 1, 1, 1, 0], rtol=1e-6)
+        np.testing.assert_allclose(dots, [-1 / most, -1, -1, -1, 0], rtol=1e-6)
+        share = np.array([least, 1e-20, 0.3, 0.75, 1 - 2.0**-20], dtype)
+
+        def power(share):
+            return _numerics.power_of_share(share, 1 - share, jnp.asarray(0.5, dtype))
+
+        both = jax.jit(lambda x: jax.jvp(lambda x: jax.jvp(power, (x,), (x,))[1], (x,), (x,)))
+        # Each derivative for the logarithm of the share is half of the one before.
+        root = np.sqrt(share.astype(np.float64))
+        for got, exact in zip(both(share), (root / 2, root / 4), strict=True):
+            np.testing.assert_allclose(got, exact, rtol=1e-5)
 
 
 def test_sigmoid_and_softplus_at_both_ends():

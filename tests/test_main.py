@@ -222,6 +222,22 @@ def test_a_broken_loss_misses_its_bound(function, kind, dtype):
     assert any(f"{LOSS}, {dtype}: {kind} beyond its bound" in line for line in missed)
 
 
+@pytest.mark.parametrize(
+    ("size", "dtype", "unit"),
+    [
+        (1.0, "bfloat16", 2.0**-7),
+        (0.999, "bfloat16", 2.0**-8),
+        (1.999, "float16", 2.0**-10),
+        (2.0, "float16", 2.0**-9),
+        (1e-30, "float16", 2.0**-24),
+        (3e-39, "bfloat16", 2.0**-133),
+    ],
+)
+def test_the_unit_in_the_last_place(size, dtype, unit):
+    """It is the distance to the next number; below the normal ones, the least of them all."""
+    assert errors._last_place(size, dtype) == unit
+
+
 def test_nan_is_beyond_every_bound():
     error = errors.Error()
     for row, distance in enumerate((1.0, math.nan, 2.0, 5.0)):
