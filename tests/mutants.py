@@ -1271,8 +1271,8 @@ MUTANTS = [
     ),
     Mutant(
         "_cross_entropy.py",
-        "weight = 1 - epsilon if weight is None else (1 - epsilon) * weight\n    losses = losses if weight is None else weighted_cost(weight, losses)",
-        "losses = weighted_cost(1 - epsilon, losses)\n    losses = losses if weight is None else weighted_cost(weight, losses)",
+        "weight = 1 - epsilon if weight is None else (1 - epsilon) * weight",
+        "losses = weighted_cost(1 - epsilon, losses)",
         "a label that smoothing of 1 replaces makes the gradient of its class weight NaN",
         ("pairs_of_conditions",),
         "smoothing_replaces",
