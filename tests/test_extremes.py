@@ -63,6 +63,49 @@ def test_gradient_near_agreement(name, dtype):
             np.testing.assert_allclose(got, right, rtol=64 * tolerances.eps(dtype), atol=flushed)
 
 
+@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
+def test_the_gradient_of_weights_at_their_ends(dtype):
+    """It is the divergence of what has no weight from the other one, which is the mixture."""
+    margin = 90 if dtype == "float32" else 800
+    with double_if(dtype):
+        z = np.array([[margin, 0], [0, 0], [3, 0], [0, margin]], dtype)
+        z_q, z_p = np.repeat(z, 4, axis=0), np.tile(z, (4, 1))
+
+        def slopes(weight):
+            def total(weight):
+                divergence = jxent.softmax_jensen_shannon_divergence
+                return jax.vmap(lambda *z: divergence(*z, weight=weight))(z_q, z_p)
+
+            return jax.jvp(total, (weight,), (jnp.ones_like(weight),))[1]
+
+        def divergences():
+            divergence = jxent.softmax_kl_divergence
+            return divergence(z_q, z_p), -divergence(z_p, z_q)
+
+        both = fast_jit(lambda: [slopes(jnp.asarray(w, dtype)) for w in (0, 1)])()
+        for got, exact in zip(both, fast_jit(divergences)(), strict=True):
+            np.testing.assert_allclose(got, exact, rtol=64 * tolerances.eps(dtype), atol=1e-30)
+
+
+def test_the_third_derivative_of_focal_losses():
+    """Of q^γ l with l = -log p, where q is nearly l, it is nearly that of q^(1 + γ)."""
+    z, gamma = np.float32([48, 60, 25]), np.float32([0.5, 0, 0.25])
+
+    def third(loss):
+        return jax.vmap(jax.jacfwd(jax.jacfwd(jax.grad(loss))))
+
+    def softmax(z, gamma):
+        logits = jnp.stack([z, jnp.zeros_like(z)])
+        return jxent.softmax_focal_loss_with_integer_labels(logits, 0, gamma)
+
+    def sigmoid(z, gamma):
+        return jxent.sigmoid_focal_loss(z, 1.0, gamma=gamma)
+
+    exact = -((1 + gamma) ** 3.0) * np.exp(-np.float64(z) * (1 + gamma))
+    for got in fast_jit(lambda *args: [third(f)(*args) for f in (softmax, sigmoid)])(z, gamma):
+        np.testing.assert_allclose(got, exact, rtol=1e-5)
+
+
 def largest(dtype):
     most = np.finfo(dtype).max
     sizes = np.array([most, most / 2, 0.6 * most, 1e30], dtype)
