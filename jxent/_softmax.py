@@ -45,7 +45,9 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 
     Note:
       Classes at -inf count for nothing. A row of nothing but these, or with no class left by
-      `where`, gives -inf; a +inf logit gives +inf, NaN gives NaN.
+      `where`, gives -inf; a +inf logit gives +inf, NaN gives NaN. The gradient is NaN where
+      softmax has no limit, as in a row of nothing but -inf: ``where=logits > -jnp.inf`` gives
+      such a row the gradient 0.
 
     References:
       P. Blanchard, D. J. Higham, N. J. Higham, `Accurately computing the log-sum-exp and

@@ -12,6 +12,8 @@ from cases import ALL, BARE, CASES, INTEGERS, fast_jit
 from jax.experimental import checkify
 from tiers import quick, quick_rows
 
+import jxent
+
 _INF = np.inf
 
 
@@ -128,3 +130,23 @@ def test_limits_raise_nothing_when_compiled(case, masked):
     error, results = fast_jit(function)(*args)
     error.throw()
     assert not any(np.any(np.isnan(x)) for x in results)
+
+
+_OF_LABELS = [case.name for case in BARE if case.kinds == ("logits", "labels")]
+
+
+@pytest.mark.parametrize("name", ["logsumexp", *_OF_LABELS])
+def test_a_limit_beside_what_has_none_is_no_nan(name):
+    """Rows without a softmax whose result is infinite: of nothing but -inf, and of two +inf."""
+    z = jnp.asarray([[-_INF, -_INF, -_INF], [_INF, _INF, -_INF], [1.0, -_INF, 0.5]])
+    call = getattr(jxent, name)
+    args = (z,) if name == "logsumexp" else (z, jnp.asarray([0, 2, 1]))
+    exact = [-_INF, _INF, np.logaddexp(1.0, 0.5)] if name == "logsumexp" else [_INF] * 3
+    error, losses = fast_jit(checkify.checkify(call, checkify.nan_checks))(*args)
+    error.throw()
+    np.testing.assert_allclose(losses, exact, rtol=1e-6)
+    with jax.debug_nans(True), jax.disable_jit():
+        call(*args)
+    where = z > -_INF
+    gradient = jax.grad(lambda z: jnp.sum(jxent.logsumexp(z, where=where)[::2]))(z)
+    np.testing.assert_array_equal(gradient[0], 0)

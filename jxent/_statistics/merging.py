@@ -203,10 +203,14 @@ def _limited(m: jax.Array) -> jax.Array:
     return jax.lax.clamp(-largest, m, largest)
 
 
-def without_limit_nan(stats: Statistics) -> Statistics:
-    """NaN for a row that has no limit: with a NaN logit, only -inf, or more than one +inf."""
+def without_limit_nan(stats: Statistics, exempt: jax.Array | bool = False) -> Statistics:
+    """NaN for a row that has no limit: with a NaN logit, only -inf, or more than one +inf.
+
+    Rows that are `exempt` keep numbers, as their result is known.
+    """
     m, s = stats.maximum, stats.sumexp_rest
     # A compiler's maximum may ignore NaN, but the sum does not. Beside one +inf the sum is 0.
     is_nan = jnp.isnan(s)
     undefined = is_nan | ~(m > -jnp.inf) | ((m == jnp.inf) & (s != 0))
+    undefined &= jnp.logical_not(exempt)
     return stats._replace(maximum=nan_where(is_nan, m), sumexp_rest=nan_where(undefined, s))

@@ -40,13 +40,26 @@ def statistics(
     The other arguments say which, as in `Request`. Where the classes are spread over
     the mesh axes `axes` the statistics are those of the whole row, and labels number all classes.
     """
+    return without_limit_nan(raw_statistics(axes, dtype, logits, labels, weights, exp_gap, mask))
+
+
+def raw_statistics(
+    axes: MeshAxes,
+    dtype: np.dtype[Any],
+    logits: jax.Array,
+    labels: jax.Array | None = None,
+    weights: Weights | None = None,
+    exp_gap: bool = False,
+    mask: Mask = EVERYTHING,
+) -> Statistics:
+    """`statistics` without the NaN of a row that has no limit."""
     request = Request(labels, weights, exp_gap, mask)
     if not axes:
-        return without_limit_nan(row_statistics(logits, request, dtype))
+        return row_statistics(logits, request, dtype)
     here = None if labels is None else of_this_shard(labels, logits.shape[-1], axes)
     has_label = None if here is None else in_range(here, logits.shape[-1])
     of_shard = row_statistics(logits, request._replace(labels=here), dtype)
-    return without_limit_nan(of_all_shards(of_shard, has_label, axes))
+    return of_all_shards(of_shard, has_label, axes)
 
 
 def row_statistics(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:

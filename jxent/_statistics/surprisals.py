@@ -28,8 +28,9 @@ from .._labels import is_label, nan_if_out_of_range
 from .._mask import Mask
 from .._sharding import MeshAxes, sum_classes
 from . import IfRequested, Statistics, finite_shift, shift, unnormalized
+from .merging import without_limit_nan
 from .parts import Weights, product
-from .primitive import statistics
+from .primitive import raw_statistics
 
 ToLogits: TypeAlias = tuple[jax.Array, None]
 """The cotangent of the logits; that of the statistics is None."""
@@ -183,22 +184,27 @@ def _surprisals_fwd(
     mask: Mask,
 ) -> tuple[Surprisals, Any]:
     dtype = computing_dtype(logits, *jax.tree.leaves(weights))
-    stats = statistics(axes, dtype, logits, labels, weights, mask=mask)
-    m, normalizer = stats.maximum, plain_log1p(stats.sumexp_rest)
+    raw = raw_statistics(axes, dtype, logits, labels, weights, mask=mask)
+    m, normalizer = raw.maximum, plain_log1p(raw.sumexp_rest)
     of_label = of_weights = None
+    is_impossible: jax.Array | bool = False
     if labels is not None:
         # A label at -inf costs +inf even where every logit is -inf and softmax has no limit; but
         # where a logit is NaN, or the label names no class, the loss stays NaN.
         nan_or_one = nan_if_out_of_range(logits.astype(dtype), labels, axes)
-        is_impossible = (stats.label_logit == -jnp.inf) & ~jnp.isnan(m * nan_or_one)
-        of_label = surprisal(stats.label_logit, stats) * nan_or_one
+        is_impossible = (raw.label_logit == -jnp.inf) & ~jnp.isnan(raw.sumexp_rest * nan_or_one)
+        stats = without_limit_nan(raw, is_impossible)
+        label, top = (jnp.where(is_impossible, 0.0, x) for x in (stats.label_logit, stats.maximum))
+        of_label = surprisal(label, stats._replace(maximum=top)) * nan_or_one
         # The selection comes last, because XLA:CPU would write both factors of a last product.
         of_label = jnp.where(is_impossible, jnp.inf, of_label)[..., 0]
     if weights is not None:
-        weight = stats.weight_rest + stats.max_weight
-        of_weights = (stats.weighted_gap + weight * normalizer)[..., 0]
-    normalizer = jnp.where(jnp.isinf(m), m, m + normalizer)[..., 0]
-    return Surprisals(of_label, of_weights, normalizer), (stats,)
+        stats = without_limit_nan(raw, is_impossible)
+        weight = raw.weight_rest + raw.max_weight
+        of_weights = (raw.weighted_gap + weight * plain_log1p(stats.sumexp_rest))[..., 0]
+    # Unlike softmax it has a limit: -inf for a row of nothing but these, and +inf beside one.
+    normalizer = jnp.where(jnp.isinf(m) & ~jnp.isnan(normalizer), m, m + normalizer)[..., 0]
+    return Surprisals(of_label, of_weights, normalizer), (raw,)
 
 
 # d log p_i = dz_i - sum_j p_j dz_j. So the gradient for z_j is p_j from the normalizer; p_j - 1
@@ -211,9 +217,9 @@ def _surprisals_bwd(
     labels: jax.Array | None,
     weights: Weights | None,
     mask: Mask,
-    stats: Any,
+    raw: Any,
 ) -> tuple[Any, ...]:
-    dtype = computing_dtype(logits, *jax.tree.leaves(weights))
+    stats, dtype = without_limit_nan(raw), computing_dtype(logits, *jax.tree.leaves(weights))
     z = widened(mask.fill_logits(logits), dtype)
     of_label, of_weights, normalizer = jax.tree.map(lambda x: x[..., None], tuple(cotangents))
     p = probability(axes, z, stats)
