@@ -250,10 +250,15 @@ def _binary_missed(z: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     return missed
 
 
-def _binary_power(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) -> jax.Array:
-    # Where 1 - p underflows it is e^-|z|, of which a power may be an ordinary number.
-    at_zero = exp(-gamma * jnp.minimum(jnp.abs(z), np.finfo(z.dtype).max))
+def _binary_power(
+    z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array, at_zero: jax.Array | float = 1.0
+) -> jax.Array:
     return _power(_binary_missed(z, a, b), _binary_missed(z, b, a), gamma, at_zero)
+
+
+def _finite(z: jax.Array) -> jax.Array:
+    """The largest number in place of infinity: there a sigmoid is 0, and 0 times it is not NaN."""
+    return jnp.clip(z, -np.finfo(z.dtype).max, np.finfo(z.dtype).max)
 
 
 # With the miss m = a s(-z) + b s(z) and the loss l = a softplus(-z) + b softplus(z), the derivative
@@ -261,10 +266,11 @@ def _binary_power(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) ->
 def _binary_focal_to_logits(
     z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
 ) -> jax.Array:
+    z = _finite(z)
     up, down, missed = sigmoid(z), sigmoid(-z), _binary_missed(z, a, b)
     change = quotient((b - a) * up * down, jnp.where(missed == 0, 1.0, missed))
-    change = b * up - a * down + gamma * weighted_cost(change, binary_loss(z, a, b))
-    return _binary_power(z, a, b, gamma) * change
+    losses = a * softplus(-z) + b * softplus(z)
+    return _binary_power(z, a, b, gamma) * (b * up - a * down + gamma * (change * losses))
 
 
 def _binary_focal_to_positive(
@@ -274,7 +280,9 @@ def _binary_focal_to_positive(
     nothing = missed == 0
     ratio = quotient(binary_loss(z, a, b), jnp.where(nothing, 1.0, missed))
     change = gamma * weighted_cost(sigmoid(-z), jnp.where(nothing, 1.0, ratio))
-    return _binary_power(z, a, b, gamma) * (zero_if_weightless(a, softplus(-z)) + change)
+    # Where 1 - p underflows it is e^-|z|, of which a power may be an ordinary number.
+    power = _binary_power(z, a, b, gamma, exp(-gamma * jnp.abs(_finite(z))))
+    return power * (zero_if_weightless(a, softplus(-z)) + change)
 
 
 def _binary_focal_to_negative(

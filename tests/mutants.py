@@ -238,8 +238,8 @@ MUTANTS = [
     ),
     Mutant(
         "_focal.py",
-        "gamma * weighted_cost(change, binary_loss(z, a, b))",
-        "gamma * change * binary_loss(z, a, b)",
+        "weighted_cost(sigmoid(-z), jnp.where(nothing, 1.0, ratio))",
+        "(sigmoid(-z) * jnp.where(nothing, 1.0, ratio))",
         "the gradient is NaN at an infinite loss: 0 times infinity",
         ("policies",),
         "[sigmoid_focal_loss-plain",
@@ -1119,7 +1119,7 @@ MUTANTS = [
     ),
     Mutant(
         "_statistics/surprisals.py",
-        "(stats.label_logit == -jnp.inf) & ~jnp.isnan(m * nan_or_one)",
+        "(raw.label_logit == -jnp.inf) & ~jnp.isnan(raw.sumexp_rest * nan_or_one)",
         "stats.label_logit == -jnp.inf",
         "NaN is lost beside an impossible label",
         ("policies",),
@@ -1199,7 +1199,7 @@ MUTANTS = [
     ),
     Mutant(
         "_focal.py",
-        "exp(-gamma * jnp.minimum(jnp.abs(z), np.finfo(z.dtype).max))",
+        "exp(-gamma * jnp.abs(_finite(z)))",
         "jnp.where(gamma == 0, 1.0, 0.0)",
         "where 1 - p underflows a power of it, which need not be small, is lost",
         ("option_ends",),
@@ -1215,7 +1215,7 @@ MUTANTS = [
     ),
     Mutant(
         "_numerics.py",
-        "power(share, exponent) * exp(jnp.minimum(exponent * (lost / share), 80.0))",
+        "power(share, exponent) * (1 + x * (1 + x / 2 * (1 + x / 3)))",
         "power(share, exponent)",
         "a large gamma multiplies the rounding error of 1 - p",
         ("option_ends",),
