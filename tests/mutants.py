@@ -1120,7 +1120,7 @@ MUTANTS = [
     Mutant(
         "_statistics/surprisals.py",
         "(raw.label_logit == -jnp.inf) & ~jnp.isnan(raw.sumexp_rest * nan_or_one)",
-        "stats.label_logit == -jnp.inf",
+        "raw.label_logit == -jnp.inf",
         "NaN is lost beside an impossible label",
         ("policies",),
         "[softmax_cross_entropy_with_integer_labels-plain",
