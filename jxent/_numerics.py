@@ -218,19 +218,17 @@ def _ratio_to_mixture(t: jax.Array, own: jax.Array, other: jax.Array) -> jax.Arr
 def weighted_mixture_ratio(t: jax.Array, own: jax.Array, other: jax.Array) -> jax.Array:
     """``log(p/m)`` for m = own p + other q, with own + other = 1, and ``t = log(p/q)``.
 
-    With ``m/p = own + other e^-t = 1 + other expm1(-t)``, of which the first is a sum of positive
-    terms, and the second has the bits of what is near 1. Where e^-t may overflow or underflow the
-    logarithms of both terms are added.
+    ``m/p = own + other e^-t = 1 + other expm1(-t)``, and the last form has the bits of what is
+    near 1. Otherwise the logarithms of the two terms, which may be 0 or overflow, are added. Where
+    m/p is small they are negative, and so are their parts, so that nothing cancels.
     """
-    far = jnp.abs(t) > 60
-    down = jnp.where(far, 0.0, -t)
+    down = jnp.where(t > -60, -t, 0.0)
     change = other * expm1(down)
-    large = change < -0.5
-    positive = jnp.where(large, own + other * exp(jnp.where(large, down, 0.0)), 1.0)
-    near = jnp.where(large, log(positive), log1p(jnp.where(large, 0.0, change)))
+    near = (t > -60) & (change > -0.5)
+    of_change = log1p(jnp.where(near, change, 0.0))
     top = jnp.maximum(*_logs_of_terms(t, own, other))
-    of_both = top + log1p(exp(-jnp.abs(_log_odds(t, own, other))))
-    return -jnp.where(far, of_both, near)
+    of_terms = top + plain_log1p(exp(-jnp.abs(_log_odds(t, own, other))))
+    return -jnp.where(near, of_change, of_terms)
 
 
 def _log_odds(t: jax.Array, own: jax.Array, other: jax.Array) -> jax.Array:

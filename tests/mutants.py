@@ -1223,8 +1223,8 @@ MUTANTS = [
     ),
     Mutant(
         "_numerics.py",
-        "far = jnp.abs(t) > 60",
-        "far = t < -60",
+        "near = (t > -60) & (change > -0.5)",
+        "near = t > -60",
         "a ratio that underflows meets a weight of 0, whose gradient is lost",
         ("extremes",),
         "weights_at_their_ends",
