@@ -176,22 +176,10 @@ def sigmoid_focal_loss(
     return elements.zero_masked(losses)
 
 
-def _power(
-    missed: jax.Array, right: jax.Array, gamma: jax.Array, at_zero: jax.Array | float
-) -> jax.Array:
-    """``missed ** gamma``, for `missed`, which is 1 - p, and `right`, which is p.
-
-    Both are given, as each loses its bits where the other is small. `at_zero` is the power of 0.
-    """
+def _ratio(a: jax.Array, missed: jax.Array, limit: float) -> jax.Array:
+    """``a / missed``, and this limit where both are 0."""
     nothing = missed == 0
-    share, others = jnp.where(nothing, 1.0, missed), jnp.where(nothing, 0.0, right)
-    return jnp.where(nothing, at_zero, power_of_share(share, others, gamma))
-
-
-def _log(missed: jax.Array, right: jax.Array) -> jax.Array:
-    """``log(missed)``, but 0 for 0, where all that it multiplies is 0."""
-    nothing = missed == 0
-    return log_of_share(jnp.where(nothing, 1.0, missed), jnp.where(nothing, 0.0, right))
+    return jnp.where(nothing, limit, quotient(a, jnp.where(nothing, 1.0, missed)))
 
 
 # With the loss l = -log p, 1 - p = -expm1(-l) is exact where p is nearly 1. The derivative of
@@ -199,20 +187,19 @@ def _log(missed: jax.Array, right: jax.Array) -> jax.Array:
 # is (1-p)^γ l log(1-p). No power is lower than γ, so that no derivative of it overflows.
 def _focal_to_loss(losses: jax.Array, gamma: jax.Array) -> jax.Array:
     missed, right = -expm1(-losses), exp(-losses)
-    nothing = missed == 0
-    ratio = quotient(weighted_cost(right, losses), jnp.where(nothing, 1.0, missed))
-    return _power(missed, right, gamma, 1.0) * (1 + gamma * jnp.where(nothing, 1.0, ratio))
+    ratio = _ratio(weighted_cost(right, losses), missed, 1.0)
+    return power_of_share(missed, right, gamma) * (1 + gamma * ratio)
 
 
 def _focal_to_gamma(losses: jax.Array, gamma: jax.Array) -> jax.Array:
     missed, right = -expm1(-losses), exp(-losses)
-    return weighted_cost(_power(missed, right, gamma, 1.0) * _log(missed, right), losses)
+    return weighted_cost(power_of_share(missed, right, gamma) * log_of_share(missed, right), losses)
 
 
 @with_partials(_focal_to_loss, _focal_to_gamma)
 def _focal(losses: jax.Array, gamma: jax.Array) -> jax.Array:
     """``(1 - p) ** gamma * losses``, for the losses ``-log p``."""
-    return weighted_cost(_power(-expm1(-losses), exp(-losses), gamma, 1.0), losses)
+    return weighted_cost(power_of_share(-expm1(-losses), exp(-losses), gamma), losses)
 
 
 def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
@@ -250,10 +237,8 @@ def _binary_missed(z: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     return missed
 
 
-def _binary_power(
-    z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array, at_zero: jax.Array | float = 1.0
-) -> jax.Array:
-    return _power(_binary_missed(z, a, b), _binary_missed(z, b, a), gamma, at_zero)
+def _binary_power(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) -> jax.Array:
+    return power_of_share(_binary_missed(z, a, b), _binary_missed(z, b, a), gamma)
 
 
 def _finite(z: jax.Array) -> jax.Array:
@@ -267,21 +252,19 @@ def _binary_focal_to_logits(
     z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
 ) -> jax.Array:
     z = _finite(z)
-    up, down, missed = sigmoid(z), sigmoid(-z), _binary_missed(z, a, b)
-    change = quotient((b - a) * up * down, jnp.where(missed == 0, 1.0, missed))
-    losses = a * softplus(-z) + b * softplus(z)
-    return _binary_power(z, a, b, gamma) * (b * up - a * down + gamma * (change * losses))
+    up, down, losses = sigmoid(z), sigmoid(-z), a * softplus(-z) + b * softplus(z)
+    change = losses * _ratio((b - a) * up * down, _binary_missed(z, a, b), 0.0)
+    return _binary_power(z, a, b, gamma) * (b * up - a * down + gamma * change)
 
 
 def _binary_focal_to_positive(
     z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
 ) -> jax.Array:
     missed = _binary_missed(z, a, b)
-    nothing = missed == 0
-    ratio = quotient(binary_loss(z, a, b), jnp.where(nothing, 1.0, missed))
-    change = gamma * weighted_cost(sigmoid(-z), jnp.where(nothing, 1.0, ratio))
+    change = gamma * weighted_cost(sigmoid(-z), _ratio(binary_loss(z, a, b), missed, 1.0))
     # Where 1 - p underflows it is e^-|z|, of which a power may be an ordinary number.
-    power = _binary_power(z, a, b, gamma, exp(-gamma * jnp.abs(_finite(z))))
+    at_zero = exp(-gamma * jnp.abs(_finite(z)))
+    power = jnp.where(missed == 0, at_zero, _binary_power(z, a, b, gamma))
     return power * (zero_if_weightless(a, softplus(-z)) + change)
 
 
@@ -292,7 +275,7 @@ def _binary_focal_to_negative(
 
 
 def _binary_focal_to_gamma(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) -> jax.Array:
-    log_missed = _log(_binary_missed(z, a, b), _binary_missed(z, b, a))
+    log_missed = log_of_share(_binary_missed(z, a, b), _binary_missed(z, b, a))
     return weighted_cost(_binary_power(z, a, b, gamma) * log_missed, binary_loss(z, a, b))
 
 

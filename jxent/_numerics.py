@@ -51,15 +51,19 @@ def _nothing(dot: jax.Array, *args: jax.Array) -> jax.Array:
     return jnp.zeros_like(args[0])
 
 
-@with_tangents(lambda dot, share, others: quotient(dot, share), _nothing)
+def _relative(dot: jax.Array, share: jax.Array, *others: jax.Array) -> jax.Array:
+    return quotient(dot, jnp.where(share == 0, 1.0, share))
+
+
+@with_tangents(_relative, _nothing)
 def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
-    """``log(share)`` for a positive share of 1, exact also for a share that is nearly 1.
+    """``log(share)`` for a share of 1, exact also for a share that is nearly 1; 0 for the share 0.
 
     `others` is ``1 - share``, which has bits there that the share has lost. Both stand for the
     same variable, so the derivative for the share is the whole derivative.
     """
-    is_small = share < 0.5
-    small = jnp.where(is_small, share, 0.5)
+    is_small, nothing = share < 0.5, share == 0
+    small = jnp.where(is_small & ~nothing, share, 1.0)
     return jnp.where(is_small, log(small), log1p(-jnp.where(is_small, 0.5, others)))
 
 
@@ -67,7 +71,7 @@ def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
 # derivative, would overflow before the small tangents multiply it.
 @with_tangents(
     lambda dot, share, others, exponent: (
-        exponent * power_of_share(share, others, exponent) * quotient(dot, share)
+        exponent * power_of_share(share, others, exponent) * _relative(dot, share)
     ),
     _nothing,
     lambda dot, share, others, exponent: (
@@ -80,8 +84,9 @@ def power_of_share(share: jax.Array, others: jax.Array, exponent: jax.Array) -> 
     A large exponent multiplies the rounding error of a share that is nearly 1, which `others` tell.
     An exponential of that small product would take a third more time than its series.
     """
-    lost = jnp.where(share < 0.5, 0.0, (1 - share) - others)
-    x = jnp.clip(exponent * (lost / share), -1.0, 1.0)
+    near_one = jnp.maximum(share, 0.5)
+    lost = jnp.where(share < 0.5, 0.0, (1 - near_one) - others)
+    x = jnp.clip(exponent * (lost / near_one), -1.0, 1.0)
     return power(share, exponent) * (1 + x * (1 + x / 2 * (1 + x / 3)))
 
 
@@ -240,7 +245,8 @@ def _log_odds(t: jax.Array, own: jax.Array, other: jax.Array) -> jax.Array:
 
 def _logs_of_terms(t: jax.Array, own: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``log(own)`` and ``log(other e^-t)``, the terms of m/p."""
-    return log_of_share(own, other), log_of_share(other, own) - jnp.where(other > 0, t, 0.0)
+    of_own, of_other = log_of_share(own, other), log_of_share(other, own) - t
+    return jnp.where(own > 0, of_own, -jnp.inf), jnp.where(other > 0, of_other, -jnp.inf)
 
 
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
