@@ -57,7 +57,7 @@ def poly_loss_cross_entropy(
       >>> print(jxent.poly_loss_cross_entropy([0.0, 0.0], [1.0, 0.0], epsilon=2.0))
       1.6931
     """
-    rows, z = rows_of("logits", logits, axis, where)
+    rows, z = rows_of("logits", logits, axis, where, labels=labels)
     y = rows.distributions("labels", labels, z, "jax.nn.one_hot")
     # Two terms use both arrays. Upcast here, their gradients are added before they are rounded.
     z, y = upcast(computed_once(z), y)
@@ -109,7 +109,7 @@ def softmax_focal_loss_with_integer_labels(
       >>> print(jxent.softmax_focal_loss_with_integer_labels([0.0, 0.0], 0))
       0.1733
     """
-    rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, absent=None)
+    rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, class_weights)
     losses = surprisals((), z, y, None, rows.mask).of_label
     # The factor is 1 - p_y = -expm1(-loss), which is exact where p_y is nearly 1.
     losses = _focused(losses, -expm1(-losses), exp(-losses), gamma)
@@ -160,7 +160,7 @@ def sigmoid_focal_loss(
       [1.7329e-01 9.3566e-14]
     """
     array = floating("logits", logits)
-    elements = Elements.of("logits", array, where)
+    elements = Elements.of("logits", array, where, labels=labels)
     positive, negative = elements.binary_weights(labels)
     # The gradient has parts from three terms. Upcast here, they are added before they are rounded.
     (z,) = upcast(elements.fill_masked(array, 0.0))
