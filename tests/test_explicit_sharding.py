@@ -1,16 +1,18 @@
-"""Arrays over explicit mesh axes, each with a spec of its own: what JAX's arithmetic accepts works.
+"""Arguments on explicit mesh axes, each with a spec of its own.
 
-Cotangents come back with the specs of their arguments.
+What JAX's own arithmetic brings together works, and each cotangent has the spec of its argument.
 """
 
 import functools
 import itertools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import bare, fast_jit
+from cases import bare, fast_jit, of_some
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from meshes import BOTH, collectives, mesh_of
@@ -19,7 +21,7 @@ from tiers import quick_named, quick_rows
 
 import jxent
 
-# Of the first argument, and of all others.
+BY_NAME = {case.name: case for case in DENSE}
 PAIRS = [
     (P("data", "model"), P("data", None)),
     (P("data", None), P("data", "model")),
@@ -30,15 +32,24 @@ PAIRS = [
     (P(None, None), P("data", "model")),
     (P(("data", "model"), None), P(None, None)),
 ]
-MASKS = [None, "classes", "examples"]
+"""The spec of the first argument, and that of all others."""
+MASKS = ["classes", "examples", None]
+_QUICK = {
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+    "sigmoid_binary_cross_entropy",
+    "relative_entropy",
+    "softmax_kl_divergence_with_top_k_targets",
+    "weighted_mean",
+}
 
 
-def mesh():
+def explicit_mesh():
     return mesh_of(*BOTH, AxisType.Explicit)
 
 
 def mask_of(case, kind):
-    """What counts: each label's class, and all examples but the third."""
+    """What counts: all examples but one, or most classes of each, and those of the labels."""
     if kind is None or not case.accepts("where"):
         return None
     if kind == "examples" and case.has_classes:
@@ -49,54 +60,325 @@ def mask_of(case, kind):
     return mask
 
 
-def spec_of(x, spec):
-    """The entries of the dimensions that an array has: the examples', the classes', or both."""
-    if x.shape == (CLASSES,):
-        return P(spec[1])
-    return P(spec[0], spec[1] if x.shape[1:] == (CLASSES,) else None) if x.ndim == 2 else P(
-        *spec[: x.ndim]
+def specs_of(args, first, others):
+    """The part of the spec for the dimensions that each array has."""
+
+    def spec_of(x, spec):
+        if np.shape(x) == (CLASSES,):
+            return P(spec[1])
+        # The k classes of a teacher are few, and no classes of the logits.
+        entries = [spec[i] if n in (EXAMPLES, CLASSES) else None for i, n in enumerate(np.shape(x))]
+        return P(*entries)
+
+    return [None if x is None else spec_of(x, others if i else first) for i, x in enumerate(args)]
+
+
+def specs_in(tree):
+    return [jax.typeof(x).sharding.spec for x in jax.tree.leaves(tree)]
+
+
+def losses_and_gradients(call, at):
+    """Of weighted losses, for the arguments at these positions."""
+
+    def total(*args):
+        out = call(*args)
+        weights = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
+        return jnp.sum(out * weights), out
+
+    return jax.grad(total, at, has_aux=True)
+
+
+def masked(case):
+    """The case as a function of its arguments and of a mask, the last one."""
+    return lambda *args: case.call(*args[:-1], **({} if args[-1] is None else {"where": args[-1]}))
+
+
+@functools.cache
+def expected(case, kind):
+    given = [*arguments(case), mask_of(case, kind)]
+    program = fast_jit(losses_and_gradients(masked(case), case.differentiable))
+    return jax.tree.map(np.asarray, program(*given))
+
+
+def placed(args, specs):
+    return [x if s is None else jax.device_put(x, s) for x, s in zip(args, specs, strict=True)]
+
+
+def assert_same(results, exact, rtol=1e-9):
+    for got, x in zip(jax.tree.leaves(results), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(got, x, rtol=rtol, atol=1e-12 * np.max(np.abs(x)))
+
+
+@pytest.mark.parametrize("case", quick_named(DENSE, _QUICK), ids=str)
+def test_cotangents_have_the_specs_of_their_arguments(case):
+    """Traced, which takes less time than to compile."""
+    gradients = losses_and_gradients(masked(case), case.differentiable)
+    with jax.enable_x64(True), jax.set_mesh(mesh := explicit_mesh()):
+        for (first, others), kind in zip(PAIRS, itertools.cycle(MASKS), strict=False):
+            args = [*arguments(case), mask_of(case, kind)]
+            types = [
+                None
+                if x is None
+                else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+                for x, spec in zip(args, specs_of(args, first, others), strict=True)
+            ]
+            cotangents, losses = jax.eval_shape(gradients, *types)
+            assert specs_in(cotangents) == specs_in([types[i] for i in case.differentiable])
+            # The losses lie as what JAX adds of the arrays would.
+            together = [a or b for a, b in zip(first, others, strict=True)]
+            is_alone = all(x is None or np.ndim(x) == 0 for x in args[1:])
+            in_all = first if is_alone else together
+            assert losses.sharding.spec == P(*in_all[: losses.ndim])
+
+
+# Each pair for the losses that are made in different ways, and for the others one pair in turn.
+_EVERY_WAY = {
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+    "sigmoid_binary_cross_entropy",
+}
+_ROWS = [
+    (case, pair, MASKS[(i + pair) % 2])
+    for i, case in enumerate(DENSE)
+    for pair in (range(len(PAIRS)) if case.name in _EVERY_WAY else [i % len(PAIRS)])
+]
+_QUICK_ROWS = [
+    i
+    for i, (case, pair, _) in enumerate(_ROWS)
+    if (case.name, pair) in {(name, k) for k, name in enumerate(sorted(_EVERY_WAY))}
+]
+
+
+@pytest.mark.parametrize(("case", "pair", "kind"), quick_rows(_ROWS, *_QUICK_ROWS), ids=str)
+def test_same_and_only_cotangents_gathered(case, pair, kind):
+    """A cotangent is gathered over the mesh axes that its argument's own spec lacks."""
+    with jax.enable_x64(True), jax.set_mesh(mesh := explicit_mesh()):
+        args = [*arguments(case), mask_of(case, kind)]
+        given = placed(args, specs_of(args, *PAIRS[pair]))
+        gradients = fast_jit(losses_and_gradients(masked(case), case.differentiable))
+        program = gradients.lower(*given).compile()
+        results = program(*given)
+        assert_same(results, expected(case, kind))
+    assert specs_in(results[0]) == specs_in([given[i] for i in case.differentiable])
+    moved = [n for kind, n in collectives(program.as_text()) if kind != "all-reduce"]
+    large = [n for n in moved if n > EXAMPLES * CLASSES / 16]
+    floats = [given[i] for i in case.differentiable]
+    lacking = [len(mesh.axis_names) - len(jax.tree.leaves(tuple(s))) for s in specs_in(floats)]
+    assert len(large) <= sum(n for x, n in zip(floats, lacking, strict=True) if x.size >= CLASSES)
+    assert max(large, default=0) <= max(math.prod(x.sharding.shard_shape(x.shape)) for x in floats)
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    quick_rows(
+        [
+            ("sigmoid_binary_cross_entropy", 1),
+            ("sigmoid_binary_cross_entropy", 4),
+            ("softmax_cross_entropy", 0),
+            ("softmax_cross_entropy", 6),
+            ("softmax_cross_entropy_with_integer_labels", 3),
+            ("softmax_kl_divergence", 5),
+        ],
+        0,
+    ),
+)
+def test_other_modes(name, pair):
+    """Forward, second derivatives both ways, and mapped over an axis that is not sharded."""
+    case = BY_NAME[name]
+
+    def modes(*args):
+        loss, floats = of_some(masked(case), case.differentiable, args)
+
+        def total(*values):
+            out = loss(*values)
+            return jnp.sum(out * jnp.cos(out))
+
+        dots = [jnp.sin(5 * x) for x in floats]
+        at = range(len(floats))
+        gradient = jax.grad(total, at)
+
+        def along(*values):
+            return sum(jnp.sum(g * dot) for g, dot in zip(gradient(*values), dots, strict=True))
+
+        return (
+            jax.jvp(gradient, floats, dots)[1],
+            jax.grad(along, at)(*floats),
+            jax.jvp(total, floats, dots)[1],
+            jax.vmap(gradient)(*(jnp.stack([x, x / 2]) for x in floats)),
+        )
+
+    with jax.enable_x64(True):
+        args = [*arguments(case), mask_of(case, "classes")]
+        program = fast_jit(modes)
+        exact = jax.tree.map(np.asarray, program(*args))
+        with jax.set_mesh(explicit_mesh()):
+            given = placed(args, specs_of(args, *PAIRS[pair]))
+            results = program(*given)
+    assert_same(results, exact, rtol=1e-8)
+    own = specs_in([given[i] for i in case.differentiable])
+    assert specs_in(results[0]) == own
+    assert specs_in(results[1]) == own
+    assert specs_in(results[3]) == [P(None, *spec) for spec in own]
+
+
+SMALL = np.random.default_rng(2).uniform(0.1, 1, (8, 4, 6))
+
+
+def losses_of_boxes(z, y, labels, weights, mask, axis=(1, 2)):
+    """Over the classes of two axes, of which the second may be sharded alone."""
+    integer = jxent.softmax_cross_entropy_with_integer_labels(
+        z, labels, axis, mask, class_weights=weights, label_smoothing=0.1
+    )
+    soft = jxent.softmax_cross_entropy(z, y, axis, class_weights=weights)
+    of_row = jxent.softmax_cross_entropy(z, weights, axis)
+    return integer + soft + of_row + jnp.sum(jxent.log_softmax(z, axis), (1, 2))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("first", "others"),
+    [
+        (P("data", None, "model"), P("data", None, None)),
+        (P(None, "model", None), P("data", None, None)),
+        (P(None, None, None), P("data", None, "model")),
+        (P(None, "data", None), P(None, None, "model")),
+    ],
+)
+def test_classes_of_several_axes(first, others):
+    with jax.enable_x64(True), jax.set_mesh(explicit_mesh()):
+        weights, mask = SMALL[0] + 1, SMALL[:, 0, 0] > 0.2
+        args = [jnp.asarray(x) for x in (SMALL, SMALL[::-1], np.arange(8), weights, mask)]
+        specs = [first, others, P(others[0]), P(*others[1:]), P(others[0])]
+        program = fast_jit(losses_and_gradients(losses_of_boxes, (0, 1, 3)))
+        given = placed(args, specs)
+        results = program(*given)
+        assert_same(results, program(*args))
+    assert specs_in(results[0]) == specs_in([given[i] for i in (0, 1, 3)])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_a_teacher_of_a_few_classes(axis):
+    """They are sorted, which JAX does not where they are spread, and their axis is their own."""
+    case = bare("softmax_kl_divergence_with_top_k_targets")
+    specs = [P("data", "model"), P(None, "model"), P("data", "model"), P("data", None)]
+
+    def divergences(z, indices, log_probs, mask):
+        return case.function(z, indices, log_probs, axis, mask)
+
+    with jax.enable_x64(True), jax.set_mesh(explicit_mesh()):
+        args = [*arguments(case), jnp.asarray(mask_of(case, "classes"))]
+        if axis == 0:
+            args, specs = [x.T for x in args], [P(*spec[::-1]) for spec in specs]
+        program = fast_jit(losses_and_gradients(divergences, (0, 2)))
+        given = placed(args, specs)
+        results = program(*given)
+        assert_same(results, program(*args))
+    assert specs_in(results[0]) == specs_in([given[0], given[2]])
+
+
+def test_outside_of_a_context():
+    """There JAX moves nothing from one device to a mesh, and its arithmetic works all the same."""
+    z, labels, mask = SMALL[:, 0].astype(np.float32), np.arange(8) % 6, SMALL[:, 2, 0] > 0.2
+    given = jax.device_put(z, NamedSharding(explicit_mesh(), P("data", "model")))
+    loss = jxent.softmax_cross_entropy_with_integer_labels
+    losses, exact = loss(given, labels, where=mask), loss(z, labels, where=mask)
+    np.testing.assert_allclose(losses, exact, rtol=1e-6)
+    assert specs_in(losses) == [P("data")]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("spec", [P("data", "model"), P(None, "model")])
+def test_eagerly_beside_arrays_that_are_on_no_mesh(spec):
+    with jax.enable_x64(True):
+        z, y, mask = jnp.asarray(SMALL[:, 0]), SMALL[:, 1], SMALL[:, 2] > 0.1
+        labels = np.argmax(mask, axis=-1)
+
+        def total(z):
+            integer = jxent.softmax_cross_entropy_with_integer_labels(z, labels, where=mask)
+            binary = jxent.sigmoid_binary_cross_entropy(z, y, where=mask, pos_weight=y[0])
+            soft = jxent.softmax_cross_entropy(z, y[0]) + jxent.negative_log_likelihood(-z, 2)
+            return jnp.sum(integer + soft + jnp.sum(binary, axis=-1))
+
+        exact = jax.value_and_grad(total)(z)
+        with jax.set_mesh(explicit_mesh()):
+            results = jax.value_and_grad(total)(jax.device_put(z, spec))
+        assert_same(results, exact)
+        assert specs_in(results[1]) == [spec]
+
+
+DATA, MODEL, TURNED = P("data", None), P("model", None), P(None, "data")
+FLOATS, INTEGERS, TRUTHS = np.float32, np.int32, np.bool_
+
+
+def integer_loss(z, labels):
+    return jxent.softmax_cross_entropy_with_integer_labels(z, labels)
+
+
+def loss_of_head(x, weights):
+    kernel, labels = jnp.ones((8, 8)), jnp.arange(8)
+    return jxent.linear_softmax_cross_entropy(
+        x, kernel, labels, weights=weights, mesh=explicit_mesh(), class_axis_name="model"
     )
 
 
-def losses_and_gradients(case):
-    """``(mask, *args) -> (losses, gradients)``"""
+@pytest.mark.parametrize(
+    ("function", "specs", "dtype", "names"),
+    [
+        (jxent.softmax_cross_entropy, [DATA, MODEL], FLOATS, "logits labels"),
+        (jxent.softmax_cross_entropy, [DATA, TURNED], FLOATS, "logits labels"),
+        (jxent.softmax_cross_entropy, [DATA, P(("data", "model"), None)], FLOATS, "logits labels"),
+        (jxent.softmax_kl_divergence, [TURNED, DATA], FLOATS, "logits target_logits"),
+        (jxent.cross_entropy, [DATA, MODEL], FLOATS, "p q"),
+        (jxent.kl_divergence, [DATA, MODEL], FLOATS, "log_predictions targets"),
+        (jxent.weighted_mean, [DATA, MODEL], FLOATS, "losses weights"),
+        (lambda z, m: jxent.entropy(z, where=m), [DATA, MODEL], TRUTHS, "p where"),
+        (lambda z, m: jxent.binary_entropy(z, where=m), [DATA, MODEL], TRUTHS, "p where"),
+        (integer_loss, [DATA, P("model")], INTEGERS, "logits labels"),
+        # The classes lie on the axis that the examples would lie on.
+        (integer_loss, [P(None, "model"), P("model")], INTEGERS, "logits labels"),
+        (jxent.softmax_cross_entropy, [DATA, P("data")], FLOATS, "logits labels"),
+        (
+            lambda z, w: integer_loss(z, 0) + jxent.softmax_cross_entropy(z, z, class_weights=w),
+            [DATA, P("data")],
+            INTEGERS,
+            "logits class_weights",
+        ),
+        (
+            lambda y, w: jxent.sigmoid_binary_cross_entropy(jnp.zeros((8, 8)), y, pos_weight=w),
+            [DATA, P("data")],
+            FLOATS,
+            "labels pos_weight",
+        ),
+        (
+            lambda z, i: jxent.softmax_kl_divergence_with_top_k_targets(
+                z, i[:, :2], jnp.zeros((8, 2))
+            ),
+            [DATA, MODEL],
+            INTEGERS,
+            "logits target_indices",
+        ),
+        (loss_of_head, [DATA, P("model")], FLOATS, "inputs weights"),
+    ],
+)
+def test_refused(function, specs, dtype, names):
+    """What lies on other mesh axes: there JAX's arithmetic does not choose either."""
+    name, other = names.split()
+    with jax.set_mesh(explicit_mesh()):
+        dtypes = FLOATS, dtype
+        x, y = placed(
+            [np.ones((8,) * len(s), d) for s, d in zip(specs, dtypes, strict=True)], specs
+        )
+        message = re.escape(
+            f"{other} must be sharded in a way that suits {name}, got {specs[1]} beside {specs[0]}:"
+            " change one of them with jax.sharding.reshard"
+        )
+        with pytest.raises(ValueError, match=f"^{message}($|\n)"):
+            function(x, y)
 
-    def total(mask, *args):
-        out = case.call(*args) if mask is None else case.call(*args, where=mask)
-        return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)), out
 
-    gradient = jax.grad(total, [1 + i for i in case.differentiable], has_aux=True)
-    return lambda mask, *args: gradient(mask, *args)[::-1]
-
-
-def specs_of(x):
-    return jax.tree.map(lambda x: jax.typeof(x).sharding.spec, x)
-
-
-def all_specs(case, mask, first, others):
-    """The specs of the arguments, the mask before them."""
-    args = arguments(case)
-    return [None if mask is None else spec_of(mask, others)] + [
-        spec_of(x, first if i == 0 else others) for i, x in enumerate(args)
-    ]
-
-
-def joined(a, b):
-    return P(*(x if x is not None else y for x, y in zip(a, b, strict=True)))
-
-
-@pytest.mark.parametrize("case", DENSE, ids=str)
-def test_types(case):
-    """Traced alone, which takes less time than compiling."""
-    with jax.enable_x64(True), jax.set_mesh(mesh()):
-        for (first, others), kind in zip(PAIRS, itertools.cycle(MASKS)):
-            mask = mask_of(case, kind)
-            given = [mask, *arguments(case)]
-            specs = all_specs(case, mask, first, others)
-            types = [
-                None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh(), s))
-                for x, s in zip(given, specs, strict=True)
-            ]
-            out, gradients = jax.eval_shape(losses_and_gradients(case), *types)
-            for gradient, i in zip(gradients, case.differentiable, strict=True):
-                assert gradient.sharding.spec == types[1 + i].sharding.spec, (first, others, i)
+def test_what_the_message_advises():
+    with jax.set_mesh(explicit_mesh()):
+        x, y = placed([np.ones((8, 8), np.float32)] * 2, [DATA, MODEL])
+        losses = jxent.softmax_cross_entropy(x, jax.sharding.reshard(y, DATA))
+        assert jax.typeof(losses).sharding.spec == P("data")
