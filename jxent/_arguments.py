@@ -150,7 +150,8 @@ def broadcast(
 def any_array(name: str, x: ArrayLike) -> jax.Array:
     """`x` as an array of any dtype that JAX has."""
     try:
-        array = jnp.asarray(x)
+        # Of an array with explicit axes that `jax.vmap` maps JAX 0.10 may fail to make another.
+        array = x if isinstance(x, jax.Array) else jnp.asarray(x)
     except OverflowError as error:
         raise ValueError(f"{name} must fit into {jnp.asarray(0).dtype}: {error}") from error
     except (TypeError, ValueError) as error:

@@ -106,7 +106,8 @@ def placed(args, specs):
 
 def assert_same(results, exact, rtol=1e-9):
     for got, x in zip(jax.tree.leaves(results), jax.tree.leaves(exact), strict=True):
-        np.testing.assert_allclose(got, x, rtol=rtol, atol=1e-12 * np.max(np.abs(x)))
+        scale = np.max(np.abs(x), where=np.isfinite(x), initial=0)
+        np.testing.assert_allclose(got, x, rtol=rtol, atol=1e-12 * scale)
 
 
 @pytest.mark.parametrize("case", quick_named(DENSE, _QUICK), ids=str)
@@ -124,14 +125,16 @@ def test_cotangents_have_the_specs_of_their_arguments(case):
             ]
             cotangents, losses = jax.eval_shape(gradients, *types)
             assert specs_in(cotangents) == specs_in([types[i] for i in case.differentiable])
-            # The losses lie as what JAX adds of the arrays would.
-            together = [a or b for a, b in zip(first, others, strict=True)]
-            is_alone = all(x is None or np.ndim(x) == 0 for x in args[1:])
-            in_all = first if is_alone else together
-            assert losses.sharding.spec == P(*in_all[: losses.ndim])
+            # The losses lie as JAX lays what it adds: in each dimension as one of the arguments.
+            shapes = [np.shape(x) for x in args[1:]]
+            joint = [
+                own or (other if any(n in shape for shape in shapes) else None)
+                for n, own, other in zip((EXAMPLES, CLASSES), first, others, strict=True)
+            ]
+            assert losses.sharding.spec == P(*joint[: losses.ndim])
 
 
-# Each pair for the losses that are made in different ways, and for the others one pair in turn.
+# Every other pair for losses that are made in different ways, and for the rest one pair in turn.
 _EVERY_WAY = {
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
@@ -140,13 +143,9 @@ _EVERY_WAY = {
 _ROWS = [
     (case, pair, MASKS[(i + pair) % 2])
     for i, case in enumerate(DENSE)
-    for pair in (range(len(PAIRS)) if case.name in _EVERY_WAY else [i % len(PAIRS)])
+    for pair in (range(i % 2, len(PAIRS), 2) if case.name in _EVERY_WAY else [i % len(PAIRS)])
 ]
-_QUICK_ROWS = [
-    i
-    for i, (case, pair, _) in enumerate(_ROWS)
-    if (case.name, pair) in {(name, k) for k, name in enumerate(sorted(_EVERY_WAY))}
-]
+_QUICK_ROWS = [i for i, (case, pair, _) in enumerate(_ROWS) if case.name in _EVERY_WAY and pair < 2]
 
 
 @pytest.mark.parametrize(("case", "pair", "kind"), quick_rows(_ROWS, *_QUICK_ROWS), ids=str)
@@ -173,11 +172,8 @@ def test_same_and_only_cotangents_gathered(case, pair, kind):
     quick_rows(
         [
             ("sigmoid_binary_cross_entropy", 1),
-            ("sigmoid_binary_cross_entropy", 4),
-            ("softmax_cross_entropy", 0),
-            ("softmax_cross_entropy", 6),
+            ("softmax_cross_entropy", 4),
             ("softmax_cross_entropy_with_integer_labels", 3),
-            ("softmax_kl_divergence", 5),
         ],
         0,
     ),
@@ -195,6 +191,8 @@ def test_other_modes(name, pair):
 
         dots = [jnp.sin(5 * x) for x in floats]
         at = range(len(floats))
+        axes = tuple(x.ndim // 2 for x in floats)
+        stacked = [jnp.stack([x, x / 2], axis) for x, axis in zip(floats, axes, strict=True)]
         gradient = jax.grad(total, at)
 
         def along(*values):
@@ -204,7 +202,7 @@ def test_other_modes(name, pair):
             jax.jvp(gradient, floats, dots)[1],
             jax.grad(along, at)(*floats),
             jax.jvp(total, floats, dots)[1],
-            jax.vmap(gradient)(*(jnp.stack([x, x / 2]) for x in floats)),
+            jax.vmap(gradient, axes, axes)(*stacked),
         )
 
     with jax.enable_x64(True):
@@ -218,7 +216,21 @@ def test_other_modes(name, pair):
     own = specs_in([given[i] for i in case.differentiable])
     assert specs_in(results[0]) == own
     assert specs_in(results[1]) == own
-    assert specs_in(results[3]) == [P(None, *spec) for spec in own]
+    mapped = [P(*s[: len(s) // 2], None, *s[len(s) // 2 :]) for s in own]
+    assert specs_in(results[3]) == mapped
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "loss", [jxent.softmax_cross_entropy, jxent.sigmoid_binary_cross_entropy], ids=str
+)
+def test_hessian(loss):
+    with jax.enable_x64(True):
+        z, y = (jnp.asarray(x) for x in SMALL[:2, :, :4])
+        hessian = fast_jit(jax.hessian(lambda z, y: jnp.sum(loss(z, y)), (0, 1)))
+        exact = jax.tree.map(np.asarray, hessian(z, y))
+        with jax.set_mesh(explicit_mesh()):
+            assert_same(hessian(*placed([z, y], [P("data", None), P("data", "model")])), exact)
 
 
 SMALL = np.random.default_rng(2).uniform(0.1, 1, (8, 4, 6))
