@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._dtypes import computing_dtype
-from ._sharding import explicit_sharding
+from ._sharding import explicit_sharding, resharded
 
 ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence["ArrayLike"]
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -136,13 +136,13 @@ def broadcast(
     shape: tuple[int, ...],
     sharding: jax.sharding.NamedSharding | None,
 ) -> jax.Array:
-    """`x` in this shape, in its computing dtype if it is repeated.
+    """`x` in this shape and sharding, in its computing dtype if it is repeated.
 
     The gradient of an array that is repeated is a sum, which 16 bits would round at each step.
     With the sharding of the result, JAX sums over the shards; without it, it would gather them.
     """
     if x.shape == shape:
-        return x
+        return resharded(x, sharding)
     x = x.astype(computing_dtype(x, like))
     return jnp.broadcast_to(x, shape, out_sharding=sharding)
 
@@ -150,7 +150,8 @@ def broadcast(
 def any_array(name: str, x: ArrayLike) -> jax.Array:
     """`x` as an array of any dtype that JAX has."""
     try:
-        array = jnp.asarray(x)
+        # Of an array with explicit axes that `jax.vmap` maps JAX 0.10 may fail to make another.
+        array = x if isinstance(x, jax.Array) else jnp.asarray(x)
     except OverflowError as error:
         raise ValueError(f"{name} must fit into {jnp.asarray(0).dtype}: {error}") from error
     except (TypeError, ValueError) as error:

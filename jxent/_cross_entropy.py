@@ -73,7 +73,8 @@ def softmax_cross_entropy(
       >>> print(jxent.softmax_cross_entropy([[2.0, 0.0], [20.0, 0.0]], [1.0, 0.0]))
       [1.2693e-01 2.0612e-09]
     """
-    rows, z = rows_of("logits", logits, axis, where, class_axis_name, absent=None)
+    beside = {"labels": labels, "class_weights": class_weights}
+    rows, z = rows_of("logits", logits, axis, where, class_axis_name, absent=None, **beside)
     of_labels = "softmax_cross_entropy_with_integer_labels"
     y = rows.distributions("labels", labels, z, of_labels, absent=None)
     weights = _weighted(y, rows.class_weights("class_weights", class_weights, z))
@@ -147,7 +148,7 @@ def softmax_cross_entropy_with_integer_labels(
       [1.2693e-01 2.0612e-09 0.0000e+00]
     """
     rows, z, y = labelled_rows(
-        "logits", logits, labels, axis, where, ignore_index, class_axis_name, absent=None
+        "logits", logits, labels, axis, where, ignore_index, class_weights, class_axis_name
     )
     weights, smoothed = rows.class_weights("class_weights", class_weights, z), None
     if not is_off(label_smoothing):

@@ -73,7 +73,9 @@ def softmax_kl_divergence(
       >>> print(jxent.softmax_kl_divergence([0.0, 0.0], [0.0, 1e-6]))
       1.25e-13
     """
-    rows, z_q = rows_of("logits", logits, axis, where, class_axis_name, absent=None)
+    rows, z_q = rows_of(
+        "logits", logits, axis, where, class_axis_name, absent=None, target_logits=target_logits
+    )
     z_p = rows.beside("target_logits", target_logits, absent=None)
     return rows.zero_masked(_softmax_kl(rows.mesh_axes, z_q, z_p, rows.mask))
 
@@ -126,7 +128,7 @@ def softmax_jensen_shannon_divergence(
       >>> print(jxent.softmax_jensen_shannon_divergence([0.0, 0.0], [0.0, 1e-6]))
       3.125e-14
     """
-    rows, z_q = rows_of("logits", logits, axis, where, absent=None)
+    rows, z_q = rows_of("logits", logits, axis, where, absent=None, target_logits=target_logits)
     z_p = rows.beside("target_logits", target_logits, absent=None)
     if isinstance(weight, float) and weight == 0.5:
         return rows.zero_masked(_softmax_js(z_q, z_p, rows.mask))

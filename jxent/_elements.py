@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ._arguments import ArrayLike, boolean, elementwise, is_off, scalar, trailing
 from ._dtypes import computing_dtype, widened
 from ._numerics import nan_where, weighted
+from ._sharding import explicit_sharding, joint_sharding, resharded
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,22 @@ class Elements:
     """Which elements count; None: all."""
 
     @classmethod
-    def of(cls, name: str, x: jax.Array, where: ArrayLike | None) -> Self:
-        """The elements of `x` that `where` leaves."""
-        mask = None if where is None else boolean("where", where)
+    def of(
+        cls, name: str, x: jax.Array, where: ArrayLike | None, **beside: ArrayLike | None
+    ) -> Self:
+        """The elements of `x` that `where` leaves, sharded as they are beside other arguments."""
+        arrays = {name: x, **beside, "where": where}
+        sharding = joint_sharding(x.ndim, arrays, lambda _, y: range(x.ndim - y.ndim, x.ndim))
+        mask = None if where is None else resharded(boolean("where", where), sharding)
         if mask is not None and mask.shape != x.shape:
             raise ValueError(
                 f"where must have the shape of {name} {x.shape}, got shape {mask.shape}"
             )
-        return cls(name, x, mask)
+        return cls(name, resharded(x, sharding), mask)
 
     def fill_masked(self, x: jax.Array, value: float) -> jax.Array:
-        """`value` in the elements that do not count."""
+        """`x` sharded like the elements, with `value` in those that do not count."""
+        x = resharded(x, explicit_sharding(self.like))
         return x if self.counted is None else jnp.where(self.counted, x, value)
 
     def probabilities(self, x: jax.Array) -> jax.Array:

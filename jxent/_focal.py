@@ -64,7 +64,7 @@ def poly_loss_cross_entropy(
       >>> print(jxent.poly_loss_cross_entropy([0.0, 0.0], [1.0, 0.0], epsilon=2.0))
       1.6931
     """
-    rows, z = rows_of("logits", logits, axis, where)
+    rows, z = rows_of("logits", logits, axis, where, labels=labels)
     y = rows.distributions("labels", labels, z, "jax.nn.one_hot")
     # Two terms use both arrays. Upcast here, their gradients are added before they are rounded.
     z, y = upcast(computed_once(z), y)
@@ -116,7 +116,7 @@ def softmax_focal_loss_with_integer_labels(
       >>> print(jxent.softmax_focal_loss_with_integer_labels([0.0, 0.0], 0))
       0.1733
     """
-    rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, absent=None)
+    rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, class_weights)
     losses = surprisals((), z, y, None, rows.mask).of_label
     losses = _focal(losses, scalar("gamma", gamma, losses))
     weights = rows.class_weights("class_weights", class_weights, losses)
@@ -166,7 +166,7 @@ def sigmoid_focal_loss(
       [1.7329e-01 9.3566e-14]
     """
     array = floating("logits", logits)
-    elements = Elements.of("logits", array, where)
+    elements = Elements.of("logits", array, where, labels=labels)
     weights = elements.binary_weights(labels)
     z, positive, negative = upcast(elements.fill_masked(array, 0.0), *weights)
     losses = _binary_focal(z, positive, negative, scalar("gamma", gamma, z))

@@ -54,7 +54,7 @@ def cross_entropy_with_integer_labels(
       >>> print(jxent.cross_entropy_with_integer_labels([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]], [2, 0]))
       [0.5108 1.2040]
     """
-    rows, x, y = labelled_rows("q", q, labels, axis, where, ignore_index, absent=0.0)
+    rows, x, y = labelled_rows("q", q, labels, axis, where, ignore_index, class_weights, absent=0.0)
     likelihood = _at_known_label(x, y)
     weights = rows.class_weights("class_weights", class_weights, x)
     weight = jnp.ones_like(likelihood) if weights is None else weight_of_label(weights, y)
@@ -106,7 +106,9 @@ def negative_log_likelihood(
       >>> print(jxent.negative_log_likelihood(log_probs, [0, 0]))
       [1.2693e-01 2.0612e-09]
     """
-    rows, z, y = labelled_rows("log_probs", log_probs, labels, axis, where, ignore_index)
+    rows, z, y = labelled_rows(
+        "log_probs", log_probs, labels, axis, where, ignore_index, class_weights, absent=-jnp.inf
+    )
     (z,) = upcast(z)
     losses = -_at_known_label(z, y)
     weights = rows.class_weights("class_weights", class_weights, losses)

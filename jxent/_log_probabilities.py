@@ -50,7 +50,7 @@ def kl_divergence(
       >>> print(jxent.kl_divergence(jnp.log(jnp.array([0.25, 0.25, 0.5])), [0.5, 0.5, 0.0]))
       0.6931
     """
-    rows, log_q = rows_of("log_predictions", log_predictions, axis, where)
+    rows, log_q = rows_of("log_predictions", log_predictions, axis, where, targets=targets)
     t = rows.distributions("targets", targets, log_q, "negative_log_likelihood")
     return rows.zero_masked(_kl(log_q, t))
 
@@ -94,7 +94,7 @@ def kl_divergence_with_log_targets(
       >>> print(jxent.kl_divergence_with_log_targets(quarter, half))
       0.1438
     """
-    rows, log_q = rows_of("log_predictions", log_predictions, axis, where)
+    rows, log_q = rows_of("log_predictions", log_predictions, axis, where, log_targets=log_targets)
     log_p = rows.beside("log_targets", log_targets)
     return rows.zero_masked(_kl_of_logs(log_q, log_p))
 
@@ -137,7 +137,7 @@ def generalized_kl_divergence(
       >>> print(jxent.generalized_kl_divergence(jnp.log(jnp.array([0.5, 1.0])), [1.0, 1.0]))
       0.1931
     """
-    rows, log_q = rows_of("log_predictions", log_predictions, axis, where)
+    rows, log_q = rows_of("log_predictions", log_predictions, axis, where, targets=targets)
     t = rows.distributions("targets", targets, log_q, "jax.nn.one_hot")
     return rows.zero_masked(_generalized_kl(log_q, t))
 

@@ -169,7 +169,7 @@ def binary_cross_entropy(
       [0.6931  0.1054 0.        ]
     """
     x = floating("probs", probs)
-    elements = Elements.of("probs", x, where)
+    elements = Elements.of("probs", x, where, labels=labels, pos_weight=pos_weight)
     weights = elements.binary_weights(labels, pos_weight, label_smoothing)
     x = elements.probabilities(x)
     return elements.zero_masked(_binary_cross_entropy(x, *weights))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, axes_of, check_not_negative, elementwise, floating
 from ._dtypes import upcast
+from ._elements import Elements
 
 
 def weighted_mean(
@@ -43,7 +44,7 @@ def weighted_mean(
       >>> print(jxent.weighted_mean([1.0, 3.0], [False, False]))
       0.0
     """
-    values = floating("losses", losses)
+    values = Elements.of("losses", floating("losses", losses), None, weights=weights).like
     w = (
         jnp.ones_like(values)
         if weights is None

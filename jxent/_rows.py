@@ -6,8 +6,9 @@ the logit -inf, or the probability 0. An example that does not count has harmles
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +31,13 @@ from ._mask import Mask
 from ._sharding import (
     AxisName,
     MeshAxes,
+    along,
     bound_axes,
     check_replicated,
-    explicit_sharding,
     in_any_shard,
+    joint_sharding,
     number_of_shards,
+    resharded,
     sum_classes,
 )
 
@@ -52,7 +55,7 @@ class Rows:
     counted: jax.Array | None = None
     """Which examples count, ``[...]``; None: all."""
     sharding: jax.sharding.NamedSharding | None = None
-    """The sharding of ``[..., classes]``, if its type has one."""
+    """The sharding of `shape` beside all arguments, if the type of one of them has one."""
     mesh_axes: MeshAxes = ()
     """The mesh axes that the classes are spread over; arrays then have the classes of one shard."""
 
@@ -64,16 +67,17 @@ class Rows:
         axis: Axis,
         where: ArrayLike | None,
         class_axis_name: AxisName | None = None,
+        **beside: ArrayLike | None,
     ) -> Self:
-        """The rows of `x` along `axis`, without what `where` leaves out."""
+        """The rows of `x` along `axis` without what `where` leaves out, beside other arguments."""
         axes = axes_of(name, x.ndim, axis)
         if x.ndim == 0:
             raise ValueError(f"{name} must have an axis of classes, got shape ()")
         rows = cls(name, x.shape, axes, mesh_axes=bound_axes(class_axis_name))
         if not rows.axes or math.prod(rows.classes) == 0:
             raise ValueError(f"{name} must have at least one class, got shape {x.shape}")
-        if explicit_sharding(x):
-            rows = replace(rows, sharding=explicit_sharding(rows.canonical(x)))
+        arrays = {name: x, **beside, "where": where}
+        rows = replace(rows, sharding=joint_sharding(x.ndim, arrays, rows._axes_along))
         if where is None:
             return rows
         mask = boolean("where", where)
@@ -83,7 +87,7 @@ class Rows:
             return replace(rows, present=present, counted=counted)
         if mask.shape == rows.examples:
             check_replicated("where", mask, rows.mesh_axes)
-            return replace(rows, counted=mask)
+            return replace(rows, counted=resharded(mask, rows.along()))
         raise ValueError(
             f"where must have the shape of {name} {x.shape} or of its examples {rows.examples},"
             f" got shape {mask.shape}"
@@ -91,11 +95,26 @@ class Rows:
 
     @property
     def examples(self) -> tuple[int, ...]:
-        return tuple(n for i, n in enumerate(self.shape) if i not in self.axes)
+        return tuple(self.shape[i] for i in self._example_axes)
+
+    @property
+    def _example_axes(self) -> tuple[int, ...]:
+        return tuple(i for i in range(len(self.shape)) if i not in self.axes)
 
     @property
     def classes(self) -> tuple[int, ...]:
         return tuple(self.shape[i] for i in self.axes)
+
+    def _axes_along(self, name: str, x: jax.Array) -> Sequence[int | None]:
+        """The axes of `shape` that an argument lies along; None for one of its own."""
+        if x.ndim == len(self.shape):
+            return [i if n == self.shape[i] else None for i, n in enumerate(x.shape)]
+        is_number = jnp.issubdtype(x.dtype, jnp.floating) or name == "class_weights"
+        return self.axes if is_number else self._example_axes
+
+    def along(self, *dimensions: Any) -> jax.sharding.NamedSharding | None:
+        """The sharding of an array of the examples that has these dimensions, too."""
+        return along((*self._example_axes, *dimensions), self.sharding)
 
     def number_present(self) -> jax.Array | int:
         """How many classes count; ``[..., 1]`` where that differs between examples."""
@@ -105,12 +124,18 @@ class Rows:
 
     def canonical(self, x: jax.Array) -> jax.Array:
         """``[..., classes]``, from the layout the user gave."""
-        x = jnp.moveaxis(x, self.axes, range(-len(self.axes), 0))
-        return x if len(self.axes) == 1 else x.reshape((*self.examples, math.prod(self.classes)))
+        x = jnp.moveaxis(resharded(x, self.sharding), self.axes, range(-len(self.axes), 0))
+        shape = (*self.examples, math.prod(self.classes))
+        return x if x.ndim == len(shape) else x.reshape(shape, out_sharding=self.along(self.axes))
+
+    def _row(self, x: jax.Array) -> jax.Array:
+        """``[classes]``, from the layout the user gave."""
+        x = resharded(x, along(self.axes, self.sharding))
+        return x if x.ndim == 1 else x.reshape(-1, out_sharding=along([self.axes], self.sharding))
 
     def to_user_layout(self, x: jax.Array) -> jax.Array:
         """The layout the user gave, from ``[..., classes]``."""
-        x = x.reshape(self.examples + self.classes)
+        x = x.reshape(self.examples + self.classes, out_sharding=self.along(*self.axes))
         return jnp.moveaxis(x, range(-len(self.axes), 0), self.axes)
 
     def beside(self, name: str, x: ArrayLike, absent: float | None = -math.inf) -> jax.Array:
@@ -132,7 +157,8 @@ class Rows:
             x = self.canonical(x)
         else:
             shape = (*self.examples, math.prod(self.classes))
-            x = broadcast(x.reshape(-1), x, shape, self.sharding)
+            row = self._row(x) if x.ndim else x.reshape(-1)
+            x = broadcast(row, x, shape, self.along(self.axes))
         return x if absent is None else self.fill_masked(x, absent, 0.0)
 
     def fill_masked(self, x: jax.Array, absent: float, uncounted: float) -> jax.Array:
@@ -179,7 +205,7 @@ class Rows:
         check_replicated("labels", array, self.mesh_axes)
         # At least 32 bits, so that the labels can be compared with every class number.
         array = array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
-        array = jnp.broadcast_to(array, self.examples)
+        array = resharded(jnp.broadcast_to(array, self.examples), self.along())
         rows = self
         if ignore_index is not None:
             counted = _differs(array, ignore_index)
@@ -197,7 +223,7 @@ class Rows:
                 f"{name} must have one weight per class of {self.name}, shape {self.classes},"
                 f" got shape {array.shape}"
             )
-        return array.reshape(-1).astype(computing_dtype(like))
+        return self._row(array).astype(computing_dtype(like))
 
     def zero_masked(self, losses: jax.Array) -> jax.Array:
         """The loss 0, with the gradient 0, for the examples that do not count."""
@@ -211,9 +237,10 @@ def rows_of(
     where: ArrayLike | None,
     class_axis_name: AxisName | None = None,
     absent: float | None = -math.inf,
+    **beside: ArrayLike | None,
 ) -> tuple[Rows, jax.Array]:
     """The rows of `x`, and `x` as in `Rows.beside`; unfilled if `absent` is None."""
-    rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name)
+    rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name, **beside)
     return rows, rows.beside(name, array, absent)
 
 
@@ -224,11 +251,13 @@ def labelled_rows(
     axis: Axis,
     where: ArrayLike | None,
     ignore_index: int | None,
+    class_weights: ArrayLike | None,
     class_axis_name: AxisName | None = None,
-    absent: float | None = -math.inf,
+    absent: float | None = None,
 ) -> tuple[Rows, jax.Array, jax.Array]:
     """The rows of `x` without those that are ignored, `x`, and its labels."""
-    rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name)
+    beside = {"labels": labels, "class_weights": class_weights}
+    rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name, **beside)
     rows, y = rows.labels(labels, ignore_index)
     return rows, rows.beside(name, array, absent), y
 
@@ -241,7 +270,7 @@ def two_distributions(
     one_hot = not jnp.issubdtype(x.dtype, jnp.floating)
     like = y if one_hot and jnp.issubdtype(y.dtype, jnp.floating) else floating("p", x)
     x = real("p", x, like)
-    rows = Rows.of("p", x, axis, where)
+    rows = Rows.of("p", x, axis, where, q=y)
     return rows, rows._placed("p", x, 0.0), rows.distributions("q", y, like, of_labels)
 
 

@@ -5,10 +5,13 @@ classes, in the order of the shards. What belongs to an example (its label, its 
 the same on every shard of its classes, and its type says so.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 AxisName: TypeAlias = str | tuple[str, ...]
 MeshAxes: TypeAlias = tuple[str, ...]
@@ -33,12 +36,17 @@ def bound_axes(class_axis_name: AxisName | None) -> MeshAxes:
 
 def axes_named(argument: str, name: AxisName | None) -> MeshAxes:
     """The names as a tuple."""
-    axes = () if name is None else name if isinstance(name, tuple) else (name,)
+    axes = as_tuple(name)
     if not all(isinstance(axis, str) for axis in axes) or len(set(axes)) < len(axes):
         raise ValueError(
             f"{argument} must be the name of a mesh axis or a tuple of different ones, got {name!r}"
         )
     return axes
+
+
+def as_tuple(names: Any) -> tuple[Any, ...]:
+    """None as no name, and one name as a tuple: so that an entry of a spec is the axes in it."""
+    return () if names is None else names if isinstance(names, tuple) else (names,)
 
 
 def number_of_shards(axes: MeshAxes) -> int:
@@ -82,13 +90,57 @@ def varying_axes(x: jax.Array) -> frozenset[Any]:
     return frozenset(jax.typeof(x).mat.varying)
 
 
-def explicit_sharding(x: jax.Array) -> jax.sharding.NamedSharding | None:
+def explicit_sharding(x: jax.Array) -> NamedSharding | None:
     """The sharding that the type of `x` has on a mesh with explicit axes; None if it has none.
 
     For an array that has one, JAX refuses a gather and a reshape of the classes as ambiguous.
     """
     sharding = jax.typeof(x).sharding
     return sharding if any(axis is not None for axis in sharding.spec) else None
+
+
+def joint_sharding(
+    rank: int, arrays: Mapping[str, Any], axes_of: Callable[[str, jax.Array], Sequence[int | None]]
+) -> NamedSharding | None:
+    """The sharding of an array along whose axes these lie, if the type of one of them has one.
+
+    A dimension is spread over the mesh axes that one of them names, as in JAX's own arithmetic. So
+    to bring one to this sharding is to cut it: nothing is sent, until its cotangent comes back.
+    """
+    given = {name: x for name, x in arrays.items() if isinstance(x, jax.Array)}
+    shardings = {name: own for name, x in given.items() if (own := explicit_sharding(x))}
+    entries = [
+        (name, i, axes)
+        for name, own in shardings.items()
+        for i, axes in zip(axes_of(name, given[name]), own.spec, strict=False)
+        if i is not None and axes is not None
+    ]
+    for (a, i, of_a), (b, j, of_b) in combinations(entries, 2):
+        if of_a != of_b if i == j else {*as_tuple(of_a)} & {*as_tuple(of_b)}:
+            raise ValueError(
+                f"{b} must be sharded in a way that suits {a}, got {shardings[b].spec} beside"
+                f" {shardings[a].spec}: change one of them with jax.sharding.reshard"
+            )
+    spec = {i: axes for _, i, axes in entries}
+    whole = PartitionSpec(*map(spec.get, range(rank)))
+    return next((own.update(spec=whole) for own in shardings.values()), None)
+
+
+def along(dimensions: Sequence[Any], sharding: NamedSharding | None) -> NamedSharding | None:
+    """The sharding of what has these dimensions of an array, each alone, merged, or none."""
+    if sharding is None:
+        return None
+    merged = [sum((as_tuple(sharding.spec[i]) for i in as_tuple(d)), ()) for d in dimensions]
+    return sharding.update(spec=PartitionSpec(*merged))
+
+
+def resharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+    """`x` with this sharding, if there is one. Its cotangent gets the sharding that `x` had."""
+    own: Any = jax.typeof(x).sharding
+    # Outside of `jax.set_mesh` JAX brings nothing from a single device to a mesh.
+    is_elsewhere = own.mesh.empty and jax.sharding.get_abstract_mesh().empty
+    moves = sharding is not None and own.spec != sharding.spec and not is_elsewhere
+    return jax.sharding.reshard(x, sharding) if moves else x
 
 
 def automatic_axes(x: jax.Array) -> tuple[Any, ...]:

@@ -90,7 +90,7 @@ def sigmoid_binary_cross_entropy(
       [6.9315e-01 2.0612e-09 1.0000e+03]
     """
     z = floating("logits", logits)
-    elements = Elements.of("logits", z, where)
+    elements = Elements.of("logits", z, where, labels=labels, pos_weight=pos_weight)
     positive, negative = elements.binary_weights(labels, pos_weight, label_smoothing)
     return elements.zero_masked(binary_loss(elements.fill_masked(z, 0.0), positive, negative))
 
@@ -131,8 +131,8 @@ def sigmoid_kl_divergence(
       [1.2500e-13 1.2011e-01]
     """
     z_q = floating("logits", logits)
-    z_p = elementwise("target_logits", target_logits, "logits", z_q)
-    elements = Elements.of("logits", z_q, where)
+    elements = Elements.of("logits", z_q, where, target_logits=target_logits)
+    z_p = elementwise("target_logits", target_logits, "logits", elements.like)
     z_q, z_p = elements.fill_masked(z_q, 0.0), elements.fill_masked(z_p, 0.0)
     return elements.zero_masked(_sigmoid_kl(z_q, z_p))
 

@@ -13,6 +13,7 @@ from ._elementary import exp, expm1, log, log1p, with_partials
 from ._mask import EVERYTHING
 from ._numerics import divergence_terms, log_of_complement, nan_where
 from ._rows import Rows, rows_of
+from ._sharding import resharded
 from ._shares import at, log_shares
 from ._statistics.surprisals import surprisals
 
@@ -80,7 +81,8 @@ def softmax_kl_divergence_with_top_k_targets(
       ... )
       0.1733
     """
-    rows, z = rows_of("logits", logits, _single(axis), where, absent=None)
+    beside = {"target_indices": target_indices, "target_log_probs": target_log_probs}
+    rows, z = rows_of("logits", logits, _single(axis), where, None, absent=None, **beside)
     index, log_p = _targets(rows, target_indices, target_log_probs)
     # Rounded in the dtype that was given, the probabilities of all classes sum to nearly 1.
     dtype, classes = computing_dtype(z, log_p), z.shape[-1]
@@ -132,7 +134,8 @@ def _targets(
                 f" classes, where both have k, got target_indices {index.shape} and"
                 f" target_log_probs {log_p.shape}"
             )
-    index, log_p = (jnp.moveaxis(x, axis, -1) for x in (index, log_p))
+    # JAX does not sort what is spread.
+    index, log_p = (resharded(jnp.moveaxis(x, axis, -1), rows.along(None)) for x in (index, log_p))
     if rows.counted is not None:
         log_p = jnp.where(rows.counted[..., None], log_p, -jnp.inf)
     return index, log_p

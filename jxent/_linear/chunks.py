@@ -27,7 +27,7 @@ class Name(NamedTuple):
 
 
 Arrays: TypeAlias = dict[Name, jax.Array]
-COUNTED, WEIGHTS = Name("counted"), Name("weights")
+COUNTED, WEIGHTS = Name("counted", "where"), Name("weights")
 DIMENSIONS = {
     "inputs": "ef",
     "kernel": "fc",

@@ -9,7 +9,7 @@ import jax
 from jax.export import is_symbolic_dim
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from .._sharding import MeshAxes
+from .._sharding import MeshAxes, as_tuple
 from .chunks import DIMENSIONS, Arrays, Name, Plan
 from .closures import Loss
 
@@ -59,8 +59,7 @@ def _spec_of(name: Name, examples: PartitionSpec, classes: MeshAxes) -> Partitio
 
 
 def _axes_in(spec: PartitionSpec) -> MeshAxes:
-    dimensions = [a if isinstance(a, tuple) else (a,) for a in spec if a is not None]
-    return sum(dimensions, ())
+    return sum(map(as_tuple, spec), ())
 
 
 def _checked(

@@ -20,6 +20,7 @@ from .._sharding import (
     bound_axes,
     check_replicated,
     explicit_sharding,
+    joint_sharding,
     varying_axes,
 )
 from .chunks import (
@@ -80,6 +81,8 @@ def with_weights(
     w = elementwise("weights", weights, "the examples", like).astype(like.dtype)
     if reduction == "mean":
         check_not_negative("weights", weights, NO_MEAN)
+    given = {str(name): x for name, x in arrays.items() if is_of_examples(name)}
+    joint_sharding(w.ndim, given | {"weights": weights}, lambda *_: range(w.ndim))  # May refuse.
     inputs = [x for name, x in arrays.items() if name.kind == "inputs"]
     usable = [jnp.all(jnp.isfinite(x), axis=-1) for x in inputs]
     usable += [] if has_loss is None else [has_loss]
