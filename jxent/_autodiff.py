@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from ._dtypes import upcast
-from ._pushforward import Out, of_perturbed_alone, pushforward
+from ._pushforward import Out, of_perturbed_alone, pushforward, refused
 from ._sharding import MeshAxes, varying_axes
 
 
@@ -92,8 +92,7 @@ def in_every_mode(
     reverse: jax.custom_vjp[Any],
     mesh_axes: MeshAxes = (),
     of_classes: tuple[bool | None, ...] = (),
-    *,
-    has_aux: bool = False,
+    of_aux: tuple[bool, ...] = (),
 ) -> Callable[..., Any]:
     """The function of a `jax.custom_vjp`, with forward mode added.
 
@@ -102,15 +101,23 @@ def in_every_mode(
     pulled back, and the pullback is transposed. Only the perturbed arguments take part. The others
     would cost residuals, and an infinite cotangent that nobody asked for would turn into NaN.
 
-    With `has_aux` the function returns ``(out, aux)``, and `aux`, arrays of any dtype, is not
-    differentiated.
+    With `of_aux` the function returns ``(out, aux)``, and `aux`, arrays of any dtype, is not
+    differentiated: to do so for an argument for which `of_aux` has True is an error.
     """
 
-    def tangent(primals: Any, tangents: Any) -> tuple[Any, Any, tuple[Any, ...]]:
+    def tangent(primals: Any, tangents: Any) -> tuple[Any, Any]:
         of_perturbed, values, dots = of_perturbed_alone(reverse, primals, tangents)
         vjp: Any = jax.vjp
-        out, pullback, *aux = vjp(of_perturbed, *values, has_aux=has_aux)
-        return out, pushforward(pullback, out, dots), tuple(aux)
+        out, pullback, *aux = vjp(of_perturbed, *values, has_aux=bool(of_aux))
+        out_dot = pushforward(pullback, out, dots)
+        if not of_aux:
+            return out, out_dot
+        dots = tuple(
+            dot
+            for dot, is_of_aux in zip(tangents, of_aux, strict=True)
+            if is_of_aux and not isinstance(dot, SymbolicZero)
+        )
+        return (out, *aux), (out_dot, *jax.tree.map(partial(refused, dots=dots), aux))
 
     # It calls the plain function, not `reverse`: where JAX evaluates only a part of a loop it
     # forgets this rule, and would then find a `jax.custom_vjp`, which has no forward mode.
@@ -127,18 +134,15 @@ def in_every_mode(
 
     @partial(function.defjvp, symbolic_zeros=True)
     def function_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
-        out, out_dot, aux = tangent(primals, tangents)
-        out = known(out, *primals)
-        if not has_aux:
-            return out, out_dot
-        return (out, *aux), (out_dot, *jax.tree.map(SymbolicZero.from_primal_value, aux))
+        out, out_dot = tangent(primals, tangents)
+        return known(out, *primals), out_dot
 
     @partial(known.defjvp, symbolic_zeros=True)
     def known_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
         out, *args = primals
         dots = tuple(tangents[1:])
         if all(isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(dots)):
-            return out, jax.tree.map(jnp.zeros_like, out)
+            return out, jax.tree.map(SymbolicZero.from_primal_value, out)
         return known(out, *args), tangent(tuple(args), dots)[1]
 
     # It is compiled as one program. Otherwise each eager call would dispatch some thirty programs.

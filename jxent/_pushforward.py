@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -31,6 +32,17 @@ def pushforward(pullback: Callable[..., Any], out: Any, dots: tuple[jax.Array, .
     avals = tuple(jax.typeof(x).to_tangent_aval() for x in outs)
     out_dots = _pushforward.bind(*kept, *dots, pullback=pullback_tree, out=out_tree, avals=avals)
     return jax.tree.unflatten(out_tree, out_dots)
+
+
+def refused(x: jax.Array, dots: Leaves) -> Any:
+    """The tangent of what is not differentiated: 0, though the arguments have the tangents `dots`.
+
+    A cotangent comes back to it if the gradient is wanted of something that it is a part of, and
+    to nothing that is merely returned. Then JAX stops with an error.
+    """
+    if not dots or not jnp.issubdtype(x.dtype, jnp.floating):
+        return SymbolicZero.from_primal_value(x)
+    return _refused.bind(x, *dots)
 
 
 def of_perturbed_alone(
@@ -102,3 +114,23 @@ ad.primitive_transposes[_pushforward] = _transposed
 ad.primitive_jvps[_pushforward] = _tangents
 batching.primitive_batchers[_pushforward] = _mapped
 mlir.register_lowering(_pushforward, mlir.lower_fun(_written_out, multiple_results=True))
+
+
+def _zero(x: jax.Array, *dots: jax.Array) -> jax.Array:
+    return jnp.zeros_like(x)
+
+
+def _refuse(*args: Any) -> Leaves:
+    raise TypeError(
+        "aux, what loss returns beside its losses, must not be differentiated, but a gradient of it"
+        " is taken: write its part of the objective into the losses, or jax.lax.stop_gradient(aux)"
+    )
+
+
+_refused = Primitive("refused")
+_refused.def_impl(_zero)
+_refused.def_abstract_eval(lambda x, *dots: x.to_tangent_aval())
+ad.primitive_transposes[_refused] = _refuse
+ad.primitive_jvps[_refused] = lambda args, _: (_refused.bind(*args), ad.Zero(jax.typeof(args[0])))
+batching.primitive_batchers[_refused] = lambda args, dims: (_refused.bind(*args), dims[0])
+mlir.register_lowering(_refused, mlir.lower_fun(_zero, multiple_results=False))

@@ -36,7 +36,7 @@ def values_of(plan: Plan) -> Any:
         return _cotangents(plan, gradients, arrays)
 
     reverse.defvjp(fwd, bwd, symbolic_zeros=True)
-    return in_every_mode(reverse, plan.mesh_axes, of_classes(plan), has_aux=True)
+    return in_every_mode(reverse, plan.mesh_axes, of_classes(plan), _of_aux(plan))
 
 
 def total_of(plan: Plan) -> Any:
@@ -75,7 +75,7 @@ def total_of(plan: Plan) -> Any:
         return _cotangents(plan, scaled, dtypes)
 
     reverse.defvjp(fwd, bwd, symbolic_zeros=True)
-    return in_every_mode(reverse, plan.mesh_axes, of_classes(plan), has_aux=True)
+    return in_every_mode(reverse, plan.mesh_axes, of_classes(plan), _of_aux(plan))
 
 
 remembered_values_of, remembered_total_of = lru_cache(values_of), lru_cache(total_of)
@@ -85,6 +85,11 @@ remembered_values_of, remembered_total_of = lru_cache(values_of), lru_cache(tota
 def of_classes(plan: Plan) -> tuple[bool | None, ...]:
     """Of each array, whether each shard of the classes has its own; None where its type says it."""
     return tuple(None if name.kind == "captured" else is_of_classes(name) for name in plan.names)
+
+
+def _of_aux(plan: Plan) -> tuple[bool, ...]:
+    """Of each array, whether what comes back beside the losses is a function of it."""
+    return tuple(name != WEIGHTS for name in plan.names)
 
 
 def _without_weightless(arrays: Arrays) -> Arrays:
@@ -155,7 +160,7 @@ def _outputs_and_gradients(
 
         heads = {name.which for name in of_products}
         of_wanted = {i: z for i, z in products.items() if i in heads}
-        outs, pullback, aux = jax.vjp(outputs, of_wanted, others, has_aux=True)
+        outs, pullback, aux = jax.vjp(outputs, of_wanted, others, _of_aux(plan))
         given = [rows[name].astype(x.dtype) for name, x in zip(numbers, outs, strict=False)]
         to_products, gradients = pullback(tuple(given) or jax.tree.map(jnp.ones_like, outs))
         for i, to_product in to_products.items():
