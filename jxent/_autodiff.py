@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from ._dtypes import upcast
@@ -123,14 +124,14 @@ def in_every_mode(
     # forgets this rule, and would then find a `jax.custom_vjp`, which has no forward mode.
     @jax.custom_jvp
     def function(*args: Any) -> Any:
-        return reverse.fun(*args)
+        return _mapped_alike(reverse.fun(*args), args)
 
     # A value that came with its derivative may be differentiated again, and must then meet the
     # rule again. The operations of `fwd` themselves have derivatives that lose bits to
     # cancellation, and NaN from branches that were not taken.
     @jax.custom_jvp
     def known(out: Any, *args: Any) -> Any:
-        return out
+        return _mapped_alike(out, args)
 
     @partial(function.defjvp, symbolic_zeros=True)
     def function_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
@@ -148,6 +149,24 @@ def in_every_mode(
     # It is compiled as one program. Otherwise each eager call would dispatch some thirty programs.
     compiled = jax.jit(function)
     return lambda *args: compiled(*aligned(args, mesh_axes, of_classes or (True,) * len(args)))
+
+
+@custom_vmap
+def _mapped_alike(out: Out, args: tuple[Any, ...]) -> Out:
+    """`out`, which `vmap` maps as a whole if it maps an argument, as it maps the tangents.
+
+    JAX takes a value that is the same for all for one that it is not, if its tangent differs.
+    """
+    return out
+
+
+@_mapped_alike.def_vmap
+def _mapped_alike_rule(size: int, is_mapped: Any, out: Any, args: Any) -> tuple[Any, Any]:
+    def mapped(x: jax.Array, is_mapped: bool) -> jax.Array:
+        return x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+
+    out = jax.tree.map(mapped, out, is_mapped[0])
+    return _mapped_alike(out, args), jax.tree.map(lambda _: True, out)
 
 
 def aligned(

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
 from jax.export import is_symbolic_dim
 
 from .._dtypes import computing_dtype
@@ -154,7 +156,8 @@ def _over_those_that_count(
 
     In place of the others the first example that counts is repeated, without weight: what is
     computed of it is as good as what is computed anyway, whereas the others may be NaN, or be no
-    arguments for the loss. What there is for each of the others is 0.
+    arguments for the loss. What there is for each of the others is 0. Where none counts, but chunks
+    are computed for others of a `vmap` or a mesh, ones and the label 0 take its place.
     """
     counted, examples = arrays[COUNTED], number_of_examples(arrays)
     arrays = {name: x for name, x in arrays.items() if name != COUNTED}
@@ -172,6 +175,10 @@ def _over_those_that_count(
             for name in rows:
                 if name.kind in ("weights", "cotangents"):
                     rows[name] = jnp.where(is_counted, rows[name], 0)
+                elif jnp.issubdtype(rows[name].dtype, np.number) and is_of_examples(name):
+                    is_floating = jnp.issubdtype(rows[name].dtype, np.floating)
+                    harmless = jnp.asarray(is_floating, rows[name].dtype)
+                    rows[name] = jnp.where(count > 0, rows[name], harmless)
             carry, outs = step(carry, rows)
             return carry, jax.tree.map(partial(_zero_unless, is_counted), outs)
 
@@ -181,12 +188,28 @@ def _over_those_that_count(
 
         if not may_skip:
             return compute(carry, arrays)
-        result: tuple[Any, Any] = jax.lax.cond(is_counted[0], compute, skip, carry, arrays)
+        is_needed = _anywhere(is_counted[0])
+        result: tuple[Any, Any] = jax.lax.cond(is_needed, compute, skip, carry, arrays)
         return result
 
     carry, outs = _in_chunks(examples, size, (arrays, order, count), chunk, carry)
     back = jnp.argsort(order)
     return carry, jax.tree.map(lambda x: jnp.take(x, back, axis=0, mode="clip"), outs)
+
+
+@custom_vmap
+def _anywhere(condition: jax.Array) -> jax.Array:
+    """The condition; under `vmap`, whether it holds anywhere.
+
+    So `vmap` skips what nobody needs. Its own rule for conditions that differ computes everything,
+    and then selects by operations that JAX cannot transpose.
+    """
+    return condition
+
+
+@_anywhere.def_vmap
+def _anywhere_rule(size: int, is_mapped: Any, conditions: jax.Array) -> tuple[jax.Array, bool]:
+    return _anywhere(jnp.any(conditions, axis=0)), False
 
 
 def _zero_unless(counted: jax.Array, x: jax.Array) -> jax.Array:

@@ -167,6 +167,10 @@ def _outputs_and_gradients(
             gradients |= gradients_of_product(plan, rows, i, to_product, of_products)
         totals = {name: totals[name] + gradients[name] for name in shared}
         of_rows = {name: x for name, x in gradients.items() if is_of_examples(name)}
+        if given:
+            # JAX cannot transpose a chunk if one of its results does not depend on the cotangents.
+            nothing = jnp.sum(jnp.where(False, given[0], 0))
+            of_rows = {name: x + nothing.astype(x.dtype) for name, x in of_rows.items()}
         return totals, (outs, aux, of_rows)
 
     zeros = {name: jnp.zeros_like(arrays[name], _gradient_dtype(arrays, name)) for name in shared}
