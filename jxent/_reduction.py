@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from ._arguments import ArrayLike, Axis, axes_of, check_not_negative, elementwise, floating
 from ._dtypes import upcast
 from ._elements import Elements
+from ._numerics import nan_where
 
 
 def weighted_mean(
@@ -30,6 +31,8 @@ def weighted_mean(
       ValueError: a shape or `axis` does not fit, or a concrete weight is negative.
 
     Note:
+      A negative weight that is traced, and cannot raise, makes the mean NaN.
+
       A loss with the weight 0 contributes nothing, be it NaN or infinite. Its gradient is 0, but
       what made it NaN may still turn that 0 into NaN: leave such examples out of the loss itself,
       with ``where`` or ``ignore_index``.
@@ -53,7 +56,7 @@ def weighted_mean(
     check_not_negative("weights", weights, "Write jnp.sum(weights * losses) over a number")
     values, w = upcast(values, w)
     axes = axes_of("losses", values.ndim, axis)
-    total = jnp.sum(w, axis=axes)
+    total = nan_where(jnp.any(w < 0, axis=axes), jnp.sum(w, axis=axes))
     weightless = (w == 0) & ~jnp.isfinite(values)
     weighted = jnp.sum(w * jnp.where(weightless, 0.0, values), axis=axes)
     return mean(weighted, total)

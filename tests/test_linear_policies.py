@@ -100,6 +100,41 @@ def test_an_impossible_label_without_weight(reduction):
     np.testing.assert_allclose(gradient, [0.0, np.log(CLASSES - 1)], rtol=1e-6)
 
 
+def test_a_negative_weight_that_is_traced():
+    """It cannot raise: a mean is NaN with its gradients, unless the weight does not count."""
+    x, w = np.ones((4, FEATURES), np.float32), np.ones((FEATURES, CLASSES), np.float32)
+    labels, mask = np.array([0, IGNORED, 1, 2]), np.arange(CLASSES) != 5
+
+    def of_head(x, w, weights, class_weights):
+        return jxent.linear_softmax_cross_entropy(
+            x, w, labels, weights=weights, class_weights=class_weights, class_mask=mask,
+            ignore_index=IGNORED, chunk_size=2,
+        )  # fmt: skip
+
+    def of_policy(x, w, weights, _):
+        policy = jxent.chunked(jxent.softmax_entropy, reduction="mean", chunk_size=2)
+        return policy(jxent.LinearLogits(x, w), weights=weights, where=labels != IGNORED)
+
+    @fast_jit
+    def program(*args):
+        results = [jax.value_and_grad(f, (0, 1))(*args) for f in (of_head, of_policy)]
+        return [(value, to_x, to_w[:, mask]) for value, (to_x, to_w) in results]
+
+    ones, of_classes = np.ones(4, np.float32), np.ones(CLASSES, np.float32)
+    for example, number, expected in [
+        (0, None, [True, True]),
+        (1, None, [False, False]),
+        (None, 3, [True, False]),
+        (None, 5, [False, False]),
+    ]:
+        weights, class_weights = ones.copy(), of_classes.copy()
+        weights[[] if example is None else example] = -1
+        class_weights[[] if number is None else number] = -1
+        for results, is_nan in zip(program(x, w, weights, class_weights), expected, strict=True):
+            for got in results:
+                assert np.all(np.isnan(got)) if is_nan else np.all(np.isfinite(got))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -65,6 +65,20 @@ def test_a_loss_with_weight_does_contribute():
     assert jxent.weighted_mean([1.0, math.inf], [1.0, 1.0]) == math.inf
 
 
+def test_a_negative_weight_that_is_traced():
+    """It cannot raise: the mean of its row is NaN, and so is what is differentiated."""
+    weights = np.array([[1.0, -0.5, 2.0], [0.25, 0.0, 0.75]], np.float32)
+
+    def means(x, w):
+        mean = jxent.weighted_mean(x, w, axis=1)
+        return jnp.sum(mean), mean
+
+    gradients, mean = jax.jit(jax.grad(means, (0, 1), has_aux=True))(jnp.array(_LOSSES), weights)
+    np.testing.assert_array_equal(np.isnan(mean), [True, False])
+    for gradient in gradients:
+        np.testing.assert_array_equal(np.isnan(gradient), [[True] * 3, [False] * 3])
+
+
 @pytest.mark.parametrize("weights", [[True, False, True], [1, 0, 1], [1.0, 0.0, 1.0]])
 def test_kinds_of_weights(weights):
     mean = jxent.weighted_mean([1.0, 5.0, 3.0], weights)

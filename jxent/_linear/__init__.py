@@ -9,9 +9,9 @@ from .._arguments import ArrayLike, check_not_negative, is_off, scalar
 from .._cross_entropy import softmax_cross_entropy_with_integer_labels
 from .._dtypes import computing_dtype
 from .._labels import in_range, weight_of_label
-from .._numerics import weighted_cost
+from .._numerics import nan_where, weighted_cost
 from .._rows import Rows
-from .._sharding import AxisName, MeshAxes, number_of_shards
+from .._sharding import AxisName, MeshAxes, in_any_shard, number_of_shards
 from .chunks import COUNTED, WEIGHTS, Arrays, Name, Plan
 from .logits import LinearLogits, arrays_of
 from .mesh import AnyMesh
@@ -170,7 +170,9 @@ class CrossEntropy(NamedTuple):
         """The class weights of the labels, by which a mean is divided beside the weights."""
         if CLASS_WEIGHTS not in arrays:
             return None
-        return weight_of_label(arrays[CLASS_WEIGHTS], arrays[LABELS], self.axes)
+        weights, mask = arrays[CLASS_WEIGHTS], arrays.get(Name("class_mask"), True)
+        is_negative = in_any_shard(jnp.any((weights < 0) & mask), self.axes)
+        return nan_where(is_negative, weight_of_label(weights, arrays[LABELS], self.axes))
 
     def assembled(self, outs: tuple[jax.Array, ...], aux: tuple[()]) -> Any:
         """What there is for each example."""

@@ -65,8 +65,8 @@ class Plan(NamedTuple):
     mesh_axes: MeshAxes = ()
     """The mesh axes that the classes are spread over."""
     names: tuple[Name, ...] = ()
-    reduced: bool = False
-    """Whether the sum of the losses is wanted."""
+    reduction: str = "none"
+    """What is wanted: the losses, or their sum or mean."""
     may_skip: bool = True
     """Whether shards may differ in what they skip, and in the cotangents of their sums."""
 

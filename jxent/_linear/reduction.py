@@ -12,6 +12,7 @@ from jax.export import is_symbolic_dim
 from .._arguments import ArrayLike, check_not_negative, elementwise, integer
 from .._autodiff import aligned
 from .._dtypes import computing_dtype
+from .._numerics import nan_where
 from .._reduction import mean
 from .._sharding import (
     AxisName,
@@ -124,16 +125,15 @@ def over_examples(
     if is_symbolic_dim(math.prod(examples)) and COUNTED not in arrays:
         # Their number is not known, so that the last chunk must be like the others.
         arrays = arrays | {COUNTED: jnp.ones(examples, bool)}
-    plan = plan._replace(mesh_axes=axes, names=tuple(arrays), reduced=reduction != "none")
+    plan = plan._replace(mesh_axes=axes, names=tuple(arrays), reduction=reduction)
     totals, each = over_mesh(_of_shard, mesh, example_spec, plan, arrays)
     if reduction == "none":
         return None, each
-    total, count = totals
-    return total if reduction == "sum" else mean(total, count), each
+    return (mean(*totals) if reduction == "mean" else totals[0]), each
 
 
 def _of_shard(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
-    """The sum and the number to divide it by for a mean, if one is wanted; and each example's."""
+    """The sum, if it is wanted, with what it is divided by for a mean; and each example's."""
     shape = arrays[Name("inputs")].shape[:-1]
     arrays = _in_one_dimension(without_masked_classes(arrays))
     values = aligned(tuple(arrays.values()), plan.mesh_axes, of_classes(plan))
@@ -141,8 +141,7 @@ def _of_shard(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
     plan = with_chunk_size(plan, arrays)
     if is_users := isinstance(plan.loss, Loss):
         plan, arrays = _with_captured(plan, arrays)
-    weights = arrays.get(WEIGHTS)
-    if plan.reduced and plan.may_skip:
+    if plan.reduction != "none" and plan.may_skip:
         rule = (total_of if is_users else remembered_total_of)(plan)
         total, aux = rule(*arrays.values())
         outs: tuple[jax.Array, ...] = ()
@@ -150,10 +149,12 @@ def _of_shard(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
         rule = (values_of if is_users else remembered_values_of)(plan)
         outs, aux = rule(*arrays.values())
         total = None
-        if plan.reduced:
-            total, outs = weighted_sum(weights, outs[0]), ()
+        if plan.reduction != "none":
+            total, outs = weighted_sum(arrays.get(WEIGHTS), outs[0]), ()
     each = jax.tree.map(lambda x: x.reshape(shape), plan.loss.assembled(outs, aux))
-    return (() if total is None else (total, _count(plan, arrays, total.dtype))), each
+    if plan.reduction == "mean":
+        return (total, _count(plan, arrays, total.dtype)), each
+    return (total,), each
 
 
 def _in_one_dimension(arrays: Arrays) -> Arrays:
@@ -192,8 +193,10 @@ def _with_captured(plan: Plan, arrays: Arrays) -> tuple[Plan, Arrays]:
 def _count(plan: Plan, arrays: Arrays, dtype: Any) -> jax.Array:
     """What the total is divided by for a mean: the weights of the examples that count."""
     weights = arrays.get(WEIGHTS, jnp.ones(arrays[Name("inputs")].shape[:1], dtype))
+    is_negative = weights < 0
     if (shares := plan.loss.shares(arrays)) is not None:
         weights = weights * shares
     if COUNTED in arrays:
         weights = jnp.where(arrays[COUNTED], weights, 0.0)
-    return jnp.sum(weights.astype(dtype))
+        is_negative &= arrays[COUNTED]
+    return nan_where(jnp.any(is_negative), jnp.sum(weights.astype(dtype)))
