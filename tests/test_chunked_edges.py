@@ -14,6 +14,7 @@ from tiers import quick
 import jxent
 
 X, W = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3), np.eye(3, 4, dtype=np.float32)
+SEQUENCES = np.stack([X, X])
 
 
 def linear(**changes):
@@ -249,6 +250,29 @@ OK = jxent.softmax_entropy
         ({}, (linear(), {"a": [X[:4]]}), {}, ValueError,
          "argument 1['a'][0] must begin with the shape of the examples (5,), got shape (4, 3): what"
          " is the same for all examples belongs into the loss"),
+        ({}, (linear(), np.float32(1)), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (5,), got shape (): what is the same"
+         " for all examples belongs into the loss"),
+        ({}, (linear(inputs=X[None]), X[0, :1]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (1, 5), got shape (1,): repeat it,"
+         " jnp.broadcast_to(x[:, None], (1, 5))"),
+        ({}, (linear(inputs=SEQUENCES), X[0, :1]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (2, 5), got shape (1,): what is the"
+         " same for all examples belongs into the loss"),
+        ({}, (linear(inputs=SEQUENCES), X[:2, 0]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (2, 5), got shape (2,): repeat it,"
+         " jnp.broadcast_to(x[:, None], (2, 5))"),
+        ({}, (linear(inputs=SEQUENCES), X[:, 0]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (2, 5), got shape (5,): repeat it,"
+         " jnp.broadcast_to(x, (2, 5))"),
+        ({}, (linear(inputs=SEQUENCES), X[:2, :1]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (2, 5), got shape (2, 1): repeat it,"
+         " jnp.broadcast_to(x, (2, 5))"),
+        ({}, (linear(inputs=SEQUENCES[None]), X[None, :2, 0]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (1, 2, 5), got shape (1, 2): repeat"
+         " it, jnp.broadcast_to(x[:, :, None], (1, 2, 5))"),
+        ({}, (linear(inputs=SEQUENCES), np.ones((2, 6), int)), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (2, 5), got shape (2, 6)"),
         ({}, (linear(),), {"where": np.ones(4, bool)}, ValueError,
          "where must have the shape of the examples (5,), got shape (4,)"),
         ({}, (linear(),), {"where": np.ones(5)}, TypeError,
@@ -261,7 +285,7 @@ OK = jxent.softmax_entropy
          " Write reduction='sum' and divide by a number, or reduction='none'"),
         ({"loss": lambda z: jnp.mean(OK(z))}, (linear(),), {}, ValueError,
          "loss must return one number for each of the 2 examples of a chunk, shape (2,), got shape"
-         " ()"),
+         " () at [0]"),
         ({"loss": lambda z: {"log": z}}, (linear(),), {}, ValueError,
          "loss must return one number for each of the 2 examples of a chunk, shape (2,), got shape"
          " (2, 4) at [0]['log']"),
@@ -279,5 +303,5 @@ OK = jxent.softmax_entropy
 )  # fmt: skip
 def test_mistakes(options, args, call, error, message):
     options = {"loss": OK, "chunk_size": 2} | options
-    with pytest.raises(error, match=f"^{re.escape(message)}"):
+    with pytest.raises(error, match=rf"^{re.escape(message)}(\n|$)"):
         jxent.chunked(**options)(*args, **call)

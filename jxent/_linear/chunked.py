@@ -167,6 +167,19 @@ def _checked(args: tuple[Any, ...]) -> _Arguments:
         if name.kind == "of examples" and x.shape[: len(examples)] != examples:
             raise ValueError(
                 f"{name} must begin with the shape of the examples {examples}, got shape"
-                f" {x.shape}: what is the same for all examples belongs into the loss"
+                f" {x.shape}{_remedy(x.shape, examples)}"
             )
     return _Arguments(tree, tuple(leaves), arrays, examples)
+
+
+def _remedy(shape: tuple[int, ...], examples: tuple[int, ...]) -> str:
+    """The end of the message: what to do with an argument of this shape."""
+    if shape and shape == examples[: len(shape)]:
+        index = ", ".join([":"] * len(shape) + ["None"] * (len(examples) - len(shape)))
+        return f": repeat it, jnp.broadcast_to(x[{index}], {examples})"
+    fits = len(shape) <= len(examples) and any(n != 1 for n in shape)
+    if fits and all(n in (1, m) for n, m in zip(shape[::-1], examples[::-1], strict=False)):
+        return f": repeat it, jnp.broadcast_to(x, {examples})"
+    if shape[:1] == examples[:1]:
+        return ""
+    return ": what is the same for all examples belongs into the loss"
