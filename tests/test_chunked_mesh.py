@@ -10,7 +10,7 @@ import pytest
 from cases import fast_jit
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from meshes import BOTH, THREE, collectives, mesh_of
+from meshes import BOTH, EXAMPLES_ONLY, THREE, collectives, mesh_of
 from test_chunked import total
 from tiers import quick_rows
 
@@ -153,6 +153,32 @@ def test_a_loss_must_know_of_the_mesh():
     )
     with pytest.raises(ValueError, match=f"^{message}"):
         function(jxent.LinearLogits(np.ones((8, 2), "f"), np.ones((2, 4), "f")))
+
+
+class Settings:
+    """What a loss reads whenever it is traced."""
+
+    factor = 1.0
+
+
+@pytest.mark.parametrize("shape", [None, EXAMPLES_ONLY])
+def test_what_a_loss_closes_over_may_change_between_calls(shape):
+    """A number, an array and an object, in values and gradients: each call is of what they are."""
+    number, array, settings = 2.0, jnp.float32(3.0), Settings()
+    x, w = np.linspace(-1, 1, 16, dtype=np.float32).reshape(8, 2), np.eye(2, 4, dtype=np.float32)
+
+    def loss(logits):
+        return number * array * settings.factor * jxent.logsumexp(logits)
+
+    function = jxent.chunked(loss, reduction="sum", mesh=shape and mesh_of(*shape))
+
+    def value_and_gradient():
+        return jax.value_and_grad(lambda x: function(jxent.LinearLogits(x, w)))(x)
+
+    before = value_and_gradient()
+    number, array, settings.factor = 10.0, jnp.float32(-3.0), 0.125
+    for got, once in zip(value_and_gradient(), before, strict=True):
+        np.testing.assert_allclose(got, 5 * -1 * 0.125 * once, rtol=1e-6)
 
 
 def test_explicit_axes():
