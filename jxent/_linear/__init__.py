@@ -9,7 +9,7 @@ from .._arguments import ArrayLike, check_not_negative, is_off, scalar
 from .._cross_entropy import softmax_cross_entropy_with_integer_labels
 from .._dtypes import computing_dtype
 from .._labels import in_range, weight_of_label
-from .._numerics import nan_where, weighted_cost
+from .._numerics import nan_where
 from .._rows import Rows
 from .._sharding import AxisName, MeshAxes, in_any_shard, number_of_shards
 from .chunks import COUNTED, WEIGHTS, Arrays, Name, Plan
@@ -23,6 +23,7 @@ from .reduction import (
     over_examples,
     with_weights,
 )
+from .rules import weighted
 
 LABELS, CLASS_WEIGHTS = Name("of examples", "labels"), Name("of classes", "class_weights")
 SMOOTHING, Z_LOSS = Name("shared", "label_smoothing"), Name("shared", "z_loss")
@@ -138,11 +139,10 @@ def linear_softmax_cross_entropy(
         classes = w.shape[1] * (number_of_shards(axes) if mesh is None else 1)
         names_class = in_range(arrays[LABELS], classes)[..., 0]
         arrays = with_weights(weights, reduction, arrays, names_class)
-    multiplier = arrays.pop(WEIGHTS, None) if reduction == "none" else None
     plan = Plan(CrossEntropy(axes), precision, checked_size(chunk_size))
     total, losses = over_examples(plan, arrays, reduction, mesh, class_axis_name, example_spec)
-    result: jax.Array = losses[0] if reduction == "none" else total
-    return result if multiplier is None else weighted_cost(multiplier, result)
+    result: jax.Array = weighted(arrays.get(WEIGHTS), losses[0]) if reduction == "none" else total
+    return result
 
 
 class CrossEntropy(NamedTuple):

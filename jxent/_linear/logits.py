@@ -111,7 +111,7 @@ def _class_mask(rows: Rows, class_mask: ArrayLike | None) -> jax.Array | None:
 
 
 def without_masked_classes(arrays: Arrays) -> Arrays:
-    """The arrays with kernels and biases that are 0 in masked classes, were they NaN there."""
+    """The arrays with harmless numbers where they are of masked classes, were they NaN there."""
     changed = dict(arrays)
     for name, mask in arrays.items():
         if name.kind == "class_mask":
@@ -119,6 +119,10 @@ def without_masked_classes(arrays: Arrays) -> Arrays:
             changed[kernel] = jnp.where(mask[None, :], arrays[kernel], 0.0)
             if bias in arrays:
                 changed[bias] = jnp.where(mask, arrays[bias], 0.0)
+            # Class weights, which come with one head, make no masked label possible.
+            for weights in (k for k in arrays if k.kind == "of classes"):
+                is_usable = mask | jnp.isfinite(arrays[weights])
+                changed[weights] = jnp.where(is_usable, arrays[weights], 1.0)
     return changed
 
 

@@ -44,7 +44,7 @@ from .rules import (
     remembered_values_of,
     total_of,
     values_of,
-    weighted_sum,
+    weighted,
 )
 
 NO_MEAN = "Write reduction='sum' and divide by a number, or reduction='none'"
@@ -150,7 +150,7 @@ def _of_shard(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
         outs, aux = rule(*arrays.values())
         total = None
         if plan.reduction != "none":
-            total, outs = weighted_sum(arrays.get(WEIGHTS), outs[0]), ()
+            total, outs = jnp.sum(weighted(arrays.get(WEIGHTS), outs[0])), ()
     each = jax.tree.map(lambda x: x.reshape(shape), plan.loss.assembled(outs, aux))
     if plan.reduction == "mean":
         return (total, _count(plan, arrays, total.dtype)), each

@@ -26,8 +26,13 @@ def values_of(plan: Plan) -> Any:
 
     def fwd(*args: Any) -> tuple[Any, Any]:
         arrays = _named(plan, [x.value for x in args])
+        outs, aux = outputs(plan, arrays)
+        if WEIGHTS in arrays:
+            # The losses are then multiplied by them. NaN without weight must have the gradient 0.
+            is_usable = (arrays[WEIGHTS] != 0) | jnp.isfinite(outs[0])
+            arrays |= {COUNTED: arrays[COUNTED] & is_usable}
         # Residuals must be arrays, so the names that are wanted are the keys of an empty tree.
-        return outputs(plan, arrays), (arrays, dict.fromkeys(_wanted(plan, args), ()))
+        return (outs, aux), (arrays, dict.fromkeys(_wanted(plan, args), ()))
 
     def bwd(residuals: Any, cotangents: Any) -> tuple[jax.Array | None, ...]:
         arrays, wanted = residuals
@@ -49,23 +54,22 @@ def total_of(plan: Plan) -> Any:
     def reverse(*values: jax.Array) -> Any:
         arrays = _without_weightless(_named(plan, values))
         (losses,), aux = outputs(plan, arrays)
-        return weighted_sum(arrays.get(WEIGHTS), losses), aux
+        return jnp.sum(weighted(arrays.get(WEIGHTS), losses)), aux
 
     def fwd(*args: Any) -> tuple[Any, Any]:
-        wanted = _wanted(plan, args)
-        arrays = _named(plan, [x.value for x in args])
-        # The loss of an example is the gradient of its weight.
-        arrays = arrays if WEIGHTS in wanted else _without_weightless(arrays)
+        wanted, given = _wanted(plan, args), _named(plan, [x.value for x in args])
+        arrays = _without_weightless(given)
         (losses,), aux, gradients = _outputs_and_gradients(
             plan, arrays, _cotangents_of_losses(arrays), wanted - {WEIGHTS}
         )
         if WEIGHTS in wanted:
-            gradients[WEIGHTS] = _zero_if_weightless(arrays[WEIGHTS], losses)
-            # As where their losses are not wanted, and not computed.
-            aux = tuple(jnp.where(arrays[WEIGHTS] == 0, jnp.zeros_like(x), x) for x in aux)
+            # The loss of an example is the gradient of its weight.
+            rest = given | {COUNTED: given[COUNTED] & (given[WEIGHTS] == 0)}
+            (of_rest,), _ = outputs(plan, rest)
+            gradients[WEIGHTS] = losses + _zero_if_weightless(given[WEIGHTS], of_rest)
         # The rule below needs only the dtypes of the arguments, so it gets empty arrays.
         dtypes = {name: jnp.zeros(0, arrays[name].dtype) for name in wanted}
-        return (weighted_sum(arrays.get(WEIGHTS), losses), aux), (gradients, dtypes)
+        return (jnp.sum(weighted(arrays.get(WEIGHTS), losses)), aux), (gradients, dtypes)
 
     # The total is linear in its cotangent: the gradients were computed for 1, and wait for it in
     # the computing dtype, so that a loss scale reaches them before they are rounded.
@@ -106,12 +110,10 @@ def _cotangents_of_losses(arrays: Arrays) -> list[jax.Array]:
     return [jnp.ones_like(arrays[COUNTED], np.float32)] if COUNTED in arrays else []
 
 
-def weighted_sum(weights: jax.Array | None, losses: jax.Array) -> jax.Array:
-    """The sum of the losses times their weights, without those of no weight."""
+def weighted(weights: jax.Array | None, losses: jax.Array) -> jax.Array:
+    """The losses times their weights, 0 where there is no weight."""
     (losses,) = upcast(losses)
-    if weights is None:
-        return jnp.sum(losses)
-    return jnp.sum(_times(weights, _zero_if_weightless(weights, losses)))
+    return losses if weights is None else _times(weights, _zero_if_weightless(weights, losses))
 
 
 def _times(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -160,7 +162,7 @@ def _outputs_and_gradients(
 
         heads = {name.which for name in of_products}
         of_wanted = {i: z for i, z in products.items() if i in heads}
-        outs, pullback, aux = jax.vjp(outputs, of_wanted, others, _of_aux(plan))
+        outs, pullback, aux = jax.vjp(outputs, of_wanted, others, has_aux=True)
         given = [rows[name].astype(x.dtype) for name, x in zip(numbers, outs, strict=False)]
         to_products, gradients = pullback(tuple(given) or jax.tree.map(jnp.ones_like, outs))
         for i, to_product in to_products.items():
