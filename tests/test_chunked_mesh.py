@@ -181,6 +181,29 @@ def test_what_a_loss_closes_over_may_change_between_calls(shape):
         np.testing.assert_allclose(got, 5 * -1 * 0.125 * once, rtol=1e-6)
 
 
+def test_what_has_no_weight_or_does_not_count_beside_a_closure():
+    """NaN of one shard reaches no gradient of what is closed over, and which all shards share."""
+    x, w = np.linspace(-1, 1, 32, dtype=np.float32).reshape(16, 2), np.eye(2, 4, dtype=np.float32)
+    labels, weights = np.arange(16) % 4, np.ones(16, np.float32)
+    # Nothing counts on the last two of four shards; elsewhere two examples have no weight.
+    counted = np.arange(16) < 8
+    x[~counted], labels[1], weights[[1, 5]] = np.nan, -100, 0
+
+    def total(temperature, x, w, weights, mesh=None):
+        def loss(logits, labels):
+            return jxent.softmax_cross_entropy_with_integer_labels(logits / temperature, labels)
+
+        function = jxent.chunked(loss, reduction="mean", chunk_size=2, mesh=mesh)
+        return function(jxent.LinearLogits(x, w), labels, where=counted, weights=weights)
+
+    given = np.float32(1.5), x, w, weights
+    of_mesh = functools.partial(total, mesh=mesh_of(*BOTH))
+    results, expected = (fast_jit(jax.grad(f, (0, 1, 2, 3)))(*given) for f in (of_mesh, total))
+    for got, exact in zip(results, expected, strict=True):
+        assert np.all(np.isfinite(exact))
+        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-7)
+
+
 def test_explicit_axes():
     """Eager, with inputs and kernel that are spread already."""
     mesh = mesh_of(*BOTH, AxisType.Explicit)

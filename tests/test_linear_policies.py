@@ -100,6 +100,32 @@ def test_an_impossible_label_without_weight(reduction):
     np.testing.assert_allclose(gradient, [0.0, np.log(CLASSES - 1)], rtol=1e-6)
 
 
+def test_labels_of_8_bits_beside_300_classes():
+    """They are numbers of classes as any others, and 44 is not 300."""
+    rng, labels = np.random.default_rng(0), np.array([0, 44, 250, 255])
+    x, w = (rng.normal(size=size).astype(np.float32) for size in ((4, 3), (3, 300)))
+    log_p = np.log(np.float32([[0.5, 0.25]] * 4))
+
+    @fast_jit
+    def losses(labels):
+        indices = jnp.stack([labels, jnp.full_like(labels, 7)], axis=-1)
+        divergence = jxent.chunked(jxent.softmax_kl_divergence_with_top_k_targets, chunk_size=2)
+        return divergence(jxent.LinearLogits(x, w), indices, log_p), [
+            jxent.linear_softmax_cross_entropy(
+                x, w, labels, ignore_index=ignored, class_weights=np.linspace(1, 2, 300),
+                reduction="none", chunk_size=2,
+            )
+            for ignored in (255, 300)
+        ]  # fmt: skip
+
+    results, expected = (losses(labels.astype(dtype)) for dtype in (np.uint8, np.int32))
+    for got, exact in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, exact, rtol=1e-6)
+        assert np.all(np.isfinite(got))
+    assert results[1][0][3] == 0
+    assert results[1][1][3] > 0
+
+
 def test_a_negative_weight_that_is_traced():
     """It cannot raise: a mean is NaN with its gradients, unless the weight does not count."""
     x, w = np.ones((4, FEATURES), np.float32), np.ones((FEATURES, CLASSES), np.float32)

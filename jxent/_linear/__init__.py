@@ -92,8 +92,8 @@ def linear_softmax_cross_entropy(
     Raises:
       TypeError: a dtype does not fit, or `chunk_size` is not an integer.
       ValueError: a shape does not fit, there is no class, an option is out of its range, arrays are
-        explicitly sharded without `mesh`, or a weight is negative under ``"mean"``. Traced numbers
-        are taken at their word.
+        explicitly sharded without `mesh`, or a weight is negative under ``"mean"``. Traced options
+        are taken at their word, but a traced weight that is negative makes the mean NaN.
 
     Note:
       An ignored example contributes nothing, even if its inputs are NaN or infinite; nor does one

@@ -33,7 +33,9 @@ def chunked(
     some examples at a time, and forgets them.
 
     Args:
-      loss: any traceable function of positional arguments that treats each example by itself. It
+      loss: any traceable function of positional arguments that treats each example by itself. A
+        statistic of the batch, like the mean of the advantages, would be one of a chunk, and differ
+        with `chunk_size`: compute it before, and give what follows from it as an argument. `loss`
         gets the logits ``[examples, classes]`` of a chunk, in float32 or float64, in place of each
         `LinearLogits`, and those examples of the other arguments. It returns one array
         ``[examples]`` or a tree of them, floating-point, boolean or integer. What it closes over
@@ -42,7 +44,10 @@ def chunked(
         are differentiated. ``"mean"`` and ``"sum"``: `loss` returns one floating-point array, which
         is reduced; the mean is over the sum of the weights of what counts.
       has_aux: `loss` returns ``(losses, aux)``, and `aux`, a tree of arrays ``[examples]``, comes
-        back beside the losses or their sum, for every example, not differentiated.
+        back beside the losses or their sum, for every example. Its mean is
+        ``weighted_mean(aux, where)``. It has no gradient, and its tangent is 0: what shall have one
+        belongs into the losses. Return it from `jax.grad` or `jax.vjp` by their ``has_aux``, or
+        write ``jax.lax.stop_gradient(aux)``.
       chunk_size: how many examples have logits at one time; by default chosen from the shapes.
       precision: of the products, as in `linear_softmax_cross_entropy`.
       mesh: for global arrays, the mesh to compute on, as if this were inside `jax.shard_map`.
@@ -61,10 +66,11 @@ def chunked(
       mean.
 
     Raises:
-      TypeError: a dtype does not fit, no argument is a `LinearLogits`, or `loss` returns something
-        else than it should.
+      TypeError: a dtype does not fit, no argument is a `LinearLogits`, `loss` returns something
+        else than it should, or `aux` has a part in something whose gradient is taken.
       ValueError: a shape does not fit, among them those that `loss` returns, an option is out of
-        its range, weights come without a reduction, or one is negative under ``"mean"``.
+        its range, weights come without a reduction, or one is negative under ``"mean"``, which is
+        NaN if the weight is traced.
 
     Note:
       Cost, in products of examples, features and classes: ``"mean"`` and ``"sum"`` take one for
