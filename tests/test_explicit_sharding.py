@@ -21,7 +21,6 @@ from tiers import quick_named, quick_rows
 
 import jxent
 
-BY_NAME = {case.name: case for case in DENSE}
 PAIRS = [
     (P("data", "model"), P("data", None)),
     (P("data", None), P("data", "model")),
@@ -34,6 +33,7 @@ PAIRS = [
 ]
 """The spec of the first argument, and that of all others."""
 MASKS = ["classes", "examples", None]
+SMALL = np.random.default_rng(2).uniform(0.1, 1, (8, 4, 6))
 _QUICK = {
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
@@ -151,9 +151,10 @@ _QUICK_ROWS = [i for i, (case, pair, _) in enumerate(_ROWS) if case.name in _EVE
 @pytest.mark.parametrize(("case", "pair", "kind"), quick_rows(_ROWS, *_QUICK_ROWS), ids=str)
 def test_same_and_only_cotangents_gathered(case, pair, kind):
     """A cotangent is gathered over the mesh axes that its argument's own spec lacks."""
-    with jax.enable_x64(True), jax.set_mesh(mesh := explicit_mesh()):
+    with jax.enable_x64(True), jax.set_mesh(explicit_mesh()):
         args = [*arguments(case), mask_of(case, kind)]
-        given = placed(args, specs_of(args, *PAIRS[pair]))
+        specs = specs_of(args, *PAIRS[pair])
+        given = placed(args, specs)
         gradients = fast_jit(losses_and_gradients(masked(case), case.differentiable))
         program = gradients.lower(*given).compile()
         results = program(*given)
@@ -161,10 +162,15 @@ def test_same_and_only_cotangents_gathered(case, pair, kind):
     assert specs_in(results[0]) == specs_in([given[i] for i in case.differentiable])
     moved = [n for kind, n in collectives(program.as_text()) if kind != "all-reduce"]
     large = [n for n in moved if n > EXAMPLES * CLASSES / 16]
-    floats = [given[i] for i in case.differentiable]
-    lacking = [len(mesh.axis_names) - len(jax.tree.leaves(tuple(s))) for s in specs_in(floats)]
-    assert len(large) <= sum(n for x, n in zip(floats, lacking, strict=True) if x.size >= CLASSES)
-    assert max(large, default=0) <= max(math.prod(x.sharding.shard_shape(x.shape)) for x in floats)
+    # Of each spec the axes that it lacks beside the others.
+    joint = P(*(a or b for a, b in zip(*PAIRS[pair], strict=True)))
+    number = [len(jax.tree.leaves(tuple(s))) for s in specs_of(args, joint, joint)[:-1]]
+    number = [n - len(jax.tree.leaves(tuple(s))) for n, s in zip(number, specs, strict=False)]
+    floats = {i: given[i] for i in case.differentiable}
+    assert len(large) <= sum(number[i] for i, x in floats.items() if x.size >= CLASSES), moved
+    assert max(large, default=0) <= max(
+        math.prod(x.sharding.shard_shape(x.shape)) for x in floats.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ def test_same_and_only_cotangents_gathered(case, pair, kind):
 )
 def test_other_modes(name, pair):
     """Forward, second derivatives both ways, and mapped over an axis that is not sharded."""
-    case = BY_NAME[name]
+    case = bare(name)
 
     def modes(*args):
         loss, floats = of_some(masked(case), case.differentiable, args)
@@ -221,19 +227,15 @@ def test_other_modes(name, pair):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "loss", [jxent.softmax_cross_entropy, jxent.sigmoid_binary_cross_entropy], ids=str
-)
-def test_hessian(loss):
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_binary_cross_entropy"])
+def test_hessian(name):
+    loss = bare(name).function
     with jax.enable_x64(True):
         z, y = (jnp.asarray(x) for x in SMALL[:2, :, :4])
         hessian = fast_jit(jax.hessian(lambda z, y: jnp.sum(loss(z, y)), (0, 1)))
         exact = jax.tree.map(np.asarray, hessian(z, y))
         with jax.set_mesh(explicit_mesh()):
             assert_same(hessian(*placed([z, y], [P("data", None), P("data", "model")])), exact)
-
-
-SMALL = np.random.default_rng(2).uniform(0.1, 1, (8, 4, 6))
 
 
 def losses_of_boxes(z, y, labels, weights, mask, axis=(1, 2)):
