@@ -27,20 +27,10 @@ from .shards import of_all_shards
 
 
 def statistics(
-    axes: MeshAxes,
-    dtype: np.dtype[Any],
-    logits: jax.Array,
-    labels: jax.Array | None = None,
-    weights: Weights | None = None,
-    exp_gap: bool = False,
-    mask: Mask = EVERYTHING,
+    axes: MeshAxes, dtype: np.dtype[Any], logits: jax.Array, **request: Any
 ) -> Statistics:
-    """The statistics of each row of logits, in this computing dtype.
-
-    The other arguments say which, as in `Request`. Where the classes are spread over
-    the mesh axes `axes` the statistics are those of the whole row, and labels number all classes.
-    """
-    return without_limit_nan(raw_statistics(axes, dtype, logits, labels, weights, exp_gap, mask))
+    """The statistics of each row of logits, with NaN where softmax has no limit."""
+    return without_limit_nan(raw_statistics(axes, dtype, logits, **request))
 
 
 def raw_statistics(
@@ -52,7 +42,11 @@ def raw_statistics(
     exp_gap: bool = False,
     mask: Mask = EVERYTHING,
 ) -> Statistics:
-    """`statistics` without the NaN of a row that has no limit."""
+    """`statistics` in this computing dtype, which are numbers where softmax has no limit.
+
+    The other arguments say which, as in `Request`. Where the classes are spread over
+    the mesh axes `axes` the statistics are those of the whole row, and labels number all classes.
+    """
     request = Request(labels, weights, exp_gap, mask)
     if not axes:
         return row_statistics(logits, request, dtype)
