@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._dtypes import computing_dtype
-from ._sharding import explicit_sharding, resharded
+from ._sharding import explicit_sharding
 
 ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence["ArrayLike"]
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -136,13 +136,13 @@ def broadcast(
     shape: tuple[int, ...],
     sharding: jax.sharding.NamedSharding | None,
 ) -> jax.Array:
-    """`x` in this shape and sharding, in its computing dtype if it is repeated.
+    """`x` in this shape, in its computing dtype if it is repeated.
 
     The gradient of an array that is repeated is a sum, which 16 bits would round at each step.
     With the sharding of the result, JAX sums over the shards; without it, it would gather them.
     """
     if x.shape == shape:
-        return resharded(x, sharding)
+        return x
     x = x.astype(computing_dtype(x, like))
     return jnp.broadcast_to(x, shape, out_sharding=sharding)
 

@@ -474,7 +474,7 @@ MUTANTS = [
         "jnp.broadcast_to(array, self.examples)",
         "labels are not brought to the sharding of the examples",
         ("explicit_sharding",),
-        "integer_labels",
+        "cotangents_have and integer_labels",
     ),
     Mutant(
         "_rows.py",
@@ -483,14 +483,6 @@ MUTANTS = [
         "the spec of integer labels is taken for that of the classes",
         ("explicit_sharding",),
         "integer_labels or refused",
-    ),
-    Mutant(
-        "_arguments.py",
-        "return resharded(x, sharding)",
-        "return x",
-        "labels of yes-or-no questions are not brought to the sharding of the logits",
-        ("explicit_sharding",),
-        "sigmoid or weighted_mean",
     ),
     Mutant(
         "_elements.py",
