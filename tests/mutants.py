@@ -1436,7 +1436,7 @@ MUTANTS = [
         "pass",
         "on a mesh a loss of NaN without weight makes the gradients NaN",
         ("chunked_mesh",),
-        "without_weight",
+        "beside_a_closure",
     ),
     Mutant(
         "_linear/rules.py",
