@@ -124,14 +124,15 @@ def in_every_mode(
     # forgets this rule, and would then find a `jax.custom_vjp`, which has no forward mode.
     @jax.custom_jvp
     def function(*args: Any) -> Any:
-        return _mapped_alike(reverse.fun(*args), args)
+        out = reverse.fun(*args)
+        return _mapped_alike(out, args) if of_aux else out
 
     # A value that came with its derivative may be differentiated again, and must then meet the
     # rule again. The operations of `fwd` themselves have derivatives that lose bits to
     # cancellation, and NaN from branches that were not taken.
     @jax.custom_jvp
     def known(out: Any, *args: Any) -> Any:
-        return _mapped_alike(out, args)
+        return _mapped_alike(out, args) if of_aux else out
 
     @partial(function.defjvp, symbolic_zeros=True)
     def function_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
