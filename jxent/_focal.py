@@ -1,5 +1,7 @@
 r"""Cross-entropies that weigh easy and hard examples differently: PolyLoss and focal loss."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -257,21 +259,16 @@ def _binary_focal_to_logits(
     return _binary_power(z, a, b, gamma) * (b * up - a * down + gamma * change)
 
 
-def _binary_focal_to_positive(
-    z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
+def _binary_focal_to_weight(
+    sign: int, z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
 ) -> jax.Array:
-    missed = _binary_missed(z, a, b)
-    change = gamma * weighted_cost(sigmoid(-z), _ratio(binary_loss(z, a, b), missed, 1.0))
+    finite, missed = _finite(z), _binary_missed(_finite(z), a, b)
+    losses = a * softplus(-finite) + b * softplus(finite)
+    change = gamma * (sigmoid(-sign * finite) * _ratio(losses, missed, 1.0))
     # Where 1 - p underflows it is e^-|z|, of which a power may be an ordinary number.
-    at_zero = exp(-gamma * jnp.abs(_finite(z)))
-    power = jnp.where(missed == 0, at_zero, _binary_power(z, a, b, gamma))
-    return power * (zero_if_weightless(a, softplus(-z)) + change)
-
-
-def _binary_focal_to_negative(
-    z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
-) -> jax.Array:
-    return _binary_focal_to_positive(-z, b, a, gamma)
+    at_zero = exp(-gamma * jnp.abs(finite))
+    power = jnp.where(missed == 0, at_zero, _binary_power(finite, a, b, gamma))
+    return power * (zero_if_weightless(a if sign == 1 else b, softplus(-sign * z)) + change)
 
 
 def _binary_focal_to_gamma(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) -> jax.Array:
@@ -281,8 +278,8 @@ def _binary_focal_to_gamma(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.
 
 @with_partials(
     _binary_focal_to_logits,
-    _binary_focal_to_positive,
-    _binary_focal_to_negative,
+    partial(_binary_focal_to_weight, 1),
+    partial(_binary_focal_to_weight, -1),
     _binary_focal_to_gamma,
 )
 def _binary_focal(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) -> jax.Array:

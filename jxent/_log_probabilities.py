@@ -8,7 +8,7 @@ import numpy as np
 
 from ._arguments import ArrayLike, Axis
 from ._autodiff import loss_with_partials
-from ._elementary import exp, expm1, log
+from ._elementary import exp, expm1, log, plain_log1p
 from ._numerics import excess, excess_above, replaced_where, sum_of_products, zero_if_weightless
 from ._rows import rows_of
 
@@ -188,10 +188,10 @@ def _exp_beside(x: jax.Array, tau: jax.Array) -> jax.Array:
 def _generalized_kl_to_log(ell: jax.Array, t: jax.Array) -> jax.Array:
     # Near agreement e^l - t is -e^l expm1(log t - l), if the logarithms are small themselves:
     # otherwise their difference has lost more bits than that of e^l and t.
-    u = _log_of_quotient(ell, t)
-    near = (jnp.abs(u) < 1) & (jnp.abs(ell) < 1)
-    close = -exp(jnp.where(near, ell, 0.0)) * expm1(jnp.where(near, u, 0.0))
-    return jnp.where(near, close, exp(ell) - t)
+    size = exp(ell)
+    near = (jnp.abs(t - 1) < 0.25) & (jnp.abs(ell) < 0.5)
+    u = plain_log1p(jnp.where(near, t - 1, 0.0)) - jnp.where(near, ell, 0.0)
+    return jnp.where(near, -size * expm1(u), size - t)
 
 
 @loss_with_partials(

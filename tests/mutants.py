@@ -238,8 +238,8 @@ MUTANTS = [
     ),
     Mutant(
         "_focal.py",
-        "weighted_cost(sigmoid(-z), _ratio(binary_loss(z, a, b), missed, 1.0))",
-        "(sigmoid(-z) * _ratio(binary_loss(z, a, b), missed, 1.0))",
+        "finite, missed = _finite(z), _binary_missed(_finite(z), a, b)",
+        "finite, missed = z, _binary_missed(_finite(z), a, b)",
         "the gradient is NaN at an infinite loss: 0 times infinity",
         ("policies",),
         "[sigmoid_focal_loss-plain",
@@ -1264,7 +1264,7 @@ MUTANTS = [
     ),
     Mutant(
         "_focal.py",
-        "exp(-gamma * jnp.abs(_finite(z)))",
+        "exp(-gamma * jnp.abs(finite))",
         "jnp.where(gamma == 0, 1.0, 0.0)",
         "where 1 - p underflows a power of it, which need not be small, is lost",
         ("option_ends",),
@@ -1344,8 +1344,8 @@ MUTANTS = [
     ),
     Mutant(
         "_log_probabilities.py",
-        "near = (jnp.abs(u) < 1) & (jnp.abs(ell) < 1)",
-        "near = jnp.abs(u) < 0",
+        "near = (jnp.abs(t - 1) < 0.25) & (jnp.abs(ell) < 0.5)",
+        "near = jnp.abs(t - 1) < 0",
         "near agreement the gradient of the generalized divergence cancels",
         ("extremes",),
         "agreement and generalized",
