@@ -238,8 +238,8 @@ MUTANTS = [
     ),
     Mutant(
         "_focal.py",
-        "finite, missed = _finite(z), _binary_missed(_finite(z), a, b)",
-        "finite, missed = z, _binary_missed(_finite(z), a, b)",
+        "    z = _finite(z)\n    up, down, losses",
+        "    up, down, losses",
         "the gradient is NaN at an infinite loss: 0 times infinity",
         ("policies",),
         "[sigmoid_focal_loss-plain",
