@@ -1580,14 +1580,19 @@ def _problems():
                 f" {mutant.expression!r}"
             )
         found += [
-            f"{mutant.file}: there is no tests/test_{stem}.py"
+            f"{mutant.file}: there is no test_{stem}.py below tests"
             for stem in mutant.likely
-            if not (ROOT / f"tests/test_{stem}.py").exists()
+            if not _tests(ROOT, stem)
         ]
     files = {str(path.relative_to(package)) for path in package.rglob("*.py")}
     without_code = {"_selftest/__init__.py"}
     missing = sorted(files - without_code - {mutant.file for mutant in MUTANTS})
     return found + [f"{file} has no mutant" for file in missing]
+
+
+def _tests(checkout, stem):
+    """The file of this name, in whichever folder of the tests it is."""
+    return [str(p.relative_to(checkout)) for p in checkout.glob(f"tests/**/test_{stem}.py")]
 
 
 def _verdict(mutant, work, options):
@@ -1597,7 +1602,7 @@ def _verdict(mutant, work, options):
     try:
         path = checkout / "jxent" / mutant.file
         path.write_text(path.read_text().replace(mutant.expression, mutant.replacement))
-        likely = [f"tests/test_{stem}.py" for stem in mutant.likely]
+        likely = [path for stem in mutant.likely for path in _tests(checkout, stem)]
         likely += ["-k", mutant.keyword] if mutant.keyword else []
         status, result = _pytest(likely + QUICK, checkout, options.timeout)
         if status in (PASSED, NOTHING_RAN) and not options.likely_only:

@@ -1,0 +1,133 @@
+"""The Python of the README and of the docs' pages runs, and prints what it says."""
+
+import doctest
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import jxent
+from support.tiers import quick_rows
+
+pytestmark = pytest.mark.peer
+
+ROOT = Path(__file__).parents[2]
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+CHINESE = [page for page in PAGES if page.name.endswith(".zh.md")]
+# The figures, and the page for those who want to learn the method.
+ENGLISH_ALONE = {"exactness.md", "performance.md"}
+
+
+def blocks(readme, language):
+    pattern = rf"^```{language}\n(.*?)^```$"
+    return re.findall(pattern, readme.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+BLOCKS = [
+    (page, block)
+    for page in (READMES[0], *PAGES)
+    if page not in CHINESE
+    for block in blocks(page, "python")
+]
+# A page that takes its text from the README, or figures from programs, has no code of its own.
+WITHOUT_CODE = {"guarantees.md", "performance.md", "which_loss.md"}
+
+
+def test_there_are_blocks():
+    """Two in the README, and one on every page."""
+    assert sum(page == READMES[0] for page, _ in BLOCKS) >= 2
+    assert {page.name for page in PAGES if page not in CHINESE} == {
+        *(page.name for page, _ in BLOCKS if page != READMES[0]),
+        *WITHOUT_CODE,
+    }
+
+
+OF_README = [i for i, (page, _) in enumerate(BLOCKS) if page == READMES[0]]
+
+
+@pytest.mark.parametrize(
+    ("page", "block"), quick_rows(BLOCKS, *OF_README), ids=[page.name for page, _ in BLOCKS]
+)
+def test_block(page, block):
+    """Each stands alone, as a reader would copy it."""
+    if ">>>" not in block:
+        exec(compile(block, page.name, "exec"), {})
+        return
+    example = doctest.DocTestParser().get_doctest(block, {}, page.stem, page.name, 0)
+    # Each block compares something: one that prints nothing would pass whatever it computes.
+    assert any(step.want for step in example.examples)
+    printed = []
+    doctest.DocTestRunner().run(example, out=printed.append)
+    assert not printed, "".join(printed)
+
+
+def test_chinese_has_the_same_blocks():
+    """What runs above runs there too: code, commands and the table of expressions are equal."""
+    for language in ("python", "sh"):
+        assert blocks(READMES[1], language) == blocks(READMES[0], language)
+    tables = [re.findall(r"^\| `F\..*$", p.read_text("utf-8"), re.MULTILINE) for p in READMES]
+    assert tables[0] == tables[1]
+
+
+def test_chinese_has_the_same_pages():
+    """All of the others are there in Chinese."""
+    english = {page.name for page in PAGES if page not in CHINESE} - ENGLISH_ALONE
+    assert {page.name.replace(".zh.md", ".md") for page in CHINESE} == english
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda path: path.name)
+def test_chinese_page_is_complete(page):
+    """It has the code, the rows of expressions and as many sections as the page that it is of."""
+
+    def shape(page):
+        text = page.read_text("utf-8")
+        code = [blocks(page, language) for language in ("python", "sh")]
+        rows = re.findall(r"^\| `(?:F|losses)\..*$", text, re.MULTILINE)
+        return code, rows, len(re.findall(r"^## ", text, re.MULTILINE))
+
+    english = page.with_name(page.name.replace(".zh.md", ".md"))
+    assert shape(page) == shape(english)
+    assert f"]({page.name})" in english.read_text("utf-8")
+    assert f"]({english.name})" in page.read_text("utf-8")
+
+
+def test_install_line():
+    """The landing page has a command of the README's, which is run from a checkout."""
+    (line,) = blocks(ROOT / "docs/index.md", "sh")
+    assert line in blocks(READMES[0], "sh")[0]
+
+
+@pytest.mark.parametrize("page", [*READMES, *PAGES], ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    """To files of the repository. What is generated is there once the documentation is built."""
+    links = re.findall(r"\]\((?!https?:|generated/)(.*?)\)", page.read_text("utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_figure_has_its_command():
+    """Each section of the page with tables says which program prints them, and all are there."""
+    _, *sections = re.split(r"^## ", (ROOT / "docs/performance.md").read_text("utf-8"), flags=re.M)
+    tables = [section for section in sections if "|--:|" in section]
+    programs = [set(re.findall(r"^`python (benchmarks/\w+\.py)", s, re.M)) for s in tables]
+    assert all(programs)
+    runs = re.findall(r'\["(\w+\.py)"', (ROOT / "benchmarks/__main__.py").read_text("utf-8"))
+    assert set().union(*programs) == {f"benchmarks/{file}" for file in runs}
+
+
+def losses_of(readme):
+    """The functions of the table "Which loss", in its order."""
+    return re.findall(
+        r"`(\w+)`", "\n".join(re.findall(r"^\| (`.*?) \|", readme.read_text("utf-8"), re.M))
+    )
+
+
+def test_every_function_is_in_the_table():
+    """A public function that the README does not name would not be found."""
+    public = {name for name in dir(jxent) if inspect.isfunction(getattr(jxent, name))}
+    found = losses_of(READMES[0])
+    assert {name for name in public if name[0] != "_"} <= set(found)
+    # The Chinese table is a translation: it may lack what is new, and has the same order.
+    chinese = losses_of(READMES[1])
+    assert chinese == [name for name in found if name in chinese]

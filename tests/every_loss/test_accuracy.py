@@ -1,0 +1,298 @@
+"""Every function against its formula in many digits, value and gradients, on hard inputs."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+from jxent._selftest import sizes
+from jxent._selftest.table import TABLE
+from support import sweeps
+from support.accuracy import check, double_if
+from support.tiers import quick
+from support.tolerances import DTYPES, computing
+
+OPTIONS = {
+    "label_smoothing": (0.1, 1e-6),
+    "class_weights": (np.linspace(0.25, 3, sweeps.CLASSES),),
+    "z_loss": (1e-4,),
+    "epsilon": (-0.5,),
+    "pos_weight": (2.7,),
+    "alpha": (0.25,),
+    "gamma": (0.5, 2.0),
+    "weight": (0.1, 1e-6, 1 - 2**-20),
+}
+"""The values that each option takes in turn, all options at once."""
+
+
+def logits(dtype, classes=sweeps.CLASSES):
+    return sweeps.rounded(dtype, sweeps.logits(classes))
+
+
+def logits_and_label(dtype, classes=sweeps.CLASSES):
+    """Label 1, which the margins belong to."""
+    (z,) = logits(dtype, classes)
+    return z, np.ones(len(z), np.int32)
+
+
+def logits_and_distributions(dtype):
+    return sweeps.rounded(dtype, sweeps.logits(), sweeps.soft_labels())
+
+
+def logit_pairs(dtype, classes=sweeps.CLASSES):
+    return sweeps.rounded(dtype, *sweeps.logit_pairs(classes))
+
+
+def logits_and_top_k(dtype):
+    """A teacher's likeliest classes, or those after the first, which leave something to the others.
+
+    What the rounding of the logarithms costs where they leave nothing is tested in `test_top_k.py`.
+    """
+    z, teacher = sweeps.logit_pairs()
+    order, row = np.argsort(-teacher, axis=-1), np.arange(len(z))[:, None]
+    index = np.where(row % 2, order[:, 1:4], order[:, :3])
+    teacher = teacher - np.max(teacher, axis=-1, keepdims=True)
+    log_p = teacher - np.log(np.sum(np.exp(teacher), axis=-1, keepdims=True))
+    log_p = np.minimum(np.take_along_axis(log_p, index, axis=-1), -(2.0**-5))
+    z, log_p, index = sweeps.rounded(dtype, z, log_p, index)
+    index = index.astype(np.int32)
+    impossible = np.isinf(np.take_along_axis(z, index, axis=-1)) & np.isfinite(log_p)
+    left = 1 - np.sum(np.exp(log_p.astype(np.float64)), axis=-1)
+    kept = ~np.any(impossible, axis=-1) & (left > 2.0**-6)
+    return z[kept], index[kept], log_p[kept]
+
+
+def distributions(dtype):
+    return sweeps.rounded(dtype, sweeps.probabilities())
+
+
+def two_distributions(dtype):
+    p, q = sweeps.rounded(dtype, *sweeps.probability_pairs())
+    finite = np.all((q > 0) | (p == 0), axis=-1)
+    return p[finite], q[finite]
+
+
+def likely(p):
+    return p, np.argmax(p, axis=-1).astype(np.int32)
+
+
+def log(p):
+    with np.errstate(divide="ignore"):
+        return np.log(p)
+
+
+def log_predictions_and_label(dtype):
+    (log_p,) = sweeps.rounded(dtype, np.maximum(log(sweeps.probabilities()), -200))
+    return likely(log_p)
+
+
+def log_predictions_and_distributions(dtype):
+    p, q = sweeps.probability_pairs()
+    return sweeps.rounded(dtype, np.maximum(log(q), -200), p)
+
+
+def log_predictions_and_log_distributions(dtype):
+    p, q = sweeps.probability_pairs()
+    return sweeps.rounded(dtype, np.maximum(log(q), -200), log(p))
+
+
+def losses_and_weights(dtype):
+    rng = np.random.default_rng(8)
+    arrays = rng.exponential(size=(2, 30, 7)) * 10.0 ** rng.integers(-6, 4, (2, 30, 7))
+    return sweeps.rounded(dtype, *arrays)
+
+
+SWEEPS = {
+    ("logits",): logits,
+    ("logits", "labels"): logits_and_label,
+    ("logits", "distributions"): logits_and_distributions,
+    ("logits", "target_logits"): logit_pairs,
+    ("logits", "target_indices", "target_log_probs"): logits_and_top_k,
+    ("distributions",): distributions,
+    ("distributions", "predictions"): two_distributions,
+    ("predictions", "labels"): lambda dtype: likely(*distributions(dtype)),
+    ("log_predictions", "labels"): log_predictions_and_label,
+    ("log_predictions", "distributions"): log_predictions_and_distributions,
+    ("log_predictions", "log_distributions"): log_predictions_and_log_distributions,
+    ("losses", "weights"): losses_and_weights,
+}
+"""By the kinds of a function's arguments."""
+
+
+def one_by_one(dtype, *arrays):
+    return [x[:, 0] for x in sweeps.rounded(dtype, *(x[:, None] for x in arrays))]
+
+
+def binary_logits_and_labels(dtype):
+    z, y = sweeps.binary_logits(), np.array([0.0, 1.0, 0.5, 1e-3, 1 - 2**-9, 0.3])
+    return one_by_one(dtype, np.repeat(z, len(y)), np.tile(y, len(z)))
+
+
+def inside(*arrays):
+    """Those between 0 and 1, which no rounding has taken to an end."""
+    kept = (arrays[0] > 0) & (arrays[0] < 1)
+    return [x[kept] for x in arrays]
+
+
+def binary_probabilities(dtype):
+    (p,) = inside(sweeps.probabilities().reshape(-1))
+    return inside(*one_by_one(dtype, p))
+
+
+def binary_probabilities_and_labels(dtype):
+    (p,) = inside(sweeps.probabilities().reshape(-1))
+    y = np.resize([0.0, 1.0, 0.5, 1e-3, 0.3], p.shape)
+    return inside(*one_by_one(dtype, p, y))
+
+
+BINARY_SWEEPS = {
+    ("logits",): lambda dtype: one_by_one(dtype, sweeps.binary_logits()),
+    ("logits", "distributions"): binary_logits_and_labels,
+    ("logits", "target_logits"): lambda dtype: one_by_one(dtype, *sweeps.binary_pairs()),
+    ("distributions",): binary_probabilities,
+    ("predictions", "distributions"): binary_probabilities_and_labels,
+}
+"""Where each number is an example."""
+
+
+@functools.cache
+def pairs(dtype):
+    return sweeps.unnormalized_pairs(dtype)
+
+
+def any_log_predictions(dtype):
+    """In 16 bits the logarithms of targets would overflow."""
+    p, q = pairs(dtype)
+    return log(q.astype(np.float64)).astype(q.dtype), p
+
+
+def any_logarithms(dtype):
+    log_q, p = any_log_predictions(dtype)
+    return log_q, log(p.astype(np.float64)).astype(p.dtype)
+
+
+def any_predictions_and_label(dtype):
+    _, q = pairs(dtype)
+    q = q[q[:, 1] > 0]
+    return q, np.ones(len(q), np.int32)
+
+
+ANY_SIZE = {
+    ("distributions",): lambda dtype: pairs(dtype)[:1],
+    ("distributions", "predictions"): pairs,
+    ("predictions", "labels"): any_predictions_and_label,
+    ("log_predictions", "distributions"): any_log_predictions,
+    ("log_predictions", "log_distributions"): any_logarithms,
+}
+"""Huge, tiny, far from a sum of one."""
+
+TWO_CLASSES = {
+    kinds: functools.partial(SWEEPS[kinds], classes=2)
+    for kinds in (("logits", "labels"), ("logits", "target_logits"))
+}
+
+
+def regimes(row):
+    """What a function is tried on: ``(what, arguments, number of the options' values or None)``."""
+    if row.binary:
+        found = [("plain", BINARY_SWEEPS[row.kinds], None)]
+    else:
+        found = [("plain", SWEEPS[row.kinds], None)]
+        found += [
+            (what, table[row.kinds], None)
+            for what, table in (("any-size", ANY_SIZE), ("two-classes", TWO_CLASSES))
+            if row.kinds in table
+        ]
+    times = max((len(OPTIONS[name]) for name in row.options), default=0)
+    return found + [(f"options-{i}", found[0][1], i) for i in range(times)]
+
+
+_QUICK = ("plain", "any-size", "options-0", "options-1")
+
+
+def parameters():
+    """Every regime in float32 and float64, and one of each function in one of the 16-bit dtypes.
+
+    These are computed in float32, which is tested in `test_dtypes.py`.
+    """
+    for number, row in enumerate(row for row in TABLE.values() if row.formula):
+        found = regimes(row)
+        small = DTYPES[2 + number % 2]
+        pairs = [(regime, dtype) for dtype in DTYPES[:2] for regime in found]
+        for (what, arguments, i), dtype in [*pairs, (found[-1], small)]:
+            is_quick = dtype == "float32" and what in _QUICK
+            marks = () if is_quick else pytest.mark.full
+            name = f"{row.name}-{what}-{dtype}"
+            yield pytest.param(row, arguments, i, dtype, marks=marks, id=name)
+
+
+@pytest.mark.parametrize(("row", "arguments", "i", "dtype"), list(parameters()))
+def test_accuracy(row, arguments, i, dtype):
+    args, options, fixed, cotangent = arguments(dtype), {}, {}, None
+    if i is not None:
+        options = {
+            name: np.asarray(OPTIONS[name][min(i, len(OPTIONS[name]) - 1)], computing(dtype))
+            for name in row.options
+        }
+        args = [x[possible(row, args[0], options)] for x in args]
+    if row.per_class:
+        cotangent = np.random.default_rng(7).normal(size=args[0].shape).astype(computing(dtype))
+    if row.name == "weighted_mean":
+        fixed = {"axis": -1}
+    check(row, dtype, args, options, cotangent, **fixed)
+
+
+def possible(row, x, options):
+    """Where the options leave the loss finite, and no root of what has flushed to zero."""
+    z = x.astype(np.float64)
+    if row.binary:
+        return np.abs(z) < 80 if options.get("gamma", 1) < 1 else np.isfinite(z)
+    if "label_smoothing" in options:
+        return np.all(np.isfinite(z), axis=-1)
+    return np.ones(len(z), bool)
+
+
+@pytest.fixture(params=quick(DTYPES))
+def dtype(request):
+    return request.param
+
+
+def test_every_option_has_hard_values():
+    assert {name for row in TABLE.values() if row.formula for name in row.options} == set(OPTIONS)
+
+
+def test_every_size_has_a_loss():
+    """By name, so that a misspelt one would go unseen."""
+    functions = [x for x in vars(sizes).values() if inspect.isfunction(x)]
+    of_losses = {f.__name__ for f in functions if "result" in inspect.signature(f).parameters}
+    assert of_losses <= {row.name for row in TABLE.values() if row.formula}
+
+
+@pytest.mark.parametrize("name", ["softmax_kl_divergence", "softmax_jensen_shannon_divergence"])
+def test_softmax_divergence_is_never_negative(dtype, name):
+    """20 000 random pairs, most of them nearly equal."""
+    rng = np.random.default_rng(9)
+    shape = (20_000, sweeps.CLASSES)
+    scale, change = (10.0 ** rng.uniform(low, 2, (shape[0], 1)) for low in (-3, -9))
+    a = scale * rng.normal(size=shape)
+    a, b = sweeps.rounded(dtype, a, a + change * rng.normal(size=shape))
+    with double_if(dtype):
+        divergence = jax.jit(getattr(jxent, name))(jnp.asarray(a), jnp.asarray(b))
+        assert np.all(np.asarray(divergence) >= 0)
+
+
+@pytest.mark.parametrize("name", ["jensen_shannon_divergence", "generalized_kl_divergence"])
+def test_divergence_of_probabilities_is_never_negative(dtype, name):
+    rng = np.random.default_rng(10)
+    p = rng.dirichlet(np.full(sweeps.CLASSES, 0.3), size=20_000)
+    change = 10.0 ** rng.uniform(-9, 0, (len(p), 1))
+    q = np.maximum(p * np.exp(change * rng.normal(size=p.shape)), 1e-30)
+    first = np.log(q) if name == "generalized_kl_divergence" else q
+    first, p = sweeps.rounded(dtype, first, p)
+    with double_if(dtype):
+        divergence = jax.jit(getattr(jxent, name))(jnp.asarray(first), jnp.asarray(p))
+        assert np.all(np.asarray(divergence) >= 0)

@@ -1,0 +1,471 @@
+"""Axes and masks in every form that is allowed, and the errors, word for word, for the others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+from support.cases import BARE, CASES, bare, expected, fast_jit
+from support.tiers import quick, quick_named
+
+_WITH_AXIS = [case for case in BARE if case.has_classes]
+_GENERATOR = np.random.default_rng(0)
+
+
+def every(cases):
+    return pytest.mark.parametrize("case", cases, ids=str)
+
+
+def _assert_same(actual, expected, name=""):
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=2e-6, atol=1e-7, err_msg=name)
+
+
+def _expected(case):
+    return expected(case)[0]
+
+
+# One of each way to bring the arguments to one form.
+_FORMS = {
+    "softmax_cross_entropy_with_integer_labels",
+    "softmax_cross_entropy",
+    "softmax_kl_divergence",
+    "log_softmax",
+    "relative_entropy",
+    "kl_divergence",
+    "negative_log_likelihood",
+}
+
+
+@every(quick_named(_WITH_AXIS, _FORMS))
+def test_axes_and_masks(case):
+    """The class axis may be anywhere, counted from either end, or be folded into several.
+
+    A mask of examples is a mask of all their classes; what it keeps is unchanged.
+    """
+    args = [np.asarray(x) for x in case.args()]
+    moved = [x.T if x.ndim == 2 else x for x in args]
+    # Classes 3 -> (3, 1), in front of the examples and behind them.
+    folded = [x.T.reshape(-1, 2, 1) if x.ndim == 2 else x for x in args]
+    examples, classes = np.array([False, True]), np.array([[False] * 3, [True] * 3])
+
+    # Of constants, so that the compiler finds what is the same and compiles it once.
+    @fast_jit
+    def results():
+        whole = {
+            "last": case.call(*args, axis=1),
+            "first": case.call(*moved, axis=0),
+            "negative": case.call(*moved, axis=-2),
+            "tuple of one": case.call(*args, axis=(-1,)),
+            "none": jax.vmap(lambda *example: case.call(*example, axis=None))(*args),
+            "all kept": case.call(*args, where=np.ones((2, 3), bool)),
+        }
+        if "target_indices" not in case.kinds:  # There is one axis of the classes and of the k.
+            whole["tuple"] = case.call(*folded, axis=(0, 2))
+        masked = {
+            "classes": case.call(*args, where=classes),
+            "examples": case.call(*args, where=examples),
+            "first": case.call(*moved, axis=0, where=classes.T),
+        }
+        return whole, masked
+
+    whole, masked = results()
+    if case.per_class:
+        whole |= {name: whole[name].T for name in ("first", "negative")}
+        whole["tuple"] = whole["tuple"].reshape(3, 2).T
+        masked["first"] = masked["first"].T
+    for name, result in whole.items():
+        _assert_same(result, _expected(case), name)
+    for name, result in masked.items():
+        _assert_same(result, masked["classes"], name)
+        _assert_same(result[1], _expected(case)[1], name)
+
+
+@every([case for case in _WITH_AXIS if "labels" in case.kinds])
+def test_labels_in_a_tuple_of_axes_are_flat_positions(case):
+    """In the order in which the tuple names the axes."""
+    values = np.asarray(case.args()[0])
+    cube = np.stack([values, 2 * values])  # axes: half, example, class
+    labels = np.array([1, 5])
+
+    @fast_jit
+    def results():
+        flat = np.moveaxis(cube, 1, 0).reshape(2, 6)
+        swapped = np.moveaxis(cube, 1, 0).swapaxes(1, 2).reshape(2, 6)
+        return (
+            case.call(cube, labels, axis=(0, 2)),
+            case.call(flat, labels),
+            case.call(cube, labels, axis=(2, 0)),
+            case.call(swapped, labels),
+        )
+
+    a, b, c, d = results()
+    _assert_same(a, b)
+    _assert_same(c, d)
+
+
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [(c.name, c.kinds[1]) for c in BARE if len(c.kinds) == 2 and c.name != "weighted_mean"],
+)
+def test_one_for_every_example(name, second):
+    """One label, or the distribution ``[classes]``, stands for all; a scalar for all elements."""
+    case = bare(name)
+    first, other = map(np.asarray, case.args())
+    # The binary functions have no classes: what is one for all of them is a scalar.
+    one = other[0] if case.accepts("axis") or name.startswith("safe") else other[0, 0]
+    repeated = np.broadcast_to(one, other.shape)
+
+    @fast_jit
+    def results():
+        return case.call(first, one), case.call(first, repeated)
+
+    _assert_same(*results())
+
+
+@every([case for case in BARE if "labels" in case.kinds])
+def test_integer_dtypes_of_labels(case):
+    *others, labels = map(np.asarray, case.args())
+    dtypes = [np.int8, np.uint8, np.int16, np.uint32, np.int32]
+    results = fast_jit(lambda: [case.call(*others, labels.astype(dtype)) for dtype in dtypes])
+    for result in results():
+        _assert_same(result, _expected(case))
+
+
+def test_small_integers_number_many_classes():
+    """300 classes, though the labels cannot count so far."""
+    logits = np.zeros((1, 300), np.float32)
+    logits[0, 44] = 3
+    function = jxent.softmax_cross_entropy_with_integer_labels
+    losses = fast_jit(lambda: [function(logits, np.array([44], d)) for d in (np.uint8, np.int8)])
+    np.testing.assert_allclose(losses(), [[np.log(299 + np.exp(3.0)) - 3.0]] * 2, rtol=1e-6)
+
+
+@every(quick_named(CASES, _FORMS))
+def test_lists_and_numpy_arrays_and_scalars(case):
+    """Lists, NumPy arrays and Python numbers are as good as arrays."""
+    args = case.args()
+    arrays = list(map(np.asarray, args))
+    lists = [x.tolist() for x in args]
+    expected, *results = fast_jit(
+        lambda: [case.call(*args), case.call(*arrays), case.call(*lists)]
+    )()
+    for result in results:
+        assert isinstance(result, jax.Array)
+        assert result.dtype == expected.dtype
+        assert not result.weak_type
+        _assert_same(result, expected)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[2**32], [np.int64(2**32)], (np.uint64(2**63),), [np.array(2**32)], np.array([-(2**40)])],
+    ids=repr,
+)
+def test_integers_that_jax_would_cut(labels):
+    """They are class 0 in 32 bits, also as an entry of a list, for which NumPy has another path."""
+    with pytest.raises(ValueError, match=r"^labels must fit into u?int32"):
+        jxent.softmax_cross_entropy_with_integer_labels(np.zeros((1, 4), np.float32), labels)
+
+
+def test_lists_that_hold_traced_numbers():
+    """Beside numbers that are known; what is traced is differentiated."""
+
+    def losses(a):
+        integer = jxent.softmax_cross_entropy_with_integer_labels
+        return jnp.stack(
+            [
+                jxent.weighted_mean([1.0, 3.0], [a, 1.0]),
+                integer([a, 0.0], 1, class_weights=[a, 3.0]),
+                jxent.sigmoid_binary_cross_entropy([0.0, a], [1, 0], pos_weight=[a, 5])[0],
+                jxent.cross_entropy([0.5, 0.5], [a, 0.25]),
+            ]
+        )
+
+    a, log2 = 2.0, np.log(2)
+    exact = [5 / 3, 3 * np.log1p(np.exp(a)), a * log2, -0.5 * np.log(a / 4)]
+    slopes = [-2 / 9, 3 / (1 + np.exp(-a)), log2, -0.5 / a]
+    values, dots = fast_jit(lambda a: jax.jvp(losses, (a,), (1.0,)))(a)
+    np.testing.assert_allclose(values, exact, rtol=1e-6)
+    np.testing.assert_allclose(dots, slopes, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [c.name for c in BARE if not c.accepts("axis") and c.per_class])
+def test_python_scalars(name):
+    case = bare(name)
+    result = jax.eval_shape(lambda: case.function(*[0.25] * len(case.kinds)))
+    assert result.shape == ()
+    assert result.dtype == jnp.float32
+    assert not result.weak_type
+
+
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "sigmoid_binary_cross_entropy"])
+def test_one_hot_labels_of_any_kind(name):
+    logits, hot = np.asarray(bare(name).args()[0]), np.eye(3)[:2]
+    results = fast_jit(
+        lambda: [bare(name).call(logits, hot.astype(kind)) for kind in (np.float32, np.int32, bool)]
+    )
+    floating, *others = results()
+    for result in others:
+        _assert_same(result, floating)
+
+
+@pytest.mark.parametrize("shape", quick([(0, 3), (2, 0, 3)]))
+@every(_WITH_AXIS)
+def test_no_examples(case, shape):
+    args = [
+        np.zeros(shape[:-1] if k == "labels" else shape, x.dtype)
+        for k, x in zip(case.kinds, case.args(), strict=True)
+    ]
+    assert fast_jit(case.call)(*args).shape == (shape if case.per_class else shape[:-1])
+
+
+Z, Y = np.zeros((2, 3), np.float32), np.zeros(2, np.int32)
+_SOFT, _INTEGER = "softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"
+_BINARY, _FOCAL = "sigmoid_binary_cross_entropy", "softmax_focal_loss_with_integer_labels"
+_HEAD, _SQUARE, _CLASSES = (
+    "linear_softmax_cross_entropy",
+    np.zeros((3, 3), np.float32),
+    np.arange(3),
+)
+
+_MISTAKES = [
+    # Dtypes and things that are no arrays.
+    (_INTEGER, (Z.astype(int), Y), {}, TypeError,
+     "logits must have a floating-point dtype, got int32"),
+    (_INTEGER, (Z.astype(bool), Y), {}, TypeError,
+     "logits must have a floating-point dtype, got bool"),
+    (_INTEGER, (Z.astype(complex), Y), {}, TypeError,
+     "logits must have a floating-point dtype, got complex64"),
+    (_INTEGER, ("logits", Y), {}, TypeError, "logits must be an array, got str"),
+    (_INTEGER, (None, Y), {}, TypeError, "logits must be an array, got NoneType"),
+    (_INTEGER, ([[1.0], [1.0, 2.0]], Y), {}, TypeError, "logits must be an array, got list"),
+    (_INTEGER, (Z, Y.astype(np.float32)), {}, TypeError,
+     "labels must be integers, got dtype float32"),
+    (_INTEGER, (Z, Y.astype(bool)), {}, TypeError, "labels must be integers, got dtype bool"),
+    (_INTEGER, (Z, Y, -1, Z), {}, TypeError, "where must be boolean, got dtype float32"),
+    (_INTEGER, (Z, Y), {"where": Y}, TypeError, "where must be boolean, got dtype int32"),
+    (_INTEGER, (Z, Y), {"ignore_index": 0.5}, TypeError,
+     "ignore_index must be an integer, got 0.5"),
+    (_FOCAL, (Z, Y), {"ignore_index": True}, TypeError,
+     "ignore_index must be an integer, got True"),
+    (_INTEGER, (Z, Y), {"axis": True}, TypeError,
+     "axis must be an integer or a tuple of them, got True"),
+    (_BINARY, (Z, Z), {"where": Z}, TypeError, "where must be boolean, got dtype float32"),
+    (_INTEGER, (Z, Y), {"axis": 0.5}, TypeError,
+     "axis must be an integer or a tuple of them, got 0.5"),
+    (_INTEGER, (Z, Y), {"axis": "classes"}, TypeError,
+     "axis must be an integer or a tuple of them, got 'classes'"),
+    (_SOFT, (Z, Z.astype(complex)), {}, TypeError,
+     "labels must be real numbers, got dtype complex64"),
+    ("entropy", (Y,), {}, TypeError, "p must have a floating-point dtype, got int32"),
+    ("cross_entropy", (Z.astype(int), Z.astype(int)), {}, TypeError,
+     "p must have a floating-point dtype, got int32"),
+    ("kl_divergence", (Z.astype(int), Z), {}, TypeError,
+     "log_predictions must have a floating-point dtype, got int32"),
+    ("kl_divergence_with_log_targets", (Z, Z.astype(int)), {}, TypeError,
+     "log_targets must have a floating-point dtype, got int32"),
+    ("binary_cross_entropy", (Z.astype(int), Z), {}, TypeError,
+     "probs must have a floating-point dtype, got int32"),
+    ("softmax_kl_divergence", (Z, Z.astype(int)), {}, TypeError,
+     "target_logits must have a floating-point dtype, got int32"),
+    ("weighted_mean", (Y,), {}, TypeError, "losses must have a floating-point dtype, got int32"),
+    # Class numbers where distributions are meant.
+    (_SOFT, (_SQUARE, _CLASSES), {}, TypeError,
+     "labels must have a floating-point dtype to stand for every example, or else the shape of"
+     " logits (3, 3), got int32 of shape (3,): class numbers are for"
+     " softmax_cross_entropy_with_integer_labels"),
+    ("cross_entropy", (_SQUARE, _CLASSES), {}, TypeError,
+     "q must have a floating-point dtype to stand for every example, or else the shape of"
+     " p (3, 3), got int32 of shape (3,): class numbers are for"
+     " cross_entropy_with_integer_labels"),
+    ("generalized_kl_divergence", (_SQUARE, 2), {}, TypeError,
+     "targets must have a floating-point dtype to stand for every example, or else the shape of"
+     " log_predictions (3, 3), got int32 of shape (): class numbers are for jax.nn.one_hot"),
+    # Numbers that do not fit.
+    (_INTEGER, (Z, np.array([0, 2**32])), {}, ValueError,
+     "labels must fit into int32, got 4294967296"),
+    # Shapes.
+    (_INTEGER, (Z, Y[:1]), {}, ValueError,
+     "labels must have the shape of the examples of logits (2,) or be a scalar, got shape (1,)"),
+    (_INTEGER, (Z, Y[:, None]), {}, ValueError,
+     "labels must have the shape of the examples of logits (2,) or be a scalar, got shape (2, 1)"),
+    (_INTEGER, (Z, Z.astype(np.int32)), {}, ValueError,
+     "labels must have the shape of the examples of logits (2,) or be a scalar, got shape (2, 3)"),
+    (_INTEGER, (Z, Y), {"where": np.ones(3, bool)}, ValueError,
+     "where must have the shape of logits (2, 3) or of its examples (2,), got shape (3,)"),
+    (_INTEGER, (Z, Y), {"where": np.ones((2, 1), bool)}, ValueError,
+     "where must have the shape of logits (2, 3) or of its examples (2,), got shape (2, 1)"),
+    (_INTEGER, (Z, Y), {"where": True}, ValueError,
+     "where must have the shape of logits (2, 3) or of its examples (2,), got shape ()"),
+    (_INTEGER, (Z, Y), {"class_weights": [1.0, 2.0]}, ValueError,
+     "class_weights must have one weight per class of logits, shape (3,), got shape (2,)"),
+    (_INTEGER, (Z, Y), {"class_weights": 1.0}, ValueError,
+     "class_weights must have one weight per class of logits, shape (3,), got shape ()"),
+    (_INTEGER, (Z, Y), {"z_loss": [1.0]}, ValueError, "z_loss must be a scalar, got shape (1,)"),
+    (_SOFT, (Z, Z[:1]), {}, ValueError,
+     "labels must have the shape of logits (2, 3), that of its classes (3,), or be a scalar,"
+     " got shape (1, 3)"),
+    (_SOFT, (Z, Y), {}, ValueError,
+     "labels must have the shape of logits (2, 3), that of its classes (3,), or be a scalar,"
+     " got shape (2,)"),
+    (_SOFT, (Z[:, :0], Z[:, :0]), {}, ValueError,
+     "logits must have at least one class, got shape (2, 0)"),
+    (_FOCAL, (Z, Y, [1.0, 2.0]), {}, ValueError, "gamma must be a scalar, got shape (2,)"),
+    ("poly_loss_cross_entropy", (Z, Z, [1.0, 2.0]), {}, ValueError,
+     "epsilon must be a scalar, got shape (2,)"),
+    ("sigmoid_focal_loss", (Z, Z, [1.0, 2.0]), {}, ValueError,
+     "alpha must be a scalar, got shape (2,)"),
+    (_BINARY, (Z, Z[0]), {}, ValueError,
+     "labels must have the shape of logits (2, 3) or be a scalar, got shape (3,)"),
+    (_BINARY, (Z[:, :1], Z[:, 0]), {}, ValueError,
+     "labels must have the shape of logits (2, 1) or be a scalar, got shape (2,)"),
+    (_BINARY, (Z, Z), {"pos_weight": [1.0, 2.0]}, ValueError,
+     "pos_weight must have the last dimensions of logits (2, 3) or be a scalar, got shape (2,)"),
+    (_BINARY, (Z[0], Z[0]), {"pos_weight": Z}, ValueError,
+     "pos_weight must have the last dimensions of logits (3,) or be a scalar, got shape (2, 3)"),
+    (_BINARY, (Z, Z), {"where": np.ones(3, bool)}, ValueError,
+     "where must have the shape of logits (2, 3), got shape (3,)"),
+    ("binary_entropy", (Z,), {"where": np.ones((2, 1), bool)}, ValueError,
+     "where must have the shape of p (2, 3), got shape (2, 1)"),
+    ("sigmoid_entropy", (Z,), {"where": True}, ValueError,
+     "where must have the shape of logits (2, 3), got shape ()"),
+    ("sigmoid_kl_divergence", (Z, Z[0]), {}, ValueError,
+     "target_logits must have the shape of logits (2, 3) or be a scalar, got shape (3,)"),
+    ("relative_entropy", (Z, Z[:1]), {}, ValueError,
+     "q must have the shape of p (2, 3), that of its classes (3,), or be a scalar,"
+     " got shape (1, 3)"),
+    ("weighted_mean", (Z, Z[0]), {}, ValueError,
+     "weights must have the shape of losses (2, 3) or be a scalar, got shape (3,)"),
+    # Axes.
+    (_INTEGER, (Z, Y, 2), {}, ValueError,
+     "axis must name axes of logits, which has rank 2, got 2"),
+    (_INTEGER, (Z, Y, (0, -3)), {}, ValueError,
+     "axis must name axes of logits, which has rank 2, got (0, -3)"),
+    (_INTEGER, (Z, Y, (1, -1)), {}, ValueError,
+     "axis must not name an axis twice, got (1, -1)"),
+    (_SOFT, (Z, Z, ()), {}, ValueError, "logits must have at least one class, got shape (2, 3)"),
+    ("softmax", (np.float32(0),), {}, ValueError,
+     "axis must name axes of logits, which has rank 0, got -1"),
+    ("softmax", (np.float32(0), None), {}, ValueError,
+     "logits must have an axis of classes, got shape ()"),
+    ("entropy", (Z, -3), {}, ValueError, "axis must name axes of p, which has rank 2, got -3"),
+    ("weighted_mean", (Z, None, 2), {}, ValueError,
+     "axis must name axes of losses, which has rank 2, got 2"),
+    # Options.
+    (_INTEGER, (Z, Y), {"label_smoothing": 1.5}, ValueError,
+     "label_smoothing must lie in [0, 1], got 1.5"),
+    (_SOFT, (Z, Z), {"label_smoothing": -0.125}, ValueError,
+     "label_smoothing must lie in [0, 1], got -0.125"),
+    (_BINARY, (Z, Z), {"label_smoothing": float("nan")}, ValueError,
+     "label_smoothing must lie in [0, 1], got nan"),
+    ("binary_cross_entropy", (Z, Z), {"label_smoothing": np.float32(2)}, ValueError,
+     "label_smoothing must lie in [0, 1], got 2.0"),
+    (_INTEGER, (Z, Y), {"z_loss": -0.5}, ValueError,
+     "z_loss must be a finite number of at least 0, got -0.5; 0 switches it off"),
+    (_FOCAL, (Z, Y, -1.0), {}, ValueError,
+     "gamma must be a finite number of at least 0, got -1.0; 0 switches it off"),
+    ("sigmoid_focal_loss", (Z, Z, -1), {}, ValueError,
+     "alpha must lie in [0, 1], got -1; None switches it off"),
+    ("poly_loss_cross_entropy", (Z, Z, float("nan")), {}, ValueError,
+     "epsilon must be a finite number, got nan; 0 switches it off"),
+    (_HEAD, (Z, Z.T, Y), {"logit_softcap": 0.0}, ValueError,
+     "logit_softcap must be positive, got 0.0; None switches it off"),
+    (_HEAD, (Z, Z.T, Y), {"weights": [1.5, -1.25]}, ValueError,
+     "weights must not be negative, got -1.25: a mean divides by their sum, which may vanish."
+     " Write reduction='sum' and divide by a number, or reduction='none'"),
+    (_HEAD, (Z, Z.T, Y), {"class_weights": np.float32([1.5, -1.25])}, ValueError,
+     "class_weights must not be negative, got -1.25: a mean divides by their sum, which may"
+     " vanish. Write reduction='sum' and divide by a number, or reduction='none'"),
+    ("weighted_mean", (Z[0], np.float32([0.5, -0.25, 0.0])), {}, ValueError,
+     "weights must not be negative, got -0.25: a mean divides by their sum, which may vanish."
+     " Write jnp.sum(weights * losses) over a number"),
+    (_INTEGER, (Z, Y), {"label_smoothing": [0.5, 0.5]}, ValueError,
+     "label_smoothing must be a scalar, got shape (2,)"),
+    (_INTEGER, (Z, Y), {"label_smoothing": "some"}, TypeError,
+     "label_smoothing must be an array, got str"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "args", "options", "error", "message"), _MISTAKES)
+def test_mistake(name, args, options, error, message):
+    with pytest.raises(error) as caught:
+        getattr(jxent, name)(*args, **options)
+    assert type(caught.value) is error
+    assert str(caught.value) == message
+
+
+def test_a_mistake_shows_under_jit_as_well():
+    message = "^labels must be integers, got dtype float32"
+    with pytest.raises(TypeError, match=message):
+        jax.jit(jxent.softmax_cross_entropy_with_integer_labels)(Z, Z[:, 0])
+
+
+def test_traced_smoothing_is_taken_at_its_word():
+    loss = jax.jit(
+        lambda epsilon: jxent.softmax_cross_entropy_with_integer_labels(
+            Z, Y, label_smoothing=epsilon
+        )
+    )(1.5)
+    assert np.all(np.isfinite(loss))
+
+
+_KINDS_OF_ARGUMENTS = [
+    *((_INTEGER, name) for name in ("logits", "labels", "where", "label_smoothing", "z_loss",
+                                    "class_weights")),
+    *((_SOFT, name) for name in ("logits", "labels", "where", "label_smoothing", "z_loss")),
+    *((_FOCAL, name) for name in ("logits", "labels", "gamma")),
+    *((_BINARY, name) for name in ("logits", "labels", "where", "pos_weight", "label_smoothing")),
+    *((_HEAD, name) for name in ("inputs", "kernel", "labels", "bias", "weights", "class_mask",
+                                 "class_weights", "z_loss", "logit_softcap")),
+    ("sigmoid_focal_loss", "alpha"), ("poly_loss_cross_entropy", "epsilon"),
+    ("sigmoid_kl_divergence", "target_logits"), ("softmax_kl_divergence", "target_logits"),
+    ("kl_divergence", "log_predictions"), ("kl_divergence", "targets"),
+    ("cross_entropy", "p"), ("cross_entropy", "q"), ("relative_entropy", "q"),
+    ("weighted_mean", "losses"), ("weighted_mean", "weights"),
+]  # fmt: skip
+
+_NOT_IN_JAX = {
+    "object": lambda x: x.astype(object),
+    str(np.dtype(np.longdouble)): lambda x: x.astype(np.longdouble),
+    ">f4": lambda x: x.astype(">f4"),
+    ">i8": lambda x: x.astype(">i8"),
+    "<U3": lambda x: x.astype("U3"),
+    "datetime64[s]": lambda x: np.zeros(x.shape, "M8[s]"),
+    "[('a', '<f4')]": lambda x: np.zeros(x.shape, [("a", "<f4")]),
+}
+
+
+@pytest.mark.parametrize(("name", "argument"), _KINDS_OF_ARGUMENTS)
+def test_arrays_that_jax_does_not_have_are_named_by_their_dtype(name, argument):
+    function = getattr(jxent, name)
+    case = bare(name)
+    args = dict(zip(case.parameters, map(np.asarray, case.args()), strict=True))
+    given = args.get(argument, np.zeros(2, np.float32))
+    for dtype, changed in _NOT_IN_JAX.items():
+        with pytest.raises(TypeError) as caught:
+            function(**args | {argument: changed(given)})
+        assert str(caught.value) == f"{argument} must be an array, got ndarray of dtype {dtype}"
+    with pytest.raises(TypeError) as caught:
+        function(**args | {argument: np.ma.masked_array(given)})
+    assert str(caught.value) == (
+        f"{argument} must be an array, got MaskedArray of dtype {given.dtype}:"
+        f" give its data, and its mask as an argument"
+    )
+
+
+@every(_WITH_AXIS)
+def test_every_function_checks(case):
+    args = [np.asarray(x) for x in case.args()]
+    first = case.parameters[0]
+    with pytest.raises(TypeError, match=rf"^{first} must have a floating-point dtype, got int32$"):
+        case.call(*(x.astype(int) for x in args))
+    with pytest.raises(
+        ValueError, match=f"^axis must name axes of {first}, which has rank 2, got 2$"
+    ):
+        case.call(*args, axis=2)
+    with pytest.raises(TypeError, match=r"^where must be boolean, got dtype float32$"):
+        case.call(*args, where=args[0])
+    if len(args) > 1:
+        with pytest.raises(ValueError, match=f"^{case.parameters[1]} must have the shape of"):
+            case.call(args[0], args[1][:1], *args[2:])

@@ -1,0 +1,400 @@
+"""Losses inside `jax.shard_map`, each shard with a slice of the classes: as on one device."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jxent
+from support.cases import fast_jit, of_some
+from support.meshes import BOTH, CLASSES_ONLY, EXAMPLES_ONLY, THREE, mesh_of
+from support.tiers import quick, quick_rows
+
+EXAMPLES, CLASSES = 8, 48
+IGNORED = -100
+MESHES = [
+    (EXAMPLES_ONLY, "model"),
+    (CLASSES_ONLY, "model"),
+    (BOTH, "model"),
+    (THREE, ("expert", "model")),
+]
+
+
+def integer_loss(z, labels, mask, weights, epsilon, zeta, **where):
+    return jxent.softmax_cross_entropy_with_integer_labels(
+        z,
+        labels,
+        where=mask,
+        class_weights=weights,
+        label_smoothing=epsilon,
+        z_loss=zeta,
+        ignore_index=IGNORED,
+        **where,
+    )
+
+
+def soft_loss(z, labels, mask, weights, epsilon, zeta, **where):
+    return jxent.softmax_cross_entropy(
+        z,
+        labels,
+        where=mask,
+        class_weights=weights,
+        label_smoothing=epsilon,
+        z_loss=zeta,
+        **where,
+    )
+
+
+def entropy(z, mask, **where):
+    return jxent.softmax_entropy(z, where=mask, **where)
+
+
+def divergence(z, target, mask, **where):
+    return jxent.softmax_kl_divergence(z, target, where=mask, **where)
+
+
+def arrays(function):
+    """The arguments of each, by name, with ignored labels and an example without classes."""
+    rng = np.random.default_rng(0)
+    z, target = 2 * rng.normal(size=(2, EXAMPLES, CLASSES))
+    y = np.exp(target) / np.exp(target).sum(-1, keepdims=True)
+    mask = rng.random((EXAMPLES, CLASSES)) < 0.8
+    mask[2] = False
+    labels = np.array([3, IGNORED, 0, 47, 24, 23, 11, 40])
+    mask[range(EXAMPLES), labels % CLASSES] = True
+    mask[2] = False
+    options = {
+        "weights": rng.uniform(0.5, 2, CLASSES),
+        "epsilon": np.float64(0.125),
+        "zeta": np.float64(0.01),
+    }
+    return {
+        integer_loss: {"z": z, "labels": labels, "mask": mask} | options,
+        soft_loss: {"z": z, "labels": y, "mask": mask} | options,
+        entropy: {"z": z, "mask": mask},
+        divergence: {"z": z, "target": target, "mask": mask},
+    }[function]
+
+
+FUNCTIONS = [integer_loss, soft_loss, entropy, divergence]
+
+
+def specs_of(arguments, mesh, classes):
+    """Examples over the other axes."""
+    names = classes if isinstance(classes, tuple) else (classes,)
+    data = tuple(axis for axis in mesh.axis_names if axis not in names)
+    return {
+        name: {2: P(data, classes), 1: P(classes) if name == "weights" else P(data), 0: P()}[x.ndim]
+        for name, x in arguments.items()
+    }, P(data)
+
+
+def sharded(function, mesh, classes, arguments):
+    """The function of whole arrays, computed by shards."""
+    specs, out = specs_of(arguments, mesh, classes)
+
+    def mapped(*values):
+        local = lambda *values: function(*values, class_axis_name=classes)  # noqa: E731
+        return jax.shard_map(
+            local, mesh=mesh, in_specs=tuple(specs.values()), out_specs=out, check_vma=True
+        )(*values)
+
+    return mapped
+
+
+def floats(arguments):
+    return [i for i, x in enumerate(arguments.values()) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def weighted(out):
+    """A sum in which every example counts differently."""
+    return jnp.sum(jnp.cos(jnp.arange(out.size, dtype=out.dtype)) * out)
+
+
+def value_and_gradients(function, arguments):
+    def total(*values):
+        out = function(*values)
+        return weighted(out), out
+
+    return jax.grad(total, floats(arguments), has_aux=True)
+
+
+def assert_same(results, expected, rtol=1e-11):
+    for got, exact in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
+        finite = np.abs(exact)[np.isfinite(exact)]
+        scale = np.max(finite, initial=0)
+        np.testing.assert_allclose(got, exact, rtol=rtol, atol=rtol * scale)
+
+
+@functools.cache
+def on_one_device(function):
+    with jax.enable_x64(True):
+        arguments = arrays(function)
+        return fast_jit(value_and_gradients(function, arguments))(*arguments.values())
+
+
+# Every function over three axes, and over other meshes one after the other.
+_OVER = [(function, *MESHES[3]) for function in FUNCTIONS]
+_OVER += [(function, *mesh) for function, mesh in zip(FUNCTIONS, MESHES[:3], strict=False)]
+
+
+@pytest.mark.parametrize(("function", "shape", "classes"), quick_rows(_OVER, 0, 3))
+def test_values_and_gradients(function, shape, classes):
+    mesh = mesh_of(*shape)
+    with jax.enable_x64(True):
+        arguments = arrays(function)
+        mapped = sharded(function, mesh, classes, arguments)
+        program = fast_jit(value_and_gradients(mapped, arguments))
+        assert_same(program(*arguments.values()), on_one_device(function))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("function", [entropy, integer_loss], ids=lambda f: f.__name__)
+def test_modes_of_differentiation(function):
+    """Forward, second derivatives both ways, and vmap of gradients."""
+    mesh = mesh_of(*BOTH)
+    with jax.enable_x64(True):
+        arguments = arrays(function)
+        at = floats(arguments)
+
+        def modes(call, *given):
+            f, values = of_some(lambda *values: weighted(call(*values)), at, given)
+            dots = [jnp.sin(5 * x) for x in values]
+            gradient = jax.grad(f, range(len(at)))
+
+            def along(*values):
+                return sum(map(jnp.vdot, gradient(*values), dots))
+
+            stacked = [jnp.stack([x, 0.9 * x]) for x in values]
+            return (
+                jax.jvp(f, values, dots)[1],
+                jax.jvp(gradient, values, dots)[1],
+                jax.grad(along, range(len(at)))(*values),
+                jax.vmap(gradient)(*stacked),
+            )
+
+        mapped = sharded(function, mesh, "model", arguments)
+        results, expected = (
+            fast_jit(functools.partial(modes, call))(*arguments.values())
+            for call in (mapped, function)
+        )
+        assert_same(results, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("function", quick(FUNCTIONS, integer_loss), ids=lambda f: f.__name__)
+def test_differentiated_inside(function):
+    """A shard's gradient is that of its slice, and replicated arguments have the whole one."""
+    mesh = mesh_of(*BOTH)
+    with jax.enable_x64(True):
+        arguments = arrays(function)
+        at = floats(arguments)
+        specs, _ = specs_of(arguments, mesh, "model")
+        dots = [np.cos(7 * list(arguments.values())[i]) for i in at]
+
+        def local(counts, dots, *values):
+            def total(*values):
+                return jnp.vdot(counts, function(*values, class_axis_name="model"))
+
+            # Over the data axis each shard has a loss of its own, so the sum is taken outside.
+            gradients = jax.grad(total, at)(*values)
+            _, dot = jax.jvp(*of_some(total, at, values), dots)
+            return gradients, jax.lax.psum(dot, "data")
+
+        of_floats = [list(specs.values())[i] for i in at]
+        program = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(P("data"), of_floats, *specs.values()),
+            out_specs=(tuple(of_floats), P()),
+        )
+        counts = np.cos(np.arange(EXAMPLES))
+        gradients, dot = fast_jit(program)(counts, dots, *arguments.values())
+    expected, _ = on_one_device(function)
+    assert_same(gradients, expected)
+    exact = sum(map(np.vdot, expected, dots))
+    np.testing.assert_allclose(dot, exact, rtol=1e-9)
+
+
+def test_replicated_and_sharded_arguments():
+    """Logits the same for all examples' shards, labels not; soft labels of one row for all."""
+    mesh = mesh_of(*BOTH)
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        z, row = rng.normal(size=(2, CLASSES)), rng.uniform(size=CLASSES)
+        labels = rng.integers(0, CLASSES, EXAMPLES)
+
+        def losses(z, row, labels, **where):
+            integer = jxent.softmax_cross_entropy_with_integer_labels(z, labels, **where)
+            soft = jxent.softmax_cross_entropy(z, row, label_smoothing=0.1, **where)
+            return integer * soft
+
+        mapped = jax.shard_map(
+            functools.partial(losses, class_axis_name="model"),
+            mesh=mesh,
+            in_specs=(P(None, "model"), P("model"), P("data")),
+            out_specs=P("data"),
+        )
+        gradient = fast_jit(jax.value_and_grad(lambda *a: weighted(mapped(*a)), (0, 1)))
+        whole = jax.value_and_grad(lambda z, *a: weighted(losses(jnp.tile(z, (4, 1)), *a)), (0, 1))
+        assert_same(gradient(z, row, labels), fast_jit(whole)(z, row, labels))
+
+
+def regimes():
+    """Rows that break other ways of computing: logits, and a label for each."""
+    rng = np.random.default_rng(2)
+    size = CLASSES // 8
+    plain = rng.normal(size=CLASSES)
+    rows = [plain, plain + 1e4, 30 * plain, 1e-3 * plain, 0 * plain]
+    labels = [5, 17, int(np.argmax(plain)), 40, 47]
+    for ahead in (20.0, 5.0, -20.0, -80.0):  # with the runner-up on another shard
+        row = np.full(CLASSES, -100.0)
+        row[[3, 44]] = 0, ahead
+        rows.append(row)
+        labels.append(44)
+    tied = plain.copy()
+    tied[[1, 2, 30, 45]] = plain.max() + 12  # the maximum twice in one shard, and in two others
+    empty = plain.copy()
+    empty[2 * size : 3 * size] = -np.inf
+    nearly = np.full(CLASSES, -np.inf)
+    nearly[[7, 41]] = 1, 0
+    rows += [tied, empty, empty, nearly]
+    labels += [45, 0, 2 * size + 1, 41]
+    for value, places in ((np.nan, [9]), (np.inf, [9]), (np.inf, [9, 40])):
+        row = plain.copy()
+        row[places] = value
+        rows += [row]
+        labels += [9]
+    impossible = plain.copy()
+    impossible[[9, 40]] = np.nan, -np.inf  # NaN all the same
+    rows += [impossible, np.full(CLASSES, -np.inf), plain, plain, plain]
+    labels += [40, 0, -1, CLASSES, IGNORED]
+    return np.array(rows), np.array(labels)
+
+
+@pytest.mark.parametrize("dtype", quick(["float32", "bfloat16"]))
+@pytest.mark.parametrize(
+    "function", quick(FUNCTIONS, integer_loss, divergence), ids=lambda f: f.__name__
+)
+def test_accuracy_where_others_fail(function, dtype):
+    """In single precision, as on one device to a few units in the last place."""
+    mesh = mesh_of(*CLASSES_ONLY)
+    z, labels = regimes()
+    z = z.astype(jnp.dtype(dtype))
+    y = np.eye(CLASSES)[labels % CLASSES]
+    arguments = {"z": z}
+    if function is integer_loss:
+        arguments |= {"labels": labels}
+    if function is soft_loss:
+        arguments |= {"labels": y.astype(z.dtype)}
+    if function is divergence:
+        factors = 1 + 1e-4 * np.cos(np.arange(z.size)).reshape(z.shape)
+        near = z.astype(np.float32) * factors.astype(np.float32)
+        arguments |= {"target": near.astype(z.dtype)}
+
+    def bare(*values, **where):
+        options = [None] * (2 if function in (integer_loss, soft_loss) else 1)
+        rest = [0.0, 0.0] if len(options) == 2 else []
+        return function(*values, *options, *rest, **where)
+
+    def each(call):
+        def gradient(*values):
+            out, pullback = jax.vjp(lambda z: call(z, *values[1:]), values[0])
+            return out, pullback(jnp.ones_like(out))[0]
+
+        return jax.tree.map(np.asarray, fast_jit(gradient)(*arguments.values()))
+
+    (losses, to_z), (exact, exact_to_z) = (
+        each(sharded(bare, mesh, "model", arguments)),
+        each(bare),
+    )
+    # Each is within its units of the truth, so they are within twice of each other.
+    eps = float(np.finfo(np.float32).eps)
+    units = 128 if function is divergence else 2 * (16 + np.abs(np.log(np.maximum(exact, 1e-33))))
+    units = np.where(np.isfinite(exact), units, 0)
+    np.testing.assert_array_equal(np.isfinite(losses), np.isfinite(exact))
+    for loss, value, unit in zip(losses, exact, units, strict=True):
+        np.testing.assert_allclose(loss, value, rtol=unit * eps, atol=1e-33)
+    to_z, exact_to_z = (np.asarray(x, np.float64) for x in (to_z, exact_to_z))
+    np.testing.assert_array_equal(np.isnan(to_z).any(-1), np.isnan(exact_to_z).any(-1))
+    # A gradient that is a difference may be as much off as its terms are; the others may not.
+    scale = np.nanmax(np.abs(exact_to_z), axis=-1, initial=0, keepdims=True)
+    terms = scale if function in (entropy, divergence) else np.abs(exact_to_z)
+    units = 4 * np.max(units)
+    bound = 2 * float(jnp.finfo(dtype).eps) * np.abs(exact_to_z) + units * eps * terms + 1e-33
+    assert not np.any(np.abs(to_z - exact_to_z) > bound)
+
+
+def test_a_shard_of_which_no_class_counts():
+    """The padding of a table may fill shards; its values do not matter."""
+    mesh = mesh_of(*CLASSES_ONLY)
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(4, CLASSES)).astype(np.float32)
+    real = 20
+    mask = np.broadcast_to(np.arange(CLASSES) < real, z.shape)
+    poisoned = np.where(mask, z, np.float32(np.nan))
+    labels = np.array([0, 7, 19, 13])
+
+    def loss(z, labels, mask, **where):
+        return jxent.softmax_cross_entropy_with_integer_labels(
+            z, labels, where=mask, label_smoothing=0.1, z_loss=0.1, **where
+        )
+
+    arguments = {"z": z, "labels": labels, "mask": mask}
+    mapped = sharded(loss, mesh, "model", arguments)
+    got, to_z = fast_jit(jax.value_and_grad(lambda z: jnp.sum(mapped(z, labels, mask))))(poisoned)
+    whole = fast_jit(jax.value_and_grad(lambda z: jnp.sum(loss(z, labels, None))))
+    exact, exact_to_z = whole(z[:, :real])
+    np.testing.assert_allclose(got, exact, rtol=1e-6)
+    to_z = np.asarray(to_z)
+    np.testing.assert_allclose(to_z[:, :real], exact_to_z, rtol=1e-5, atol=1e-7)
+    assert np.all(to_z[:, real:] == 0)
+
+
+def in_shards(local, *specs, **options):
+    mesh = mesh_of(*BOTH)
+    z = np.zeros((EXAMPLES, CLASSES), np.float32)
+    labels = np.zeros(2 * EXAMPLES if specs else EXAMPLES, int)
+    in_specs = specs or (P("data", "model"), P("data"))
+    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P("data"), **options)(
+        z, labels
+    )
+
+
+def loss_over(name):
+    return functools.partial(jxent.softmax_cross_entropy_with_integer_labels, class_axis_name=name)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: in_shards(loss_over("model"), check_vma=False),
+            "class_axis_name needs jax.shard_map with check_vma=True",
+        ),
+        (
+            lambda: in_shards(loss_over("models")),
+            "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'models'",
+        ),
+        (
+            lambda: loss_over("model")(np.zeros((2, 3)), np.zeros(2, int)),
+            "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'model'",
+        ),
+        (
+            lambda: in_shards(loss_over("model"), P("data", "model"), P(("data", "model"))),
+            "labels must be the same for every shard of the classes, but varies over the mesh"
+            " axes model",
+        ),
+        (
+            lambda: in_shards(loss_over(3)),
+            "class_axis_name must be the name of a mesh axis or a tuple of different ones, got 3",
+        ),
+    ],
+)
+def test_mistakes(call, message):
+    # JAX may add a remark of its own.
+    with pytest.raises(ValueError, match=re.escape(message) + r"($|\n)"):
+        call()

@@ -1,0 +1,178 @@
+"""Options that are one number, and weights whose sum divides: what is refused, what counts."""
+
+import functools
+import inspect
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+from support.cases import BARE, fast_jit
+
+INF, NAN = math.inf, math.nan
+
+# For each option: numbers out of its range, numbers at its edges, and what switches it off.
+OPTIONS = {
+    "label_smoothing": ([-1e-6, 1.0001, INF, -INF, NAN], [0, 1, 0.0, 1.0, -0.0], ""),
+    "z_loss": ([-1e-6, -1, INF, -INF, NAN], [0, 1, 0.0, -0.0, 1e4], "; 0 switches it off"),
+    "gamma": ([-1e-6, -1, INF, -INF, NAN], [0, 2, 0.0, -0.0, 0.5], "; 0 switches it off"),
+    "alpha": ([-1e-6, -1, 1.0001, INF, NAN], [0, 1, 0.0, 1.0], "; None switches it off"),
+    "epsilon": ([INF, -INF, NAN], [0, -1, -1.5, 1e3], "; 0 switches it off"),
+    "logit_softcap": ([0, 0.0, -0.0, -30, -INF, NAN, 1e-300], [1, 30, 1e30, INF],
+                      "; None switches it off"),
+    "weight": ([-1e-6, 1.0001, INF, -INF, NAN], [0, 1, 0.0, 1.0, -0.0], ""),
+    "logit_scale": ([INF, -INF, NAN], [1, 0.0, -2.0, 1e30], "; None switches it off"),
+}  # fmt: skip
+FUNCTIONS = [(case, option) for case in BARE for option in OPTIONS if case.accepts(option)]
+every_option = pytest.mark.parametrize(("case", "option"), FUNCTIONS, ids=str)
+
+
+def _kinds(number):
+    """All that a concrete number may be; JAX's own arrays and NumPy's, too."""
+    yield number
+    with np.errstate(all="ignore"):
+        yield np.float32(number)
+        yield np.float64(number)
+        yield np.asarray(number, np.float32)
+        yield jnp.asarray(np.float32(number))
+
+
+def test_every_option_was_found():
+    numbers = {"label_smoothing", "z_loss", "gamma", "alpha", "epsilon", "logit_softcap",
+               "logit_scale", "weight"}  # fmt: skip
+    assert {option for _, option in FUNCTIONS} == numbers == set(OPTIONS)
+    # What is no number: arrays, names, and what is known when a program is traced.
+    others = {"axis", "where", "class_weights", "pos_weight", "weights", "bias", "class_mask",
+              "ignore_index", "reduction", "chunk_size", "precision", "class_axis_name", "mesh",
+              "example_spec"}  # fmt: skip
+    for case in BARE:
+        assert set(list(inspect.signature(case.function).parameters)[len(case.kinds) :]) <= (
+            numbers | others
+        )
+
+
+@every_option
+def test_out_of_range(case, option):
+    """The error names the option, the number, and what switches the option off."""
+    numbers, _, off = OPTIONS[option]
+    for number in numbers:
+        for x in _kinds(number):
+            with pytest.raises(ValueError, match=rf"^{option} must ") as caught:
+                case.call(*case.args(), **{option: x})
+            assert str(caught.value).endswith(f", got {x}{off}")
+
+
+@every_option
+def test_in_range(case, option):
+    """The edges belong to it."""
+    for number in OPTIONS[option][1]:
+        for x in _kinds(number):
+            jax.eval_shape(lambda *args, x=x: case.call(*args, **{option: x}), *case.args())
+
+
+@every_option
+def test_concrete_under_jit(case, option):
+    """A number that the program is traced with is as concrete."""
+    with pytest.raises(ValueError, match=rf"^{option} must "):
+        jax.jit(lambda *args: case.call(*args, **{option: np.float32(-NAN)}))(*case.args())
+
+
+@every_option
+def test_traced_numbers_are_taken_at_their_word(case, option):
+    jax.eval_shape(lambda x, *args: case.call(*args, **{option: x}), -1.0, *case.args())
+
+
+INPUTS = np.float32([[0.75, -0.5], [-1.25, 2.0], [1e-6, 1e-7], [1e6, 1e5]])
+KERNEL = np.float32([[1.0, -0.5, 0.25], [-0.75, 0.5, 1.25]])
+LABELS = np.array([0, 1, 2, 0])
+_head = functools.partial(jxent.linear_softmax_cross_entropy, reduction="none", chunk_size=2)
+
+
+@functools.cache
+def _capped(with_cap):
+    def total(x, kernel, cap):
+        losses = _head(x, kernel, LABELS, logit_softcap=cap if with_cap else None)
+        return jnp.sum(losses), losses
+
+    return fast_jit(jax.grad(total, (0, 1, 2), has_aux=True))
+
+
+@pytest.mark.parametrize("cap", [INF, 3.4e38, 1e32, 1e30, 1e25])
+def test_an_infinite_cap_is_none(cap):
+    """Nor is one beside which logits vanish, traced and concrete."""
+    expected_gradients, expected = _capped(False)(INPUTS, KERNEL, 1.0)
+    gradients, losses = _capped(True)(INPUTS, KERNEL, cap)
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    np.testing.assert_allclose(_head(INPUTS, KERNEL, LABELS, logit_softcap=cap), losses, rtol=1e-6)
+    for gradient, wanted in zip(gradients[:2], expected_gradients[:2], strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-9)
+    assert abs(gradients[2]) < 1e-20
+
+
+def test_a_cap_caps():
+    _, losses = _capped(True)(INPUTS, KERNEL, 2.0)
+    logits = 2 * np.tanh(INPUTS.astype(np.float64) @ KERNEL / 2)
+    expected = np.log(np.exp(logits).sum(-1)) - logits[np.arange(4), LABELS]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
+# Weights under a mean.
+
+ADVANTAGES = [1.5, -1.25, 0.25, -0.5]  # They add up to nothing.
+_LOSSES = [0.5, 2.0, 0.25, 1.0]
+_AS_ARRAYS = [list, tuple, np.float32, np.float64, jnp.asarray]
+
+
+def _mean_of_head(weights, **options):
+    return jxent.linear_softmax_cross_entropy(INPUTS, KERNEL, LABELS, weights=weights, **options)
+
+
+@pytest.mark.parametrize("array", _AS_ARRAYS, ids=lambda kind: kind.__name__)
+def test_weights_of_both_signs_have_no_mean(array):
+    """The error says what to write, under `jit` as well where the weights are concrete."""
+    weights = array(ADVANTAGES)
+    with pytest.raises(
+        ValueError, match=r"got -1.25: .* Write reduction='sum' and .* reduction='none'"
+    ):
+        _mean_of_head(weights)
+    with pytest.raises(ValueError, match=r"^weights must not be negative, got -1.25"):
+        jax.jit(lambda: _mean_of_head(weights))()
+    with pytest.raises(ValueError, match=r"^class_weights must not be negative, got -1.25"):
+        jxent.linear_softmax_cross_entropy(
+            INPUTS, KERNEL, LABELS, class_weights=array(ADVANTAGES[:3])
+        )
+    with pytest.raises(ValueError, match=r"got -1.25: .* Write jnp.sum\(weights \* losses\)"):
+        jxent.weighted_mean(_LOSSES, weights)
+    with pytest.raises(ValueError, match=r"^weights must not be negative, got -1.25"):
+        jax.jit(lambda: jxent.weighted_mean(jnp.asarray(_LOSSES), weights))()
+
+
+def test_advantages_have_a_sum():
+    """What the errors propose to write."""
+
+    @fast_jit
+    def results():
+        none = {"reduction": "none"}
+        return (
+            _mean_of_head(None, **none),
+            _mean_of_head(ADVANTAGES, reduction="sum"),
+            _mean_of_head(ADVANTAGES, **none),
+            _mean_of_head(None, class_weights=ADVANTAGES[:3], **none),
+        )
+
+    losses, total, each, weighted = (np.asarray(x, np.float64) for x in results())
+    np.testing.assert_allclose(total, np.dot(ADVANTAGES, losses), rtol=1e-6)
+    np.testing.assert_allclose(each, ADVANTAGES * losses, rtol=1e-6)
+    np.testing.assert_allclose(weighted, np.take(ADVANTAGES, LABELS) * losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [[0, 0, 1, 2], [-0.0, 0.5, 0, 1], [True, False, True, True]])
+def test_weights_that_are_not_negative(weights):
+    expected = np.average(_LOSSES, weights=np.asarray(weights, float))
+    np.testing.assert_allclose(jxent.weighted_mean(_LOSSES, weights), expected, rtol=1e-6)
+    losses = np.asarray(_mean_of_head(None, reduction="none"), np.float64)
+    expected = np.average(losses, weights=np.asarray(weights, float))
+    np.testing.assert_allclose(_mean_of_head(weights), expected, rtol=1e-6)

@@ -1,0 +1,293 @@
+"""Exported once with sizes left open, for every platform: the numbers of the direct call."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jxent
+from support import cases
+from support.cases import fast_jit
+from support.heads import BASE, OPTIONS
+from support.meshes import BOTH, mesh_of
+from support.tiers import quick
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+SIZES = [(5, 200), (1, 1)]
+DENSE = [case for case in cases.CASES if case.name != "linear_softmax_cross_entropy"]
+MODULES = sorted({case.function.__module__ for case in DENSE})
+
+
+def exported(function, arrays, shapes):
+    """The function of a dictionary of arrays, whose shapes are left open as `shapes` say."""
+    specs = export.symbolic_args_specs(arrays, {name: shapes[name] for name in arrays})
+    return export.export(jax.jit(function), platforms=PLATFORMS)(specs)
+
+
+def assert_same(actual, expected):
+    for got, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert got.shape == exact.shape
+        assert got.dtype == exact.dtype
+        np.testing.assert_allclose(got, exact, rtol=1e-11, atol=1e-13)
+
+
+def value_and_gradients(function, arrays):
+    """Of a function of a dictionary of arrays, for those that are floating-point."""
+    floats = {k: x for k, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+
+    def total(floats):
+        out = function(arrays | floats)
+        return jnp.sum(out), out
+
+    gradients, out = jax.grad(total, has_aux=True)(floats)
+    return out, gradients
+
+
+DENSE_SHAPES = dict.fromkeys(cases.EXAMPLES, "n, k") | {
+    "labels": "n",
+    "target_indices": "n, 2",
+    "target_log_probs": "n, 2",
+    "cube": "n, 2, k",
+    "other_cube": "n, 2, k",
+    "where": "n, k",
+    "counted": "n",
+    "class_weights": "k",
+    "pos_weight": "k",
+    "weights_of_pairs": "2, k",
+}
+
+
+def dense_arrays(n, k):
+    rng = np.random.default_rng(n)
+    arrays = {name: rng.normal(size=(n, k)) for name in ("logits", "target_logits", "losses")}
+    arrays |= {name: rng.dirichlet(np.ones(k), n) for name in ("distributions", "predictions")}
+    for name in ("log_predictions", "log_distributions"):
+        arrays[name] = np.log(rng.dirichlet(np.ones(k), n))
+    arrays |= {name: rng.normal(size=(n, 2, k)) for name in ("cube", "other_cube")}
+    arrays["weights"] = rng.uniform(0.5, 2, (n, k))
+    arrays["weights_of_pairs"] = rng.uniform(0.5, 2, (2, k))
+    arrays |= {name: rng.uniform(0.5, 2, k) for name in ("class_weights", "pos_weight")}
+    arrays["labels"] = rng.integers(0, k, n).astype(np.int32)
+    order = rng.permuted(np.tile(np.arange(k, dtype=np.int32), (n, 1)), axis=1)
+    arrays["target_indices"] = order[:, :2]
+    arrays["target_log_probs"] = np.log(rng.dirichlet(np.ones(3), n)[:, :2])
+    arrays["where"] = rng.random((n, k)) < 0.8
+    arrays["counted"] = np.arange(n) != 1
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+def with_masks(case):
+    """The case, and the same masked, of columns where it has classes."""
+
+    def call(arrays, layout=lambda x: x, **fixed):
+        options = {name: arrays.get(name, x) for name, x in case.options.items()}
+        args = (layout(arrays[kind]) for kind in case.kinds)
+        return case.function(*args, **options, **case.fixed, **fixed)
+
+    def masked(arrays):
+        if not case.accepts("axis"):
+            return call(arrays, where=arrays["where"])
+        columns = functools.partial(call, layout=lambda x: x.T if x.ndim == 2 else x)
+        return columns(arrays, axis=0, where=arrays["where"].T)
+
+    names = [*case.kinds, *(name for name in case.options if name in DENSE_SHAPES)]
+    functions = {str(case): (call, names)}
+    if case.has_classes:
+        functions[f"{case} with a mask"] = (masked, [*names, "where"])
+    return functions
+
+
+OTHER_AXES = {
+    "integer labels over two axes": (
+        lambda a: jxent.softmax_cross_entropy_with_integer_labels(
+            a["cube"],
+            a["labels"],
+            axis=(1, 2),
+            where=a["counted"],
+            class_weights=a["weights_of_pairs"],
+            label_smoothing=0.25,
+            ignore_index=0,
+        ),
+        ["cube", "labels", "counted", "weights_of_pairs"],
+    ),
+    "entropy over all axes": (lambda a: jxent.softmax_entropy(a["cube"], axis=None), ["cube"]),
+    "log_softmax over two axes": (lambda a: jxent.log_softmax(a["cube"], axis=(0, 2)), ["cube"]),
+    "divergence over two axes": (
+        lambda a: jxent.softmax_kl_divergence(a["cube"], a["other_cube"], axis=(2, 0)),
+        ["cube", "other_cube"],
+    ),
+    "one distribution for all": (
+        lambda a: jxent.softmax_cross_entropy(
+            a["logits"], a["class_weights"], where=a["counted"], z_loss=0.5
+        ),
+        ["logits", "class_weights", "counted"],
+    ),
+    "mean of each column": (
+        lambda a: jxent.weighted_mean(a["losses"], a["weights"], axis=0),
+        ["losses", "weights"],
+    ),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("module", [*MODULES, "other axes"])
+def test_dense_losses(module):
+    """Of a symbolic number of examples and of classes; some of one example of one class, too."""
+    sizes = SIZES if module in ("jxent._softmax", "other axes") else SIZES[:1]
+    functions = dict(OTHER_AXES) if module == "other axes" else {}
+    for case in DENSE:
+        if case.function.__module__ == module:
+            functions |= with_masks(case)
+
+    def every(arrays):
+        return {
+            name: value_and_gradients(function, {k: arrays[k] for k in names})
+            for name, (function, names) in functions.items()
+        }
+
+    with jax.enable_x64(True):
+        needed = {name for _, names in functions.values() for name in names}
+        arrays = [{k: x for k, x in dense_arrays(*s).items() if k in needed} for s in sizes]
+        program = exported(every, arrays[0], DENSE_SHAPES)
+        for a in arrays:
+            assert_same(fast_jit(program.call)(a), fast_jit(every)(a))
+
+
+HEAD_SHAPES = {
+    "inputs": "{}, {}",
+    "kernel": "{1}, {2}",
+    "labels": "{0}",
+    "weights": "{0}",
+    "bias": "{2}",
+    "class_weights": "{2}",
+    "class_mask": "{2}",
+    "label_smoothing": "",
+    "z_loss": "",
+    "logit_softcap": "",
+}
+
+
+def head_shapes(examples, features=3, classes=7):
+    return {k: shape.format(examples, features, classes) for k, shape in HEAD_SHAPES.items()}
+
+
+def head_arrays(examples, features=3, classes=7):
+    rng = np.random.default_rng(features)
+    labels = rng.integers(1, classes, examples).astype(np.int32)
+    return jax.tree.map(
+        jnp.asarray,
+        {
+            "inputs": rng.normal(size=(*examples, features)),
+            "kernel": rng.normal(size=(features, classes)),
+            "labels": np.where(rng.random(examples) < 0.2, -100, labels),
+            "weights": rng.uniform(0.5, 2, examples),
+            "bias": rng.normal(size=classes),
+            "class_weights": rng.uniform(0.5, 2, classes),
+            "class_mask": np.arange(classes) > 0,
+            "label_smoothing": np.float64(0.125),
+            "z_loss": np.float64(0.01),
+            "logit_softcap": np.float64(3.0),
+        },
+    )
+
+
+def head(arrays, **fixed):
+    args, options = [arrays[k] for k in BASE], {k: arrays[k] for k in OPTIONS if k in arrays}
+    return jxent.linear_softmax_cross_entropy(*args, **options, ignore_index=-100, **fixed)
+
+
+def every_reduction(arrays, **fixed):
+    """Each way to a gradient with its value, and what is left of the third."""
+    mean, losses = (
+        value_and_gradients(functools.partial(head, reduction=reduction, **fixed), arrays)
+        for reduction in ("mean", "none")
+    )
+    return mean, losses, head(arrays, reduction="sum", **fixed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("symbols", "chunk_size", "sizes"),
+    [
+        (("b, s",), 4, [((1, 3),), ((3, 5),)]),
+        (("b", "f", "c"), None, [((300,), 3, 30)]),
+    ],
+)
+def test_linear_head(symbols, chunk_size, sizes):
+    """Fewer examples than a chunk has, and more."""
+    function = functools.partial(every_reduction, chunk_size=chunk_size)
+    with jax.enable_x64(True):
+        program = exported(function, head_arrays(*sizes[0]), head_shapes(*symbols))
+        for size in sizes:
+            arrays = head_arrays(*size)
+            assert_same(fast_jit(program.call)(arrays), fast_jit(function)(arrays))
+
+
+@pytest.mark.full
+def test_derivatives_of_an_exported_head():
+    """By the pullback that is exported with it, and of the second order."""
+
+    def loss(kernel, inputs, labels):
+        return jxent.linear_softmax_cross_entropy(inputs, kernel, labels, chunk_size=4)
+
+    def second(kernel, inputs, labels):
+        gradient = jax.grad(functools.partial(loss, inputs=inputs, labels=labels))
+        return jax.jvp(gradient, (kernel,), (jnp.cos(kernel),))
+
+    arrays, shapes = head_arrays((9,)), head_shapes("b")
+    names = ("kernel", "inputs", "labels")
+    args = [arrays[k].astype(np.float32) for k in names[:2]] + [jnp.arange(9) % 7]
+    specs = export.symbolic_args_specs(args, [shapes[k] for k in names])
+    first, twice = (export.export(jax.jit(f), platforms=PLATFORMS)(*specs) for f in (loss, second))
+    gradient, tangent = jax.jit(second)(*args)
+    for got, exact in (
+        (jax.grad(first.call)(*args), gradient),
+        (twice.call(*args)[0], gradient),
+        (twice.call(*args)[1], tangent),
+    ):
+        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", quick(["mean", "none"]))
+def test_the_logits_never_exist_whole(reduction):
+    """Compiled for as many examples as one likes, the exported head still has them in chunks."""
+    classes, examples = 4099, 4096
+
+    def loss(x, w, y):
+        return jnp.sum(jxent.linear_softmax_cross_entropy(x, w, y, reduction=reduction))
+
+    specs = export.symbolic_args_specs(
+        [np.ones((1, 4), "f"), np.ones((4, classes), "f"), np.zeros(1, "i")], ["b, 4", None, "b"]
+    )
+    program = export.export(jax.jit(jax.grad(loss, (0, 1))), platforms=PLATFORMS)(*specs)
+    args = np.ones((examples, 4), "f"), np.ones((4, classes), "f"), np.zeros(examples, "i")
+    compiled = fast_jit(program.call).lower(*args).compile()
+    sizes = [
+        np.prod([int(n) for n in s.split(",")])
+        for s in re.findall(r"f32\[(\d+(?:,\d+)*)\]", compiled.as_text())
+    ]
+    assert 64 * classes <= max(sizes) < examples * classes / 2
+    # Every example has its part in the gradient, those of the last chunk included.
+    _, to_kernel = compiled(*args)
+    total = 1 if reduction == "mean" else examples
+    exact = total * (1 / classes - np.eye(classes)[0])
+    np.testing.assert_allclose(to_kernel, np.tile(exact, (4, 1)), rtol=1e-5)
+
+
+def test_a_mesh_needs_numbers():
+    mesh = mesh_of(*BOTH)
+    specs = export.symbolic_args_specs(
+        [np.ones((8, 2), "f"), np.ones((2, 4), "f"), np.zeros(8, "i")], ["8*b, 2", None, "8*b"]
+    )
+    message = (
+        "mesh must come with sizes that are numbers: what JAX exports of jax.shard_map crashes when"
+        " it is called with others; got inputs (8*b, 2) and kernel (2, 4)"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        export.export(jax.jit(functools.partial(jxent.linear_softmax_cross_entropy, mesh=mesh)))(
+            *specs
+        )

@@ -1,0 +1,307 @@
+"""Chunked losses at their edges: empty sizes, dtypes, mistakes, exported programs."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jxent
+from support.cases import fast_jit, no_leaks
+from support.tiers import quick
+
+X, W = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3), np.eye(3, 4, dtype=np.float32)
+SEQUENCES = np.stack([X, X])
+
+
+def linear(**changes):
+    return jxent.LinearLogits(**({"inputs": X, "kernel": W} | changes))
+
+
+def test_shapes_of_examples():
+    """In one program, with a mask and without."""
+    shapes = [(), (0,), (2, 0), (2, 3)]
+    masks = [np.arange(np.prod(shape, dtype=int)).reshape(shape) != 1 for shape in shapes]
+    rows = [
+        (shape, where) for shape, mask in zip(shapes, masks, strict=True) for where in (None, mask)
+    ]
+
+    def loss(z, y):
+        return {"loss": jxent.softmax_entropy(z), "label": y[..., 0]}
+
+    def both(row, x):
+        shape, where = row
+        logits = jxent.LinearLogits(x, W)
+        assert logits.shape[:-1] == shape
+        mean = jxent.chunked(jxent.softmax_entropy, reduction="mean", chunk_size=2)
+        return (
+            jxent.chunked(loss, chunk_size=2)(logits, np.ones((*shape, 2), np.int32), where=where),
+            mean(logits, where=where),
+        )
+
+    inputs = [np.ones((*shape, 3), np.float32) for shape, _ in rows]
+    results = fast_jit(lambda inputs: list(map(both, rows, inputs)))(inputs)
+    p = np.exp([1, 1, 1, 0]) / np.sum(np.exp([1, 1, 1, 0]))
+    entropy = -np.sum(p * np.log(p))
+    for (shape, where), (out, mean) in zip(rows, results, strict=True):
+        assert out["loss"].shape == out["label"].shape == shape
+        right = entropy if where is None else np.where(where, entropy, 0)
+        np.testing.assert_allclose(out["loss"], right, rtol=1e-6, err_msg=str(shape))
+        assert out["label"].dtype == np.int32
+        right = entropy if np.prod(shape) else 0
+        np.testing.assert_allclose(mean, right, rtol=1e-6, err_msg=str(shape))
+
+
+@pytest.mark.parametrize("dtype", quick([jnp.bfloat16, jnp.float16]))
+def test_low_precision(dtype):
+    """The loss gets float32; gradients have their argument's dtype, those of closures too."""
+    x, w, t, weights = (np.asarray(x).astype(dtype) for x in (X, W, 0.75, np.linspace(0.5, 1.5, 5)))
+
+    def losses(make, x, w, t, weights):
+        def loss(z, weights):
+            assert z.dtype == jnp.float32
+            return weights.astype(jnp.float32) * jxent.softmax_entropy(z * t.astype(jnp.float32))
+
+        return make(loss)(x, w, weights)
+
+    def chunked(loss):
+        function = jxent.chunked(loss, reduction="sum", chunk_size=2)
+        return lambda x, w, weights: function(jxent.LinearLogits(x, w), weights)
+
+    def dense(loss):
+        return lambda x, w, weights: jnp.sum(
+            loss(jnp.dot(x, w, preferred_element_type=jnp.float32), weights)
+        )
+
+    @fast_jit
+    def both(*args):
+        return [
+            jax.value_and_grad(functools.partial(losses, make), (0, 1, 2, 3))(*args)
+            for make in (chunked, dense)
+        ]
+
+    for got, expected in zip(*map(jax.tree.leaves, both(x, w, t, weights)), strict=True):
+        assert got.dtype == expected.dtype
+        got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+        np.testing.assert_allclose(got, expected, rtol=2**-6, atol=2**-9)
+
+
+def test_what_does_not_count_contributes_nothing():
+    """NaN in inputs and arguments of such examples reaches no gradient, and no output."""
+    where = np.arange(5) % 2 == 0
+    x = np.where(where[:, None], X, np.float32(np.nan))
+    weights = np.where(where, 1.5, np.inf).astype(np.float32)
+
+    def total(x, w, weights, t):
+        def loss(z, weights):
+            losses = weights * jxent.logsumexp(z * t)
+            return losses, (losses, losses > 0)
+
+        logits = jxent.LinearLogits(x, w)
+        return jxent.chunked(loss, reduction="mean", has_aux=True, chunk_size=2)(
+            logits, weights, where=where
+        )
+
+    gradient = fast_jit(jax.value_and_grad(total, (0, 1, 2, 3), has_aux=True))
+    (value, aux), gradients = gradient(x, W, weights, np.float32(0.5))
+    few, expected = fast_jit(
+        jax.value_and_grad(
+            lambda x, w, weights, t: jnp.mean(weights * jxent.logsumexp((x @ w) * t)),
+            (0, 1, 2, 3),
+        )
+    )(X[where], W, weights[where], np.float32(0.5))
+    np.testing.assert_allclose(value, few, rtol=1e-6)
+    assert not np.any(np.asarray(aux[0])[~where])
+    assert not np.any(np.asarray(aux[1])[~where])
+    assert aux[1].dtype == bool
+    for i in (0, 2):
+        assert not np.any(np.asarray(gradients[i])[~where])
+        np.testing.assert_allclose(np.asarray(gradients[i])[where], expected[i], rtol=1e-5)
+    for i in (1, 3):
+        np.testing.assert_allclose(gradients[i], expected[i], rtol=1e-5)
+
+
+def test_the_gradient_of_a_weight_of_zero():
+    """It is the loss; without it the example is skipped."""
+    weights = np.float32([1, 0, 2, 0, 0])
+
+    def loss(z):
+        entropy = jxent.softmax_entropy(z)
+        return entropy, entropy
+
+    def total(weights):
+        function = jxent.chunked(loss, reduction="sum", has_aux=True, chunk_size=2)
+        return function(linear(), weights=weights)
+
+    (value, aux), gradient = fast_jit(jax.value_and_grad(total, has_aux=True))(weights)
+    # The program without gradients returns the same.
+    *without, entropies = fast_jit(lambda w: (*total(w), jxent.softmax_entropy(X @ W)))(weights)
+    np.testing.assert_allclose(gradient, entropies, rtol=1e-6)
+    np.testing.assert_allclose(value, np.vdot(weights, entropies), rtol=1e-6)
+    for got, exact in zip((value, aux), without, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(aux) != 0, weights != 0)
+
+
+def test_a_loss_that_is_less_precise_than_its_logits():
+    with jax.enable_x64(True):
+        logits = jxent.LinearLogits(X.astype(np.float64), W.astype(np.float64))
+
+        def total(logits, weights):
+            return jxent.chunked(
+                lambda z: jxent.softmax_entropy(z).astype(jnp.float16),
+                reduction="mean",
+                chunk_size=2,
+            )(logits, weights=weights)
+
+        gradients = jax.eval_shape(jax.grad(total, (0, 1)), logits, np.linspace(0.5, 1.5, 5))
+        assert {x.dtype for x in jax.tree.leaves(gradients)} == {np.dtype(np.float64)}
+
+
+def test_without_jit_and_without_leaks():
+    """What a loss closes over leaks neither with `jax_disable_jit` nor under a check for leaks."""
+
+    def total(t):
+        function = jxent.chunked(lambda z: jnp.sum(jnp.tanh(z * t), axis=-1), chunk_size=2)
+        return jnp.sum(function(linear(inputs=X[1:]), where=X[1:, 0] > -0.5))
+
+    z = (X @ W)[2:]
+    expected = np.sum(z * (1 - np.tanh(0.5 * z) ** 2))
+    with jax.disable_jit():
+        np.testing.assert_allclose(jax.grad(total)(0.5), expected, rtol=1e-5)
+    with no_leaks():
+        jax.make_jaxpr(jax.grad(total))(0.5)
+        jax.make_jaxpr(jax.vmap(lambda t: jax.jvp(total, (t,), (t,))))(np.ones(2, "f"))
+
+
+@pytest.mark.full
+def test_exported_with_a_symbolic_batch():
+    """Fewer examples than a chunk has, and more; with and without a mask."""
+
+    def loss(x, labels, where):
+        def policy(z, y):
+            return jxent.softmax_cross_entropy_with_integer_labels(z, y)
+
+        function = jxent.chunked(policy, reduction="mean", chunk_size=4)
+        logits = jxent.LinearLogits(x, W)
+        return jnp.sum(function(logits, labels)) + jnp.sum(function(logits, labels, where=where))
+
+    def exact(x, labels, where):
+        value, to_x, e = 0, 0, np.exp(np.float64(x @ W))
+        p, is_label = e / e.sum(-1, keepdims=True), labels[:, None] == np.arange(4)
+        for counted in (np.ones(len(x)), where):
+            share = counted / np.sum(counted)
+            value -= share @ np.log(p[is_label])
+            to_x += share[:, None] * ((p - is_label) @ W.T)
+        return value, to_x
+
+    def arrays(n):
+        x = np.cos(np.arange(3 * n)).reshape(n, 3).astype(np.float32)
+        return x, np.arange(n, dtype=np.int32) % 4, np.arange(n) % 3 != 1
+
+    specs = export.symbolic_args_specs(arrays(2), ("n, 3", "n", "n"))
+    program = export.export(jax.jit(jax.value_and_grad(loss)))(*specs)
+    for n in (1, 4, 9):
+        for got, right in zip(fast_jit(program.call)(*arrays(n)), exact(*arrays(n)), strict=True):
+            np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pytree_of_axes():
+    """`vmap` and `grad` take `LinearLogits` as any other tree."""
+    function = jxent.chunked(lambda z: (jxent.softmax_entropy(z), jnp.argmax(z, axis=-1)))
+    axes = jxent.LinearLogits(0, None, scale=0)
+    logits = jxent.LinearLogits(np.stack([X, 2 * X]), W, scale=np.float32([0.5, 2]))
+    whole = logits.scale[:, None, None] * (logits.inputs @ W)
+    (entropy, likeliest), expected = fast_jit(
+        lambda logits: (jax.vmap(function, in_axes=(axes,))(logits), jxent.softmax_entropy(whole))
+    )(logits)
+    np.testing.assert_allclose(entropy, expected, rtol=1e-6)
+    np.testing.assert_array_equal(likeliest, np.argmax(whole, axis=-1))
+
+
+OK = jxent.softmax_entropy
+
+
+@pytest.mark.parametrize(
+    ("options", "args", "call", "error", "message"),
+    [
+        ({"reduction": "avg"}, (), {}, ValueError,
+         "reduction must be 'mean', 'sum' or 'none', got 'avg'"),
+        ({"chunk_size": 0}, (), {}, ValueError, "chunk_size must be at least 1, got 0"),
+        ({}, (X,), {}, TypeError, "one of the 1 arguments must be a LinearLogits, got none"),
+        ({}, (linear(kernel=W[:2]),), {}, ValueError,
+         "inputs and kernel must have the shapes [..., features] and [features, classes], got"
+         " (5, 3) and (2, 4)"),
+        ({}, (linear(kernel=W[:, :0]),), {}, ValueError,
+         "kernel must have at least one class, got shape (3, 0)"),
+        ({}, (linear(bias=np.ones(3, np.float32)),), {}, ValueError,
+         "bias must have one weight per class of inputs @ kernel, shape (4,), got shape (3,)"),
+        ({}, (linear(softcap=0.0),), {}, ValueError,
+         "softcap must be positive, got 0.0; None switches it off"),
+        ({}, (linear(scale=np.inf),), {}, ValueError,
+         "scale must be a finite number, got inf; None switches it off"),
+        ({}, (linear(class_mask=np.ones(4)),), {}, TypeError,
+         "class_mask must be boolean, got dtype float32"),
+        ({}, (linear(), linear(inputs=X[:4])), {}, ValueError,
+         "argument 1 must have the examples of argument 0, (5,), got (4,)"),
+        ({}, (linear(), {"a": [X[:4]]}), {}, ValueError,
+         "argument 1['a'][0] must begin with the shape of the examples (5,), got shape (4, 3): what"
+         " is the same for all examples belongs into the loss"),
+        ({}, (linear(), np.float32(1)), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (5,), got shape (): what is the same"
+         " for all examples belongs into the loss"),
+        ({}, (linear(inputs=X[None]), X[0, :1]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (1, 5), got shape (1,): repeat it,"
+         " jnp.broadcast_to(x[:, None], (1, 5))"),
+        ({}, (linear(inputs=SEQUENCES), X[0, :1]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (2, 5), got shape (1,): what is the"
+         " same for all examples belongs into the loss"),
+        ({}, (linear(inputs=SEQUENCES), X[:2, 0]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (2, 5), got shape (2,): repeat it,"
+         " jnp.broadcast_to(x[:, None], (2, 5))"),
+        ({}, (linear(inputs=SEQUENCES), X[:, 0]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (2, 5), got shape (5,): repeat it,"
+         " jnp.broadcast_to(x, (2, 5))"),
+        ({}, (linear(inputs=SEQUENCES), X[:2, :1]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (2, 5), got shape (2, 1): repeat it,"
+         " jnp.broadcast_to(x, (2, 5))"),
+        ({}, (linear(inputs=SEQUENCES[None]), X[None, :2, 0]), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (1, 2, 5), got shape (1, 2): repeat"
+         " it, jnp.broadcast_to(x[:, :, None], (1, 2, 5))"),
+        ({}, (linear(inputs=SEQUENCES), np.ones((2, 6), int)), {}, ValueError,
+         "argument 1 must begin with the shape of the examples (2, 5), got shape (2, 6)"),
+        ({}, (linear(),), {"where": np.ones(4, bool)}, ValueError,
+         "where must have the shape of the examples (5,), got shape (4,)"),
+        ({}, (linear(),), {"where": np.ones(5)}, TypeError,
+         "where must be boolean, got dtype float32"),
+        ({}, (linear(),), {"weights": np.ones(5)}, ValueError,
+         "weights must come with the reduction 'mean' or 'sum': without one, multiply what comes"
+         " back by them"),
+        ({"reduction": "mean"}, (linear(),), {"weights": -np.ones(5)}, ValueError,
+         "weights must not be negative, got -1.0: a mean divides by their sum, which may vanish."
+         " Write reduction='sum' and divide by a number, or reduction='none'"),
+        ({"loss": lambda z: jnp.mean(OK(z))}, (linear(),), {}, ValueError,
+         "loss must return one number for each of the 2 examples of a chunk, shape (2,), got shape"
+         " () at [0]"),
+        ({"loss": lambda z: {"log": z}}, (linear(),), {}, ValueError,
+         "loss must return one number for each of the 2 examples of a chunk, shape (2,), got shape"
+         " (2, 4) at [0]['log']"),
+        ({"loss": lambda z: None}, (linear(),), {}, TypeError,
+         "loss must return at least one array, got nothing"),
+        ({"loss": lambda z: (object(),)}, (linear(),), {}, TypeError,
+         "what loss returns at [0][0] must be an array, got object"),
+        ({"loss": lambda z: (OK(z), OK(z)), "reduction": "sum"}, (linear(),), {}, TypeError,
+         "loss must return one floating-point array to be reduced, got float32, float32"),
+        ({"loss": lambda z: jnp.argmax(z, -1), "reduction": "sum"}, (linear(),), {}, TypeError,
+         "loss must return one floating-point array to be reduced, got int32"),
+        ({"has_aux": True}, (linear(),), {}, TypeError,
+         "loss must return a pair (losses, aux) where has_aux is True, got an array"),
+    ],
+)  # fmt: skip
+def test_mistakes(options, args, call, error, message):
+    options = {"loss": OK, "chunk_size": 2} | options
+    with pytest.raises(error, match=rf"^{re.escape(message)}(\n|$)"):
+        jxent.chunked(**options)(*args, **call)

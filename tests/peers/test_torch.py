@@ -1,0 +1,344 @@
+"""Against PyTorch: each expression of the migration tables, in value and gradient."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+from support.cases import fast_jit
+from support.tiers import quick, quick_rows
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+F = torch.nn.functional
+pytestmark = pytest.mark.peer
+
+ROOT = Path(__file__).parents[2]
+PAGES = "".join((ROOT / page).read_text("utf-8") for page in ("README.md", "docs/pytorch.md"))
+TABLE = re.findall(r"^\| `(F\..*?)` \| `(.*?)` \|$", PAGES, re.MULTILINE)
+
+RTOL = 1e-12
+IGNORED = -100
+
+_rng = np.random.default_rng(0)
+N, CLASSES = 6, 4
+ARRAYS = {
+    "z": 3 * _rng.normal(size=(N, CLASSES)),
+    "p": _rng.uniform(0.05, 0.95, size=(N, CLASSES)),
+    "t": _rng.dirichlet(np.ones(CLASSES), size=N),
+    "log_p": np.log(_rng.dirichlet(np.ones(CLASSES), size=N)),
+    "log_t": np.log(_rng.dirichlet(np.ones(CLASSES), size=N)),
+    "w": _rng.uniform(0.5, 2, size=CLASSES),
+    "v": _rng.uniform(0.5, 2, size=CLASSES),
+    "y": np.array([3, 0, IGNORED, 2, 2, IGNORED]),
+}
+# What is differentiated, where it occurs. PyTorch has no gradient for the others everywhere.
+DIFFERENTIATED = ("z", "p", "log_p", "log_t")
+
+
+def _compare(theirs, ours, names=tuple(ARRAYS), arrays=ARRAYS):
+    """`theirs` and `ours` take tensors and arrays by name; their losses and gradients agree."""
+    with jax.enable_x64(True):
+        tensors = {name: torch.tensor(arrays[name]) for name in names}
+        given = {name: jnp.asarray(arrays[name]) for name in names}
+        wrt = [name for name in names if name in DIFFERENTIATED]
+        for name in wrt:
+            tensors[name].requires_grad_()
+        expected = theirs(**tensors)
+        cotangent = 1 + np.arange(expected.numel(), dtype=float).reshape(tuple(expected.shape))
+        expected_gradients = torch.autograd.grad(
+            expected, [tensors[name] for name in wrt], torch.tensor(cotangent), allow_unused=True
+        )
+
+        @fast_jit
+        def losses_and_gradients(cotangent, given):
+            rest = {name: x for name, x in given.items() if name not in wrt}
+            losses, pullback = jax.vjp(
+                lambda *xs: ours(**rest, **dict(zip(wrt, xs, strict=True))),
+                *(given[name] for name in wrt),
+            )
+            return losses, pullback(cotangent)
+
+        losses, gradients = losses_and_gradients(jnp.asarray(cotangent), given)
+        assert losses.dtype == jnp.float64
+        np.testing.assert_allclose(losses, expected.detach().numpy(), rtol=RTOL, atol=1e-15)
+        for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+            wanted = np.zeros(gradient.shape) if wanted is None else wanted.numpy()
+            np.testing.assert_allclose(gradient, wanted, rtol=1e-11, atol=1e-14)
+
+
+def _evaluated(expression):
+    def function(**arrays):
+        return eval(expression, {"F": F, "jnp": jnp, "jxent": jxent}, arrays)
+
+    return function
+
+
+def test_table_was_found():
+    """Every function that the README promises to replace, and all of the rows."""
+    assert len(TABLE) == len(re.findall(r"^\| `F\.", PAGES, re.MULTILINE)) >= 16
+    assert {theirs.split("(")[0] for theirs, _ in TABLE} == {
+        "F.cross_entropy",
+        "F.nll_loss",
+        "F.binary_cross_entropy_with_logits",
+        "F.binary_cross_entropy",
+        "F.multilabel_soft_margin_loss",
+        "F.kl_div",
+    }
+
+
+@pytest.mark.parametrize(("theirs", "ours"), TABLE, ids=[row[0] for row in TABLE])
+def test_table(theirs, ours):
+    """The expressions as they stand."""
+    _compare(_evaluated(theirs), _evaluated(ours))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("theirs", "ours"), TABLE, ids=[row[0] for row in TABLE])
+def test_table_with_numpy_arrays(theirs, ours):
+    """Op by op, where an index of -100 would be an IndexError of NumPy's."""
+    with jax.enable_x64(True):
+        tensors = {name: torch.tensor(x) for name, x in ARRAYS.items()}
+        expected = _evaluated(theirs)(**tensors).numpy()
+        np.testing.assert_allclose(_evaluated(ours)(**ARRAYS), expected, rtol=RTOL, atol=1e-15)
+
+
+def test_head_with_class_weights_and_z_loss():
+    """As the docs say: one of the two rows, and with another z-loss the other one."""
+    over_examples, over_weights = (row for row in TABLE if "logsumexp" in row[0])
+    head = fast_jit(partial(jxent.linear_softmax_cross_entropy, ignore_index=IGNORED))
+    with jax.enable_x64(True):
+        arrays = {"y": ARRAYS["y"], "w": ARRAYS["w"]}
+        x, kernel = _rng.normal(size=(N, 3)), _rng.normal(size=(3, CLASSES))
+        tensors = {name: torch.tensor(a) for name, a in (arrays | {"z": x @ kernel}).items()}
+        weights = np.where(arrays["y"] == IGNORED, 0, arrays["w"][arrays["y"].clip(0)])
+        for row, z_loss in (
+            (over_weights, 0.01),
+            (over_examples, 0.01 * weights.sum() / np.sum(arrays["y"] != IGNORED)),
+        ):
+            loss = head(x, kernel, ARRAYS["y"], class_weights=ARRAYS["w"], z_loss=z_loss)
+            np.testing.assert_allclose(loss, _evaluated(row[0])(**tensors), rtol=RTOL)
+
+
+def test_smoothing_of_integer_labels_as_in_t5x_and_megatron():
+    """The label keeps 1 - ε, each of the others gets ε / (K - 1)."""
+    with jax.enable_x64(True):
+        z, labels = ARRAYS["z"], np.arange(N) % CLASSES
+        smoothed = np.where(np.arange(CLASSES) == labels[:, None], 0.9, 0.1 / (CLASSES - 1))
+        expected = F.cross_entropy(torch.tensor(z), torch.tensor(smoothed), reduction="none")
+        smoothing = 0.1 * CLASSES / (CLASSES - 1)
+        function = partial(
+            jxent.softmax_cross_entropy_with_integer_labels, label_smoothing=smoothing
+        )
+        losses = fast_jit(function)(z, labels)
+        np.testing.assert_allclose(losses, expected, rtol=RTOL)
+
+
+def test_divergence_of_yes_and_no_keeps_its_bits():
+    """Our expression in float32, where PyTorch's difference has lost all of them."""
+    (row,) = (row for row in TABLE if " - F.binary_cross_entropy" in row[0])
+    t = np.float32([1e-10, 0.5, 0.3, 0.0, 1.0, 0.7, 1e-5])
+    p = np.float32([2e-10, 0.5001, 0.3001, 0.5, 0.5, 1e-20, 1.001e-5])
+    with jax.enable_x64(True):
+        a, b = (np.stack([x, 1 - x.astype(np.float64)], -1) for x in (t, p))
+        terms = np.where(a > 0, a * np.log(np.where(a > 0, a, 1) / b) - a + b, b)
+        exact = terms.sum(-1)
+    np.testing.assert_allclose(fast_jit(_evaluated(row[1]))(t=t, p=p), exact, rtol=1e-3)
+
+
+WEIGHTED_AND_REDUCED = pytest.mark.parametrize(
+    ("weighted", "reduction"), quick_rows([(True, "mean"), (False, "none"), (False, "sum")], 0)
+)
+
+
+def _reduced(losses, reduction, total=None):
+    """PyTorch's reductions; its mean divides by the weights of the labels, if there are any."""
+    if reduction == "none":
+        return losses
+    if reduction == "sum" or total is not None:
+        return jnp.sum(losses) / (1 if reduction == "sum" else total)
+    return jnp.mean(losses)
+
+
+# The reductions are these tests' own arithmetic, so that they meet the options by turns.
+@pytest.mark.parametrize(
+    ("weighted", "smoothing", "ignore_index", "reduction"),
+    quick_rows(
+        [
+            (True, 0.3, IGNORED, "mean"),
+            (True, 0.0, 2, "sum"),
+            (False, 0.3, 2, "none"),
+            (False, 0.0, IGNORED, "mean"),
+        ],
+        0,
+    ),
+)
+def test_cross_entropy_with_integer_labels(weighted, smoothing, ignore_index, reduction):
+    """Class weights, ignored labels and label smoothing."""
+    arrays = ARRAYS | {"y": np.where(ARRAYS["y"] == IGNORED, ignore_index, ARRAYS["y"])}
+
+    def theirs(z, y, w):
+        return F.cross_entropy(
+            z,
+            y,
+            weight=w if weighted else None,
+            ignore_index=ignore_index,
+            label_smoothing=smoothing,
+            reduction=reduction,
+        )
+
+    def ours(z, y, w):
+        losses = jxent.softmax_cross_entropy_with_integer_labels(
+            z,
+            y,
+            class_weights=w if weighted else None,
+            label_smoothing=smoothing,
+            ignore_index=ignore_index,
+        )
+        total = jnp.sum(jnp.where(y == ignore_index, 0, w[y] if weighted else 1))
+        return _reduced(losses, reduction, total)
+
+    _compare(theirs, ours, ("z", "y", "w"), arrays)
+
+
+@pytest.mark.parametrize(
+    ("weighted", "smoothing", "reduction"),
+    quick_rows([(True, 0.3, "mean"), (True, 0.0, "sum"), (False, 0.3, "none")], 0),
+)
+def test_cross_entropy_with_probabilities(weighted, smoothing, reduction):
+    """Distributions for labels: the mean divides by the number of examples."""
+
+    def theirs(z, t, w):
+        weight = w if weighted else None
+        return F.cross_entropy(z, t, weight=weight, label_smoothing=smoothing, reduction=reduction)
+
+    def ours(z, t, w):
+        weights = w if weighted else None
+        losses = jxent.softmax_cross_entropy(z, t, class_weights=weights, label_smoothing=smoothing)
+        return _reduced(losses, reduction)
+
+    _compare(theirs, ours, ("z", "t", "w"))
+
+
+def test_cross_entropy_of_pictures():
+    """PyTorch has the classes on axis 1."""
+    arrays = {
+        "z": _rng.normal(size=(2, CLASSES, 3, 2)),
+        "y": _rng.integers(CLASSES, size=(2, 3, 2)),
+    }
+    _compare(
+        lambda z, y: F.cross_entropy(z, y, reduction="none"),
+        lambda z, y: jxent.softmax_cross_entropy_with_integer_labels(z, y, axis=1),
+        ("z", "y"),
+        arrays,
+    )
+
+
+@WEIGHTED_AND_REDUCED
+def test_nll_loss(weighted, reduction):
+    """Log-probabilities, with class weights and ignored labels."""
+
+    def ours(log_p, y, w):
+        losses = jxent.negative_log_likelihood(
+            log_p, y, class_weights=w if weighted else None, ignore_index=IGNORED
+        )
+        total = jnp.sum(jnp.where(y == IGNORED, 0, w[y] if weighted else 1))
+        return _reduced(losses, reduction, total)
+
+    _compare(
+        lambda log_p, y, w: F.nll_loss(log_p, y, w if weighted else None, reduction=reduction),
+        ours,
+        ("log_p", "y", "w"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("weighted", "positive", "reduction"),
+    quick_rows([(True, True, "mean"), (False, True, "sum"), (True, False, "none")], 0),
+)
+def test_binary_cross_entropy_with_logits(weighted, positive, reduction):
+    """A weight multiplies; positive weights are an option."""
+    _compare(
+        lambda z, t, w, v: F.binary_cross_entropy_with_logits(
+            z, t, w if weighted else None, pos_weight=v if positive else None, reduction=reduction
+        ),
+        lambda z, t, w, v: _reduced(
+            (w if weighted else 1)
+            * jxent.sigmoid_binary_cross_entropy(z, t, pos_weight=v if positive else None),
+            reduction,
+        ),
+        ("z", "t", "w", "v"),
+    )
+
+
+@WEIGHTED_AND_REDUCED
+def test_binary_cross_entropy(weighted, reduction):
+    """A weight multiplies."""
+    _compare(
+        lambda p, t, w: F.binary_cross_entropy(p, t, w if weighted else None, reduction=reduction),
+        lambda p, t, w: _reduced(
+            (w if weighted else 1) * jxent.binary_cross_entropy(p, t), reduction
+        ),
+        ("p", "t", "w"),
+    )
+
+
+@WEIGHTED_AND_REDUCED
+def test_multilabel_soft_margin_loss(weighted, reduction):
+    """The mean over the classes of each example."""
+    _compare(
+        lambda z, t, w: F.multilabel_soft_margin_loss(
+            z, t, w if weighted else None, reduction=reduction
+        ),
+        lambda z, t, w: _reduced(
+            jnp.mean((w if weighted else 1) * jxent.sigmoid_binary_cross_entropy(z, t), axis=-1),
+            reduction,
+        ),
+        ("z", "t", "w"),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
+@pytest.mark.parametrize("reduction", quick(["none", "sum", "batchmean", "mean"], "batchmean"))
+@pytest.mark.parametrize("log_target", [False, True])
+def test_kl_div(log_target, reduction):
+    """PyTorch sums over no class: its "none" is a term per class, its "mean" that of all terms."""
+    target = "log_t" if log_target else "t"
+    divergence = jxent.kl_divergence_with_log_targets if log_target else jxent.kl_divergence
+
+    def ours(log_p, **arrays):
+        t = arrays[target]
+        if reduction in ("none", "mean"):
+            return _reduced(divergence(log_p[..., None], t[..., None]), reduction)
+        return _reduced(divergence(log_p, t), "sum" if reduction == "sum" else "mean")
+
+    def theirs(log_p, **arrays):
+        return F.kl_div(log_p, arrays[target], log_target=log_target, reduction=reduction)
+
+    _compare(theirs, ours, ("log_p", target))
+
+
+def test_what_differs():
+    """What the README says that PyTorch does otherwise."""
+    zero, one = torch.zeros(1), torch.ones(1)
+    assert F.binary_cross_entropy(zero, one) == 100
+    ignored = np.array([IGNORED, IGNORED])
+    assert torch.isnan(F.cross_entropy(torch.zeros(2, 3), torch.tensor(ignored)))
+
+    @fast_jit
+    def ours():
+        integer, z = jxent.softmax_cross_entropy_with_integer_labels, np.zeros((2, 3), np.float32)
+        losses = integer(z, ignored, ignore_index=IGNORED)
+        mean = jxent.weighted_mean(losses, ignored != IGNORED)
+        return jxent.binary_cross_entropy(0.0, 1.0), mean, integer(z[0], 3)
+
+    impossible, mean, out_of_range = ours()
+    assert impossible == np.inf
+    assert mean == 0
+    assert np.isnan(out_of_range)
+    with pytest.raises(IndexError):
+        F.cross_entropy(torch.zeros(1, 3), torch.tensor([3]))

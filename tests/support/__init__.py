@@ -1,0 +1,1 @@
+"""What the tests share: the cases, the tiers, the tolerances, and what is compared with what."""
