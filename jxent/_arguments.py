@@ -37,9 +37,7 @@ RANGES = {
     # PolyLoss is also used with a negative epsilon.
     "epsilon": Range(math.isfinite, "be a finite number", "; 0 switches it off"),
     # Infinity is allowed: such a cap changes nothing.
-    "logit_softcap": Range(lambda x: x > 0, "be positive", "; None switches it off"),
     "softcap": Range(lambda x: x > 0, "be positive", "; None switches it off"),
-    "logit_scale": Range(math.isfinite, "be a finite number", "; None switches it off"),
     "scale": Range(math.isfinite, "be a finite number", "; None switches it off"),
 }
 """The range of each option that is a single number, the same in every function."""
@@ -96,7 +94,7 @@ def scalar(name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
         # Rounding may move a number out of its range: 1e-300 is 0 in float32.
         with np.errstate(over="ignore", under="ignore"):
             rounded = number.astype(like.dtype)
-        contains, wanted, off = RANGES[name]
+        contains, wanted, off = RANGES[name.removeprefix("logit_")]
         if not (contains(number) and contains(rounded)):
             raise ValueError(f"{name} must {wanted}, got {x}{off}")
     return array.astype(like.dtype)

@@ -1,77 +1,132 @@
-"""One mechanism of differentiation: a gradient rule, and forward mode as its transpose."""
+"""One mechanism of differentiation: a gradient rule, and forward mode as its transpose.
 
-from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import Any
+1. Elementary functions are differentiated by their partial derivatives: `with_partials` and
+   `with_tangents`.
+2. A loss, or a part of one, has a rule for its gradient: `with_gradient`, and `loss_with_partials`
+   where the rule is a product with partial derivatives. The rule becomes a `jax.custom_vjp`.
+3. `in_every_mode` adds forward mode to a `jax.custom_vjp`, and so derivatives of any order. The
+   tangent map is the transpose of the cotangent map.
+4. `pushforward` is that transpose as one operation of JAX, so that reverse mode traces a rule once.
+5. `aligned` makes the arguments vary over the same axes of a mesh, as a rule needs them.
+6. `refused` stands for what must not be differentiated.
+7. `computed_once` keeps XLA:CPU from computing an array again for each of its readers.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial, reduce
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from ._dtypes import upcast
-from ._pushforward import Out, of_perturbed_alone, pushforward, refused
-from ._sharding import MeshAxes, varying_axes
+from ._sharding import MeshAxes, varying_axes, varying_over
+
+Out = TypeVar("Out")
+"""An array, or a tree of arrays."""
+Leaves = Sequence[Any]
+Function = Callable[..., jax.Array]
+
+
+# ---------------------------------------- 1. Elementary functions
+# JAX's own derivatives of such expressions lose bits to cancellation, divide by squares that
+# overflow, and have NaN from branches that are not taken, where 0 is multiplied by infinity.
+
+
+def with_partials(*partials: Function) -> Callable[[Function], Function]:
+    """Differentiates the decorated elementary function by its partial derivatives."""
+
+    def term(to_argument: Function, dot: jax.Array, *primals: Any) -> jax.Array:
+        return to_argument(*primals) * dot
+
+    return with_tangents(*(partial(term, to_argument) for to_argument in partials))
+
+
+def with_tangents(*terms: Function) -> Callable[[Function], Function]:
+    """`with_partials` where a partial derivative may overflow though its product does not.
+
+    Each term gets the tangent of its argument, which it is linear in, and then all arguments.
+    """
+
+    def decorate(function: Function) -> Function:
+        differentiable = jax.custom_jvp(function)
+
+        @partial(differentiable.defjvp, symbolic_zeros=True)
+        def tangent_rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+            dots = [
+                term(dot, *primals)
+                for term, dot in zip(terms, tangents, strict=True)
+                if not isinstance(dot, SymbolicZero)
+            ]
+            return differentiable(*primals), reduce(operator.add, dots)
+
+        return differentiable
+
+    return decorate
+
+
+# ---------------------------------------- 2. Gradient rules
 
 
 def with_gradient(
-    fwd: Callable[..., tuple[Out, tuple[Any, ...]]],
-    bwd: Callable[..., tuple[Any, ...]],
-    of_classes: tuple[bool, ...] = (),
-) -> Callable[..., Out]:
-    """The function ``fwd(*args)[0]``, differentiated by ``bwd`` in every mode and to any order.
+    bwd: Callable[..., tuple[Any, ...]], of_classes: tuple[bool, ...] = (), keeps: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Differentiates the decorated function by the rule `bwd`, in every mode and to any order.
+
+    The arguments and the result of the function are arrays or tuples of them, or None for what is
+    absent.
 
     Args:
-      fwd: ``fwd(*args) -> (out, kept)``. The arguments and `out` are arrays or tuples of them,
-        or None for what is absent; `kept` is a tuple of what ``bwd`` needs beside the arguments.
-        It must not call the function returned here.
-      bwd: ``bwd(cotangent, *args, *kept) -> cotangents``, one per argument, None for integers,
-        masks and statistics. It multiplies by the incoming cotangent in the computing dtype, so
-        that a loss scale comes before any rounding to 16 bits; each of its results is then cast
-        to the dtype of its argument. Its operations are transposed, so each of them must be linear
-        in the cotangent: select by the arguments, never by the cotangent. Second derivatives are
-        those of ``bwd``, which may call the function returned here on its arguments.
+      bwd: ``bwd(cotangent, *args) -> cotangents``, one per argument, None for integers, masks and
+        statistics. It multiplies by the incoming cotangent in the computing dtype, so that a loss
+        scale comes before any rounding to 16 bits; each of its results is then cast to the dtype
+        of its argument. Its operations are transposed, so each of them must be linear in the
+        cotangent: select by the arguments, never by the cotangent. Second derivatives are those of
+        `bwd`, which may call the decorated function on its arguments.
       of_classes: given where the classes may be spread over mesh axes. It says for each argument
         whether every shard of the classes has its own; the other arguments and the output are the
-        same on all shards. Both rules and the function returned then take the mesh axes first.
+        same on all shards. Function and rule then take the mesh axes first.
+      keeps: the function returns ``(out, kept)``, and `bwd` gets the tuple `kept` after the
+        arguments. The decorated function returns `out`, and must not call itself.
     """
 
-    @lru_cache
-    def over(axes: MeshAxes) -> Callable[..., Out]:
-        forward, backward = (partial(fwd, axes), partial(bwd, axes)) if of_classes else (fwd, bwd)
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        fwd = function if keeps else lambda *args: (function(*args), ())
 
-        def save(*args: Any) -> tuple[Out, Any]:
-            out, kept = forward(*args)
-            return out, (args, kept)
-
-        def pull_back(saved: Any, cotangent: Any) -> tuple[Any, ...]:
-            args, kept = saved
-            return tuple(
-                None if c is None else jax.tree.map(lambda c, x: c.astype(x.dtype), c, x)
-                for c, x in zip(backward(cotangent, *args, *kept), args, strict=True)
+        @lru_cache
+        def over(axes: MeshAxes) -> Callable[..., Any]:
+            forward, backward = (
+                (partial(fwd, axes), partial(bwd, axes)) if of_classes else (fwd, bwd)
             )
 
-        reverse: jax.custom_vjp[Out] = jax.custom_vjp(lambda *args: forward(*args)[0])
-        reverse.defvjp(save, pull_back)
-        return in_every_mode(reverse, axes, of_classes)
+            def save(*args: Any) -> tuple[Any, Any]:
+                out, kept = forward(*args)
+                return out, (args, kept)
 
-    return (lambda axes, *args: over(axes)(*args)) if of_classes else over(())
+            def pull_back(saved: Any, cotangent: Any) -> tuple[Any, ...]:
+                args, kept = saved
+                return tuple(
+                    None if c is None else jax.tree.map(lambda c, x: c.astype(x.dtype), c, x)
+                    for c, x in zip(backward(cotangent, *args, *kept), args, strict=True)
+                )
 
+            reverse: jax.custom_vjp[Any] = jax.custom_vjp(lambda *args: forward(*args)[0])
+            reverse.defvjp(save, pull_back)
+            return in_every_mode(reverse, axes, of_classes)
 
-def differentiated_by(
-    bwd: Callable[..., tuple[Any, ...]], of_classes: tuple[bool, ...] = ()
-) -> Callable[[Callable[..., Out]], Callable[..., Out]]:
-    """Decorates a function with its rule as in `with_gradient`, if nothing is kept for the rule."""
-
-    def decorate(function: Callable[..., Out]) -> Callable[..., Out]:
-        return with_gradient(lambda *args: (function(*args), ()), bwd, of_classes)
+        return (lambda axes, *args: over(axes)(*args)) if of_classes else over(())
 
     return decorate
 
 
 def loss_with_partials(
-    *partials: Callable[..., jax.Array], axis: tuple[int, ...] = ()
-) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+    *partials: Function, axis: tuple[int, ...] = ()
+) -> Callable[[Function], Function]:
     """Makes the decorated function a loss of arrays of any floating-point dtype.
 
     The function is elementwise, or a sum over `axis`. It and its partial derivatives, which are
@@ -83,10 +138,13 @@ def loss_with_partials(
         cotangent, given = jnp.expand_dims(cotangent, axis), upcast(*args)
         return tuple(cotangent * to_argument(*given) for to_argument in partials)
 
-    def decorate(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        return differentiated_by(bwd)(lambda *args: function(*upcast(*args)))
+    def decorate(function: Function) -> Function:
+        return with_gradient(bwd)(lambda *args: function(*upcast(*args)))
 
     return decorate
+
+
+# ---------------------------------------- 3. Every mode, to any order
 
 
 def in_every_mode(
@@ -107,7 +165,7 @@ def in_every_mode(
     """
 
     def tangent(primals: Any, tangents: Any) -> tuple[Any, Any]:
-        of_perturbed, values, dots = of_perturbed_alone(reverse, primals, tangents)
+        of_perturbed, values, dots = restrict_to_perturbed(reverse, primals, tangents)
         vjp: Any = jax.vjp
         out, pullback, *aux = vjp(of_perturbed, *values, has_aux=bool(of_aux))
         out_dot = pushforward(pullback, out, dots)
@@ -128,24 +186,24 @@ def in_every_mode(
         return _mapped_alike(out, args) if of_aux else out
 
     # A value that came with its derivative may be differentiated again, and must then meet the
-    # rule again. The operations of `fwd` themselves have derivatives that lose bits to
+    # rule again. The operations of the function itself have derivatives that lose bits to
     # cancellation, and NaN from branches that were not taken.
     @jax.custom_jvp
-    def known(out: Any, *args: Any) -> Any:
+    def value_with_rule(out: Any, *args: Any) -> Any:
         return _mapped_alike(out, args) if of_aux else out
 
     @partial(function.defjvp, symbolic_zeros=True)
     def function_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
         out, out_dot = tangent(primals, tangents)
-        return known(out, *primals), out_dot
+        return value_with_rule(out, *primals), out_dot
 
-    @partial(known.defjvp, symbolic_zeros=True)
-    def known_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    @partial(value_with_rule.defjvp, symbolic_zeros=True)
+    def value_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
         out, *args = primals
         dots = tuple(tangents[1:])
         if all(isinstance(dot, SymbolicZero) for dot in jax.tree.leaves(dots)):
             return out, jax.tree.map(SymbolicZero.from_primal_value, out)
-        return known(out, *args), tangent(tuple(args), dots)[1]
+        return value_with_rule(out, *args), tangent(tuple(args), dots)[1]
 
     # It is compiled as one program. Otherwise each eager call would dispatch some thirty programs.
     compiled = jax.jit(function)
@@ -170,6 +228,127 @@ def _mapped_alike_rule(size: int, is_mapped: Any, out: Any, args: Any) -> tuple[
     return _mapped_alike(out, args), jax.tree.map(lambda _: True, out)
 
 
+def restrict_to(function: Callable[..., Out], args: Leaves, chosen: Leaves) -> Callable[..., Out]:
+    """`function` of the chosen ones of its arguments, given by their places. The others stay."""
+
+    def restricted(*values: Any) -> Out:
+        full = list(args)
+        for i, value in zip(chosen, values, strict=True):
+            full[i] = value
+        return function(*full)
+
+    return restricted
+
+
+def restrict_to_perturbed(
+    function: Callable[..., Out], primals: Any, tangents: Any
+) -> tuple[Callable[..., Out], tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """`function` of the arrays whose tangents are not zero, those arrays, and their tangents."""
+    leaves: list[jax.Array]
+    leaves, tree = jax.tree.flatten(primals)
+    dots = jax.tree.leaves(tangents)
+    perturbed = [i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
+    of_leaves = restrict_to(lambda *x: function(*jax.tree.unflatten(tree, x)), leaves, perturbed)
+    return of_leaves, tuple(leaves[i] for i in perturbed), tuple(dots[i] for i in perturbed)
+
+
+def differentiated_whole(loop: Callable[..., Out]) -> Callable[..., Out]:
+    """The function with the same derivatives, whose loop JAX cannot see until it differentiates it.
+
+    JAX 0.10 evaluates a part of each loop that it sees, to separate what is known from what is
+    linear, and so forgets the gradient rules of the functions that the loop calls.
+    """
+    function = jax.custom_jvp(loop)
+
+    @partial(function.defjvp, symbolic_zeros=True)
+    def rule(primals: Any, tangents: Any) -> tuple[Out, Out]:
+        out: tuple[Out, Out] = jax.jvp(*restrict_to_perturbed(loop, primals, tangents))
+        return out
+
+    return function
+
+
+# ---------------------------------------- 4. The transpose of a pullback
+# Reverse mode transposes what forward mode computes. The transpose of this operation is the
+# pullback itself, so reverse mode traces the pullback only once. Written out, it would be traced,
+# transposed, and transposed again.
+
+
+def pushforward(pullback: Callable[..., Any], out: Any, dots: tuple[jax.Array, ...]) -> Any:
+    """The tangents of `out` for the tangents of the arguments.
+
+    Args:
+      pullback: the second result of `jax.vjp`, a pytree of the arrays that it keeps.
+      out: the value that it was made with, an array or a tree of them.
+      dots: the tangents, one array for each argument.
+    """
+    kept, pullback_tree = jax.tree.flatten(pullback)
+    outs, out_tree = jax.tree.flatten(out)
+    avals = tuple(jax.typeof(x).to_tangent_aval() for x in outs)
+    out_dots = _pushforward.bind(*kept, *dots, pullback=pullback_tree, out=out_tree, avals=avals)
+    return jax.tree.unflatten(out_tree, out_dots)
+
+
+_pushforward = Primitive("pushforward")
+_pushforward.multiple_results = True
+_pushforward.def_abstract_eval(lambda *args, avals, **_: list(avals))
+
+
+def _written_out(*args: jax.Array, pullback: Any, out: Any, avals: Leaves) -> list[jax.Array]:
+    # With the checkpoint the residuals are the arrays that are given. Without it, linearisation
+    # would store what the pullback makes of them, as large as the logits for each step.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def of_arrays(kept: Leaves, dots: Leaves) -> list[jax.Array]:
+        example = jax.tree.unflatten(out, avals)
+        transposed = jax.linear_transpose(jax.tree.unflatten(pullback, kept), example)
+        return jax.tree.leaves(transposed(tuple(dots)))
+
+    number = pullback.num_leaves
+    out_dots: list[jax.Array] = of_arrays(args[:number], args[number:])
+    return out_dots
+
+
+def as_one_program(function: Callable[..., Out]) -> Callable[..., Out]:
+    """The eager form of an operation, compiled also where the user has disabled `jax.jit`."""
+
+    def eagerly(*args: jax.Array, **parameters: Any) -> Out:
+        with jax.disable_jit(False):
+            results: Out = jax.jit(partial(function, **parameters))(*args)
+        return results
+
+    return eagerly
+
+
+def _transposed(cotangents: Leaves, *args: Any, pullback: Any, out: Any, avals: Leaves) -> Leaves:
+    number = pullback.num_leaves
+    pull_back = jax.tree.unflatten(pullback, args[:number])
+    to_outs = [ad.instantiate_zeros(c) for c in cotangents]
+    return [None] * number + list(pull_back(jax.tree.unflatten(out, to_outs)))
+
+
+def _tangents(primals: Leaves, tangents: Leaves, **parameters: Any) -> tuple[Any, Any]:
+    dots = [SymbolicZero(dot.aval) if type(dot) is ad.Zero else dot for dot in tangents]
+    out: tuple[Any, Any] = jax.jvp(
+        *restrict_to_perturbed(partial(_written_out, **parameters), primals, dots)
+    )
+    return out
+
+
+def _mapped(args: Leaves, dims: Leaves, **parameters: Any) -> tuple[Leaves, Leaves]:
+    out_dots = jax.vmap(partial(_written_out, **parameters), in_axes=tuple(dims))(*args)
+    return out_dots, [0] * len(out_dots)
+
+
+_pushforward.def_impl(as_one_program(_written_out))
+ad.primitive_transposes[_pushforward] = _transposed
+ad.primitive_jvps[_pushforward] = _tangents
+batching.primitive_batchers[_pushforward] = _mapped
+mlir.register_lowering(_pushforward, mlir.lower_fun(_written_out, multiple_results=True))
+
+
+# ---------------------------------------- 5. Arguments on a mesh
+
+
 def aligned(
     args: tuple[Any, ...], mesh_axes: MeshAxes, of_classes: tuple[bool | None, ...]
 ) -> list[Any]:
@@ -183,11 +362,63 @@ def aligned(
     union = frozenset(mesh_axes).union(*map(varying_axes, jax.tree.leaves(args)))
 
     def vary(own: bool | None, x: jax.Array) -> jax.Array:
-        return x if own is None else _varying_over(union if own else union - set(mesh_axes), x)
+        return x if own is None else varying_over(union if own else union - set(mesh_axes), x)
 
     return [jax.tree.map(partial(vary, own), x) for x, own in zip(args, of_classes, strict=True)]
 
 
-def _varying_over(axes: frozenset[Any], x: jax.Array) -> jax.Array:
-    missing = tuple(sorted(axes - varying_axes(x)))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
+# ---------------------------------------- 6. No derivative
+
+
+def refused(x: jax.Array, dots: Leaves) -> Any:
+    """The tangent 0 of something that must not be differentiated, for the arguments' `dots`.
+
+    A cotangent comes back to it if the gradient is wanted of something that it is a part of, and
+    to nothing that is merely returned. Then JAX stops with an error.
+    """
+    if not dots or not jnp.issubdtype(x.dtype, jnp.floating):
+        return SymbolicZero.from_primal_value(x)
+    return _refused.bind(x, *dots)
+
+
+def _zero(x: jax.Array, *dots: jax.Array) -> jax.Array:
+    return jnp.zeros_like(x)
+
+
+def _refuse(*args: Any) -> Leaves:
+    raise TypeError(
+        "aux, what loss returns beside its losses, must not be differentiated, but a gradient of it"
+        " is taken: write its part of the objective into the losses, or jax.lax.stop_gradient(aux)"
+    )
+
+
+_refused = Primitive("refused")
+_refused.def_impl(_zero)
+_refused.def_abstract_eval(lambda x, *dots: x.to_tangent_aval())
+ad.primitive_transposes[_refused] = _refuse
+ad.primitive_jvps[_refused] = lambda args, _: (_refused.bind(*args), ad.Zero(jax.typeof(args[0])))
+batching.primitive_batchers[_refused] = lambda args, dims: (_refused.bind(*args), dims[0])
+mlir.register_lowering(_refused, mlir.lower_fun(_zero, multiple_results=False))
+
+
+# ---------------------------------------- 7. Computed once
+# XLA:CPU computes a cheap array again in each loop that reads it, and there LLVM may round a
+# product and a sum once instead of twice. Then the logit of the most likely class differs from the
+# maximum, which is the same number, and a confident prediction costs the difference.
+
+
+def computed_once(x: jax.Array) -> jax.Array:
+    """The array itself, which is written to memory on a CPU if it was computed."""
+    result: jax.Array = _computed_once.bind(x)
+    return result
+
+
+_computed_once = Primitive("computed_once")
+_computed_once.def_impl(lambda x: x)
+_computed_once.def_abstract_eval(lambda x: x)
+batching.defvectorized(_computed_once)
+# The tangents need not be written, so that `jax.lax.optimization_barrier` alone does not serve.
+ad.primitive_jvps[_computed_once] = lambda primals, tangents: (computed_once(*primals), *tangents)
+mlir.register_lowering(_computed_once, lambda _, x: [x])
+_written = mlir.lower_fun(jax.lax.optimization_barrier, multiple_results=False)
+mlir.register_lowering(_computed_once, _written, platform="cpu")

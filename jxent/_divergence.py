@@ -8,20 +8,25 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, scalar
 from ._autodiff import with_gradient
-from ._dtypes import computing_dtype
-from ._elementary import expm1
-from ._mask import Mask
+from ._dtypes import computing_dtype, upcast
 from ._numerics import (
     divergence_terms,
     excess,
+    expm1,
+    log1p,
     mixture_ratio,
+    nan_where,
+    one_sided_log_quotient,
     sums_of_two,
+    two_difference,
     weighted_mixture_ratio,
     zero_if_weightless,
 )
-from ._rows import rows_of
+from ._rows import Mask, rows_of
 from ._sharding import AxisName, MeshAxes, sum_classes
-from ._statistics.pairs import Pair, known_of_both, log_ratio
+from ._statistics import Statistics
+from ._statistics.primitive import statistics
+from ._statistics.row import Row, differentiated, plain_surprisal
 
 
 def softmax_kl_divergence(
@@ -136,17 +141,87 @@ def softmax_jensen_shannon_divergence(
     return rows.zero_masked(_softmax_js(z_q, z_p, rows.mask, w, 1 - w))
 
 
-def _softmax_kl_fwd(
-    axes: MeshAxes, logits: jax.Array, target_logits: jax.Array, mask: Mask
-) -> tuple[jax.Array, Any]:
-    known = known_of_both(axes, target_logits, logits, mask)
-    pair = Pair.after(known, target_logits, logits, mask)
-    t = log_ratio(axes, *pair)
-    divergence = sum_classes(divergence_terms(t, *pair.probabilities(axes)), axes)[..., 0]
-    # Without the barrier XLA would join this sum with one over the examples that follows, and where
-    # the gradient needs both, write the terms to memory: on an H100 4 passes of bfloat16 more.
-    divergence = jax.lax.optimization_barrier(divergence)
-    return divergence, (*known, divergence)
+# ---------------------------------------- Two rows beside each other
+# The logarithm of the ratio of p and q, class by class. With d_j the difference of the logits less
+# that of the two maxima,
+#
+#     log p_j - log q_j = d_j - log(1 + S), 1 + S = (1 + s_p)/(1 + s_q), S = sum_j q_j expm1(d_j)
+#
+# where q_j e^d_j = (1 + S) p_j. A shift that the logits share has vanished from all of these, and
+# where p and q agree d and S are small without having been differences of anything large.
+
+
+def _known_of_both(
+    axes: MeshAxes, target_logits: jax.Array, logits: jax.Array, mask: Mask
+) -> tuple[Statistics, Statistics, jax.Array]:
+    """The statistics of p, those of q, and S as ``[..., 1]``."""
+    z_p, z_q = _filled_both(target_logits, logits, mask)
+    of_p = statistics(axes, z_p.dtype, target_logits, mask=mask)
+    of_q = statistics(axes, z_q.dtype, logits, mask=mask)
+    row_p, row_q = Row(z_p, of_p, axes), Row(z_q, of_q, axes)
+    d = _anchored_difference(row_p, row_q)
+    near = row_p.exists & row_q.exists & (jnp.abs(d) < 1)
+    p, q = row_p.probability(), row_q.probability()
+    far = (1 + of_p.sumexp_rest) / (1 + of_q.sumexp_rest) * p - q
+    terms = jnp.where(near, q * expm1(jnp.where(near, d, 0.0)), far)
+    return of_p, of_q, sum_classes(terms, axes)
+
+
+def _rows_after(
+    axes: MeshAxes, known: Any, target_logits: jax.Array, logits: jax.Array, mask: Mask
+) -> tuple[Row, Row, jax.Array]:
+    """The rows of p and of q, and S, for a stage that comes after `known`, which begins with them.
+
+    Without the barrier XLA:GPU would write to memory what both stages compute from the logits.
+    """
+    barrier: Any = jax.lax.optimization_barrier
+    target_logits, logits, (of_p, of_q, change, *_) = barrier((target_logits, logits, known))
+    z_p, z_q = _filled_both(target_logits, logits, mask)
+    return Row(z_p, of_p, axes), Row(z_q, of_q, axes), change
+
+
+def _filled_both(
+    target_logits: jax.Array, logits: jax.Array, mask: Mask
+) -> tuple[jax.Array, jax.Array]:
+    z_p, z_q = upcast(mask.fill_logits(target_logits), mask.fill_logits(logits))
+    return z_p, z_q
+
+
+def _anchored_difference(row_p: Row, row_q: Row) -> jax.Array:
+    """``d_j``, exact also where p and q agree to many digits; 0 where one of them is 0."""
+    both = row_p.exists & row_q.exists
+    max_p, max_q = row_p.stats.maximum, row_q.stats.maximum
+    m_p, m_q = (jnp.where(jnp.isinf(m), 0.0, m) for m in (max_p, max_q))
+    a = jnp.where(both & (max_p < jnp.inf), row_p.z, m_p)
+    b = jnp.where(both & (max_q < jnp.inf), row_q.z, m_q)
+    difference, error = two_difference(a, b)
+    anchor, anchor_error = two_difference(m_p, m_q)
+    return (difference - anchor) + (error - anchor_error)
+
+
+# d log p_j = dz_j - sum_i p_i dz_i, for p and for q. The rule has the whole derivative for the
+# logits, so that S, like the statistics, gets none.
+def _log_ratio_bwd(c: jax.Array, row_p: Row, row_q: Row, change: jax.Array) -> tuple[Any, ...]:
+    return -row_p.pull_surprisals(c), row_q.pull_surprisals(c), None
+
+
+@differentiated(_log_ratio_bwd, rows=2, of_classes=(False,))
+def _log_ratio(row_p: Row, row_q: Row, change: jax.Array) -> jax.Array:
+    """``log p_j - log q_j``, `change` being S."""
+    of_p, of_q = row_p.stats, row_q.stats
+    has_p, has_q = row_p.exists, row_q.exists
+    both = has_p & has_q
+    agreeing = (change > -0.5) & (change < 2)
+    close = _anchored_difference(row_p, row_q) - log1p(jnp.where(agreeing, change, 0.0))
+    far = plain_surprisal(jnp.where(both, row_q.z, of_q.maximum), of_q) - plain_surprisal(
+        jnp.where(both, row_p.z, of_p.maximum), of_p
+    )
+    undefined = jnp.isnan(of_p.sumexp_rest) | jnp.isnan(of_q.sumexp_rest)
+    one_sided = one_sided_log_quotient(has_p, has_q)
+    return nan_where(undefined, jnp.where(both, jnp.where(agreeing, close, far), one_sided))
+
+
+# ---------------------------------------- Kullback-Leibler
 
 
 # With D = sum_j p_j t_j and t = log p - log q, the gradient is q_j - p_j = -q_j expm1(t_j) for
@@ -159,9 +234,9 @@ def _softmax_kl_bwd(
     mask: Mask,
     *known: Any,
 ) -> tuple[jax.Array | None, ...]:
-    pair, divergence = Pair.after(known, target_logits, logits, mask), known[-1]
-    t = log_ratio(axes, *pair)
-    p, q = pair.probabilities(axes)
+    rows, divergence = _rows_after(axes, known, target_logits, logits, mask), known[-1]
+    t = _log_ratio(*rows)
+    p, q = (row.probability() for row in rows[:2])
     near = t < 1
     to_q = jnp.where(near, -q * expm1(jnp.where(near, t, 0.0)), q - p)
     to_p = p * (jnp.where(t == -jnp.inf, 0.0, t) - divergence[..., None])
@@ -169,33 +244,29 @@ def _softmax_kl_bwd(
     return *to_both, None
 
 
-_softmax_kl = with_gradient(_softmax_kl_fwd, _softmax_kl_bwd, (True, True, True))
+@with_gradient(_softmax_kl_bwd, (True, True, True), keeps=True)
+def _softmax_kl(
+    axes: MeshAxes, logits: jax.Array, target_logits: jax.Array, mask: Mask
+) -> tuple[jax.Array, Any]:
+    known = _known_of_both(axes, target_logits, logits, mask)
+    rows = _rows_after(axes, known, target_logits, logits, mask)
+    t = _log_ratio(*rows)
+    terms = divergence_terms(t, *(row.probability() for row in rows[:2]))
+    # Without the barrier XLA would join this sum with one over the examples that follows, and where
+    # the gradient needs both, write the terms to memory: on an H100 4 passes of bfloat16 more.
+    divergence = jax.lax.optimization_barrier(sum_classes(terms, axes)[..., 0])
+    return divergence, (*known, divergence)
 
 
-def _shares(t: jax.Array, *weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+# ---------------------------------------- Jensen-Shannon
+
+
+def _mixture_ratios(t: jax.Array, *weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``u = log(p/m)`` and ``v = log(q/m)`` for the mixture m, by default of halves."""
     if not weights:
         return mixture_ratio(t), mixture_ratio(-t)
     of_p, of_q = weights
     return weighted_mixture_ratio(t, of_p, of_q), weighted_mixture_ratio(-t, of_q, of_p)
-
-
-def _softmax_js_fwd(
-    logits: jax.Array, target_logits: jax.Array, mask: Mask, *weights: jax.Array
-) -> tuple[jax.Array, Any]:
-    known = known_of_both((), target_logits, logits, mask)
-    pair = Pair.after(known, target_logits, logits, mask)
-    of_p, of_q = weights or (0.5, 0.5)
-    p, q = pair.probabilities(())
-    m = of_p * p + of_q * q
-    shares = _shares(log_ratio((), *pair), *weights)
-    # With halves no t is above log 2, and the terms need not look at the probabilities again.
-    pairs = zip(shares, (p, q), strict=True)
-    terms = [divergence_terms(t, x, m) if weights else m * excess(t) for t, x in pairs]
-    from_p, from_q = (x[..., 0] for x in sums_of_two(*terms))
-    costs = map(zero_if_weightless, weights, (from_p, from_q)) if weights else (from_p, from_q)
-    divergence = sum(map(operator.mul, (of_p, of_q), costs))
-    return divergence, (*known, from_p, from_q)
 
 
 # With u = log(p/m), v = log(q/m) the divergence is the sum over j of w p_j u_j + (1 - w) q_j v_j.
@@ -206,9 +277,9 @@ def _softmax_js_bwd(
     cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array, mask: Mask, *given: Any
 ) -> tuple[jax.Array | None, ...]:
     *weights, of_p, of_q, change, from_p, from_q = given
-    pair = Pair.after((of_p, of_q, change, from_p, from_q), target_logits, logits, mask)
-    p, q = pair.probabilities(())
-    ratios = _shares(log_ratio((), *pair), *weights)
+    rows = _rows_after((), (of_p, of_q, change, from_p, from_q), target_logits, logits, mask)
+    p, q = (row.probability() for row in rows[:2])
+    ratios = _mixture_ratios(_log_ratio(*rows), *weights)
     u, v, from_p, from_q = (jnp.where(jnp.isinf(x), 0.0, x) for x in (*ratios, from_p, from_q))
 
     def gradient(
@@ -224,4 +295,20 @@ def _softmax_js_bwd(
     return *to_logits, None, jnp.sum(cotangent * from_p), jnp.sum(cotangent * from_q)
 
 
-_softmax_js = with_gradient(_softmax_js_fwd, _softmax_js_bwd)
+@with_gradient(_softmax_js_bwd, keeps=True)
+def _softmax_js(
+    logits: jax.Array, target_logits: jax.Array, mask: Mask, *weights: jax.Array
+) -> tuple[jax.Array, Any]:
+    known = _known_of_both((), target_logits, logits, mask)
+    rows = _rows_after((), known, target_logits, logits, mask)
+    of_p, of_q = weights or (0.5, 0.5)
+    p, q = (row.probability() for row in rows[:2])
+    m = of_p * p + of_q * q
+    ratios = _mixture_ratios(_log_ratio(*rows), *weights)
+    # With halves no t is above log 2, and the terms need not look at the probabilities again.
+    pairs = zip(ratios, (p, q), strict=True)
+    terms = [divergence_terms(t, x, m) if weights else m * excess(t) for t, x in pairs]
+    from_p, from_q = (x[..., 0] for x in sums_of_two(*terms))
+    costs = map(zero_if_weightless, weights, (from_p, from_q)) if weights else (from_p, from_q)
+    divergence = sum(map(operator.mul, (of_p, of_q), costs))
+    return divergence, (*known, from_p, from_q)

@@ -4,28 +4,26 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ._arguments import ArrayLike, Axis, floating, scalar
-from ._autodiff import with_gradient
-from ._computed_once import computed_once
+from ._arguments import ArrayLike, Axis, scalar
+from ._autodiff import computed_once, with_partials
 from ._dtypes import upcast
-from ._elementary import exp, expm1, sigmoid, softplus, with_partials
-from ._elements import Elements
-from ._labels import times_weight_of_label
-from ._mask import EVERYTHING
 from ._numerics import (
+    exp,
+    expm1,
+    finite,
     log_of_share,
     power_of_share,
     quotient,
+    sigmoid,
+    softplus,
     weighted_cost,
     zero_if_weightless,
 )
-from ._rows import labelled_rows, rows_of
-from ._sigmoid import binary_loss
-from ._statistics import Statistics
+from ._rows import EVERYTHING, elements_of, labelled_rows, rows_of, weight_of_label
+from ._sigmoid import binary_loss, binary_weights, finite_binary_loss
 from ._statistics.primitive import statistics
-from ._statistics.surprisals import complement, probability, sum_of_others, surprisals
+from ._statistics.row import Row, surprisals
 
 
 def poly_loss_cross_entropy(
@@ -122,7 +120,9 @@ def softmax_focal_loss_with_integer_labels(
     losses = surprisals((), z, y, None, rows.mask).of_label
     losses = _focal(losses, scalar("gamma", gamma, losses))
     weights = rows.class_weights("class_weights", class_weights, losses)
-    return rows.zero_masked(times_weight_of_label(losses, weights, y))
+    if weights is not None:
+        losses = weighted_cost(weight_of_label(weights, y), losses)
+    return rows.zero_masked(losses)
 
 
 def sigmoid_focal_loss(
@@ -167,15 +167,25 @@ def sigmoid_focal_loss(
       >>> print(jxent.sigmoid_focal_loss([0.0, 10.0], [1.0, 1.0]))
       [1.7329e-01 9.3566e-14]
     """
-    array = floating("logits", logits)
-    elements = Elements.of("logits", array, where, labels=labels)
-    weights = elements.binary_weights(labels)
-    z, positive, negative = upcast(elements.fill_masked(array, 0.0), *weights)
+    elements, array = elements_of("logits", logits, where, labels=labels)
+    weights = binary_weights(elements, array, labels)
+    z, positive, negative = upcast(elements.fill_examples(array, 0.0), *weights)
     losses = _binary_focal(z, positive, negative, scalar("gamma", gamma, z))
     if alpha is not None:
         share = scalar("alpha", alpha, losses)
         losses = weighted_cost(share * positive + (1 - share) * negative, losses)
     return elements.zero_masked(losses)
+
+
+def _missed(z: jax.Array, labels: jax.Array) -> jax.Array:
+    """``sum_j y_j (1 - p_j)``, without the classes at -inf, under which the loss is infinite."""
+    # With the labels as weights these are the statistics of the cross-entropy, which XLA then
+    # computes once.
+    stats = jax.lax.stop_gradient(statistics((), z.dtype, z, weights=labels))
+    return jnp.sum(jnp.where(z > -jnp.inf, labels, 0.0) * Row(z, stats).complement(), axis=-1)
+
+
+# ---------------------------------------- Focal losses
 
 
 def _ratio(a: jax.Array, missed: jax.Array, limit: float) -> jax.Array:
@@ -204,29 +214,6 @@ def _focal(losses: jax.Array, gamma: jax.Array) -> jax.Array:
     return weighted_cost(power_of_share(-expm1(-losses), exp(-losses), gamma), losses)
 
 
-def _missed_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[Statistics]]:
-    z, y = upcast(logits, labels)
-    # With the labels as weights these are the statistics of the cross-entropy, which XLA then
-    # computes once.
-    stats = statistics((), z.dtype, logits, weights=labels)
-    return jnp.sum(y * complement((), z, stats), axis=-1), (stats,)
-
-
-# The derivative of sum_i y_i (1 - p_i) is -y_j p_j + p_j sum_i y_i p_i
-# = p_j (sum_{i≠j} y_i p_i - y_j (1 - p_j)) for z_j, and 1 - p_j for y_j.
-def _missed_bwd(
-    cotangent: jax.Array, logits: jax.Array, labels: jax.Array, stats: Statistics
-) -> tuple[jax.Array, jax.Array]:
-    z, y = upcast(logits, labels)
-    p, q = probability((), z, stats), complement((), z, stats)
-    to_logits = p * (sum_of_others((), y * p, z, stats) - y * q)
-    to_labels = jnp.where(z > -jnp.inf, q, 0.0)
-    return cotangent[..., None] * to_logits, cotangent[..., None] * to_labels
-
-
-_missed = with_gradient(_missed_fwd, _missed_bwd)
-
-
 # s'(z) = s(z) s(-z), where JAX's s(z) (1 - s(z)) loses its bits for a large logit.
 @with_partials(
     lambda z, a, b: (b - a) * sigmoid(z) * sigmoid(-z),
@@ -243,18 +230,13 @@ def _binary_power(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) ->
     return power_of_share(_binary_missed(z, a, b), _binary_missed(z, b, a), gamma)
 
 
-def _finite(z: jax.Array) -> jax.Array:
-    """The largest number in place of infinity: there a sigmoid is 0, and 0 times it is not NaN."""
-    return jnp.clip(z, -np.finfo(z.dtype).max, np.finfo(z.dtype).max)
-
-
 # With the miss m = a s(-z) + b s(z) and the loss l = a softplus(-z) + b softplus(z), the derivative
 # of m^γ l is m^γ (dl + γ l dm/m) + m^γ l log(m) dγ. In the limit of m = l = 0 it is dm l/m = dm.
 def _binary_focal_to_logits(
     z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
 ) -> jax.Array:
-    z = _finite(z)
-    up, down, losses = sigmoid(z), sigmoid(-z), a * softplus(-z) + b * softplus(z)
+    z = finite(z)
+    up, down, losses = sigmoid(z), sigmoid(-z), finite_binary_loss(z, a, b)
     change = losses * _ratio((b - a) * up * down, _binary_missed(z, a, b), 0.0)
     return _binary_power(z, a, b, gamma) * (b * up - a * down + gamma * change)
 
@@ -262,12 +244,12 @@ def _binary_focal_to_logits(
 def _binary_focal_to_weight(
     sign: int, z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
 ) -> jax.Array:
-    finite, missed = _finite(z), _binary_missed(_finite(z), a, b)
-    losses = a * softplus(-finite) + b * softplus(finite)
-    change = gamma * (sigmoid(-sign * finite) * _ratio(losses, missed, 1.0))
+    near = finite(z)
+    missed, losses = _binary_missed(near, a, b), finite_binary_loss(near, a, b)
+    change = gamma * (sigmoid(-sign * near) * _ratio(losses, missed, 1.0))
     # Where 1 - p underflows it is e^-|z|, of which a power may be an ordinary number.
-    at_zero = exp(-gamma * jnp.abs(finite))
-    power = jnp.where(missed == 0, at_zero, _binary_power(finite, a, b, gamma))
+    at_zero = exp(-gamma * jnp.abs(near))
+    power = jnp.where(missed == 0, at_zero, _binary_power(near, a, b, gamma))
     return power * (zero_if_weightless(a if sign == 1 else b, softplus(-sign * z)) + change)
 
 

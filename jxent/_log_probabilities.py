@@ -8,8 +8,17 @@ import numpy as np
 
 from ._arguments import ArrayLike, Axis
 from ._autodiff import loss_with_partials
-from ._elementary import exp, expm1, log, plain_log1p
-from ._numerics import excess, excess_above, replaced_where, sum_of_products, zero_if_weightless
+from ._numerics import (
+    excess,
+    excess_above,
+    exp,
+    expm1,
+    log,
+    plain_log1p,
+    replaced_where,
+    sum_of_products,
+    zero_if_weightless,
+)
 from ._rows import rows_of
 
 

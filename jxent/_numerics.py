@@ -1,9 +1,11 @@
-"""Expressions for which the usual form, or JAX's own derivative of it, is not exact.
+"""Elementary functions in their most accurate form, and expressions made of them that are exact.
 
-The usual form may lose bits, overflow, or make a NaN in a branch that is not taken.
+The usual form of an expression may lose bits, overflow, or make a NaN in a branch that is not
+taken; so may JAX's own derivative of it.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,18 +13,102 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._elementary import (
-    exp,
-    expm1,
-    log,
-    log1p,
-    plain_log1p,
-    power,
-    sigmoid,
-    softplus,
-    with_partials,
-    with_tangents,
-)
+from ._autodiff import with_partials, with_tangents
+
+# ---------------------------------------- Elementary functions
+# A TPU takes `exp`, `log` and their like from approximations in its hardware, unless a program asks
+# for the accurate form. On a CPU the results are the same, bit for bit. So the rest of the package
+# takes these functions from here; only the plain reference for row sums keeps `jax.nn.logsumexp`.
+
+HIGHEST = jax.lax.AccuracyMode.HIGHEST
+LOG2_HIGH, LOG2_LOW = 0.693359375, -2.121944400546905827679e-4
+"""Their sum is log 2. The first has few bits, so that its product with an exponent is exact."""
+
+
+def exp(x: jax.Array) -> jax.Array:
+    """``e^x``."""
+    return jax.lax.exp(x, accuracy=HIGHEST)
+
+
+def log(x: jax.Array) -> jax.Array:
+    """The natural logarithm."""
+    return jax.lax.log(x, accuracy=HIGHEST)
+
+
+@with_partials(exp)
+def expm1(x: jax.Array) -> jax.Array:
+    """``e^x - 1``, with the derivative ``e^x``, where ``expm1(x) + 1`` would cancel."""
+    return jax.lax.expm1(x, accuracy=HIGHEST)
+
+
+def plain_log1p(x: jax.Array) -> jax.Array:
+    """``log(1 + x)`` for x >= -1/4, without the selection that `log1p` needs."""
+    return jax.lax.log1p(x, accuracy=HIGHEST)
+
+
+def log1p(x: jax.Array) -> jax.Array:
+    """``log(1 + x)``; XLA's own float64 form is off by 120 eps around -0.4 in JAX 0.10."""
+    near = jnp.abs(x) < 0.25
+    return jnp.where(near, plain_log1p(jnp.where(near, x, 0.0)), log(1 + x))
+
+
+def tanh(x: jax.Array) -> jax.Array:
+    """The hyperbolic tangent."""
+    return jax.lax.tanh(x, accuracy=HIGHEST)
+
+
+# `jax.nn.sigmoid` is the same quotient, but a compiler makes it of an exponential that has lost
+# what was asked for.
+@with_partials(lambda z: sigmoid(z) * sigmoid(-z))
+def sigmoid(z: jax.Array) -> jax.Array:
+    """``1 / (1 + e^-z)``, with the derivative ``s(z) s(-z)``, where ``s (1 - s)`` would cancel."""
+    return 1 / (1 + exp(-z))
+
+
+@with_partials(sigmoid)
+def softplus(z: jax.Array) -> jax.Array:
+    """``log(1 + e^z)``."""
+    return jnp.maximum(z, 0.0) + plain_log1p(exp(-jnp.abs(z)))
+
+
+# The instruction for a power cannot be asked for accuracy, and a TPU makes it of its approximate
+# exponential. Other platforms keep the instruction: a CPU computes it within one unit in the last
+# place, which `power_by_exp` does not reach. So does float64, which a TPU only emulates: XLA has
+# no `reduce_precision` for it there.
+def power(x: jax.Array, y: jax.Array) -> jax.Array:
+    """``x ** y`` for a positive number x of 1 or less. Its derivatives are left to its caller."""
+    on_tpu = jnp.power if x.dtype == jnp.float64 else power_by_exp
+    result: jax.Array = jax.lax.platform_dependent(x, y, tpu=on_tpu, default=jnp.power)
+    return result
+
+
+def power_by_exp(x: jax.Array, y: jax.Array) -> jax.Array:
+    """``x ** y`` as ``exp(y log x)``, within 2 eps for ``|y| <= 3``.
+
+    The rounding error of ``y log x`` would become a relative error of ``|y log x|`` eps, which may
+    be 100 eps. So both factors are split in two parts. The upper parts have half of the bits, so
+    that their product is exact. What the lower parts add to it is small.
+    """
+    info = np.finfo(x.dtype)
+    upper = partial(
+        jax.lax.reduce_precision, exponent_bits=info.nexp, mantissa_bits=info.nmant // 2
+    )
+    # Beyond these limits the result is 0, 1 or infinity. An infinite exponent cannot be split.
+    y = jnp.clip(y, -(2.0**64), 2.0**64)
+    # With x = 2^k m, m being near 1, log x = k log 2 + log m has no error but that of log m.
+    x = jnp.maximum(x, info.tiny)
+    nearest = jax.lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=0)
+    k = jnp.round(log(nearest) / (LOG2_HIGH + LOG2_LOW))
+    high, low = k * LOG2_HIGH, k * LOG2_LOW + log(x / nearest)
+    log_x, y_upper = upper(high + low), upper(y)
+    rest = y * ((high - log_x) + low) + (y - y_upper) * log_x
+    # It is larger only where the upper parts give 0 or infinity, which it must not make NaN.
+    rest = jnp.clip(rest, -1.0, 1.0)
+    # XLA would turn a product of two exponentials into the exponential of the sum.
+    return exp(y_upper * log_x) * (1 + expm1(rest))
+
+
+# ---------------------------------------- Quotients, shares and their logarithms
 
 
 @with_partials(lambda x: -1 / expm1(-x))
@@ -45,6 +131,12 @@ def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
     maxexp = np.finfo(b.dtype).maxexp
     scale = jnp.where(b > 2.0 ** (3 * maxexp // 4), 2.0 ** (-maxexp // 4), 1.0).astype(b.dtype)
     return (a * scale) / (b * scale)
+
+
+def quotient_of_weight(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """``weight / x``, 0 where both are 0."""
+    both = (weight == 0) & (x == 0)
+    return jnp.where(both, 0.0, quotient(weight, jnp.where(both, 1.0, x)))
 
 
 def _nothing(dot: jax.Array, *args: jax.Array) -> jax.Array:
@@ -90,6 +182,47 @@ def power_of_share(share: jax.Array, others: jax.Array, exponent: jax.Array) -> 
     return power(share, exponent) * (1 + x * (1 + x / 2 * (1 + x / 3)))
 
 
+def _inverse(x: jax.Array) -> jax.Array:
+    """``1 / x`` where x is positive, else 0."""
+    return jnp.where(x > 0, 1 / jnp.where(x > 0, x, 1.0), 0.0)
+
+
+@with_partials(lambda p, q: _inverse(p), lambda p, q: -_inverse(q))
+def log_quotient(p: jax.Array, q: jax.Array) -> jax.Array:
+    """``log(p/q)`` for non-negative numbers: 0 where both are 0, else ±inf where one is."""
+    both = (p > 0) & (q > 0)
+    a, b = jnp.where(both, p, 1.0), jnp.where(both, q, 1.0)
+    # A power of two moves b to the middle of the range. There the difference does not underflow
+    # and the quotient does not overflow, unless a and b are far apart.
+    middle = 2.0 ** (15 * np.finfo(p.dtype).maxexp // 32)
+    scale = jnp.where(b < 1, middle, 1 / middle).astype(p.dtype)
+    scaled_a, scaled_b = a * scale, b * scale
+    change, ratio = (scaled_a - scaled_b) / scaled_b, scaled_a / scaled_b
+    # The difference of close numbers is exact. Their quotient, being near 1, has lost its bits.
+    close, far = jnp.abs(change) < 0.25, (ratio < 1 / middle) | (ratio > middle)
+    of_change, of_ratio = jnp.where(close, change, 0.0), jnp.where(close | far, 1.0, ratio)
+    near = jnp.where(close, plain_log1p(of_change), log(of_ratio))
+    t = jnp.where(both, jnp.where(far, log(a) - log(b), near), one_sided_log_quotient(p, q))
+    return nan_where(jnp.isnan(p) | jnp.isnan(q) | (p < 0) | (q < 0), t)
+
+
+def one_sided_log_quotient(p: jax.Array, q: jax.Array) -> jax.Array:
+    """``log(p/q)`` where p or q is 0: 0 where both are, else ±inf.
+
+    It only compares p and q, so that their logarithms serve, or truth values for what is there.
+    """
+    return jnp.where(p == q, 0.0, jnp.where(p > q, jnp.inf, -jnp.inf))
+
+
+# ---------------------------------------- Weights, and values that are not numbers
+
+
+def finite(x: jax.Array) -> jax.Array:
+    """The largest number in place of infinity: infinity minus itself, or times 0, is NaN."""
+    largest = np.finfo(x.dtype).max
+    return jax.lax.clamp(-largest, x, largest)
+
+
 def nan_where(condition: jax.Array, x: jax.Array) -> jax.Array:
     """`x`, but NaN where the condition holds, with the gradient NaN there.
 
@@ -120,42 +253,6 @@ def weighted(weight: jax.Array, x: jax.Array) -> jax.Array:
     return weight * x
 
 
-def excess(t: jax.Array) -> jax.Array:
-    """``φ(t) = t e^t - expm1(t) = t²/2 + t³/3 + t⁴/8 + …``, never negative, for t <= 1.
-
-    A divergence is a sum of such terms. It is the error at 0 of the tangent of exp at t.
-    """
-    near = jnp.abs(t) < 0.5
-    small = jnp.where(near, t, 0.0)
-    series = jnp.zeros_like(small)
-    for n in reversed(range(_terms(float(np.finfo(t.dtype).eps)))):
-        series = series * small + (n + 1) / math.factorial(n + 2)
-    # Below -1000 the first term is 0 in any dtype, but at -inf it would be NaN.
-    far = jnp.clip(jnp.where(near, -1.0, t), -1000.0, 1.0)
-    return jnp.where(near, small**2 * series, far * exp(far) - expm1(far))
-
-
-def _terms(eps: float) -> int:
-    """How many terms the series needs at t = 1/2."""
-    n = 1
-    while 0.5**n * (n + 1) / math.factorial(n + 2) > eps / 16:
-        n += 1
-    return n
-
-
-def excess_above(t: jax.Array) -> jax.Array:
-    """``e^-t φ(t) = t + expm1(-t)``, for t >= 1."""
-    return t + expm1(-t)
-
-
-def divergence_terms(t: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
-    """``q φ(t) = p log(p/q) - p + q`` for ``t = log(p/q)``, +inf where t is."""
-    near = t < 1
-    far = jnp.where(near | (t == jnp.inf), 1.0, t)
-    terms = jnp.where(near, q * excess(jnp.where(near, t, 0.0)), p * excess_above(far))
-    return jnp.where(t == jnp.inf, jnp.inf, terms)
-
-
 @jax.custom_jvp
 def replaced_where(condition: jax.Array, x: jax.Array, value: jax.Array | float) -> jax.Array:
     """`value` where the condition holds, else x, with the derivatives of x in both cases.
@@ -171,35 +268,44 @@ def _replaced_where_rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Ar
     return replaced_where(*primals), tangents[1]
 
 
-def quotient_of_weight(weight: jax.Array, x: jax.Array) -> jax.Array:
-    """``weight / x``, 0 where both are 0."""
-    both = (weight == 0) & (x == 0)
-    return jnp.where(both, 0.0, quotient(weight, jnp.where(both, 1.0, x)))
+# ---------------------------------------- Terms of divergences
 
 
-def _inverse(x: jax.Array) -> jax.Array:
-    """``1 / x`` where x is positive, else 0."""
-    return jnp.where(x > 0, 1 / jnp.where(x > 0, x, 1.0), 0.0)
+def excess(t: jax.Array) -> jax.Array:
+    """``φ(t) = t e^t - expm1(t) = t²/2 + t³/3 + t⁴/8 + …``, never negative, for t <= 1.
+
+    A divergence is a sum of such terms. It is the error at 0 of the tangent of exp at t.
+    """
+    near = jnp.abs(t) < 0.5
+    small = jnp.where(near, t, 0.0)
+    series = _power_series(lambda n: (n + 1) / math.factorial(n + 2), small, 0.5)
+    # Below -1000 the first term is 0 in any dtype, but at -inf it would be NaN.
+    far = jnp.clip(jnp.where(near, -1.0, t), -1000.0, 1.0)
+    return jnp.where(near, small**2 * series, far * exp(far) - expm1(far))
 
 
-@with_partials(lambda p, q: _inverse(p), lambda p, q: -_inverse(q))
-def log_quotient(p: jax.Array, q: jax.Array) -> jax.Array:
-    """``log(p/q)`` for non-negative numbers: 0 where both are 0, else ±inf where one is."""
-    both = (p > 0) & (q > 0)
-    a, b = jnp.where(both, p, 1.0), jnp.where(both, q, 1.0)
-    # A power of two moves b to the middle of the range. There the difference does not underflow
-    # and the quotient does not overflow, unless a and b are far apart.
-    middle = 2.0 ** (15 * np.finfo(p.dtype).maxexp // 32)
-    scale = jnp.where(b < 1, middle, 1 / middle).astype(p.dtype)
-    scaled_a, scaled_b = a * scale, b * scale
-    change, ratio = (scaled_a - scaled_b) / scaled_b, scaled_a / scaled_b
-    # The difference of close numbers is exact. Their quotient, being near 1, has lost its bits.
-    close, far = jnp.abs(change) < 0.25, (ratio < 1 / middle) | (ratio > middle)
-    of_change, of_ratio = jnp.where(close, change, 0.0), jnp.where(close | far, 1.0, ratio)
-    near = jnp.where(close, plain_log1p(of_change), log(of_ratio))
-    one_sided = jnp.where(p == q, 0.0, jnp.where(p > q, jnp.inf, -jnp.inf))
-    t = jnp.where(both, jnp.where(far, log(a) - log(b), near), one_sided)
-    return nan_where(jnp.isnan(p) | jnp.isnan(q) | (p < 0) | (q < 0), t)
+def _power_series(coefficient: Callable[[int], float], x: jax.Array, largest: float) -> jax.Array:
+    """``sum_n coefficient(n) x^n`` for ``|x| <= largest``, to the precision of `x`."""
+    eps, number, power = float(np.finfo(x.dtype).eps), 1, largest
+    while coefficient(number) / coefficient(0) * power > eps / 16:
+        number, power = number + 1, power * largest
+    series = jnp.zeros_like(x)
+    for n in reversed(range(number)):
+        series = series * x + coefficient(n)
+    return series
+
+
+def excess_above(t: jax.Array) -> jax.Array:
+    """``e^-t φ(t) = t + expm1(-t)``, for t >= 1."""
+    return t + expm1(-t)
+
+
+def divergence_terms(t: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
+    """``q φ(t) = p log(p/q) - p + q`` for ``t = log(p/q)``, +inf where t is."""
+    near = t < 1
+    far = jnp.where(near | (t == jnp.inf), 1.0, t)
+    terms = jnp.where(near, q * excess(jnp.where(near, t, 0.0)), p * excess_above(far))
+    return jnp.where(t == jnp.inf, jnp.inf, terms)
 
 
 def mixture_ratio(t: jax.Array) -> jax.Array:
@@ -247,6 +353,9 @@ def _logs_of_terms(t: jax.Array, own: jax.Array, other: jax.Array) -> tuple[jax.
     """``log(own)`` and ``log(other e^-t)``, the terms of m/p."""
     of_own, of_other = log_of_share(own, other), log_of_share(other, own) - t
     return jnp.where(own > 0, of_own, -jnp.inf), jnp.where(other > 0, of_other, -jnp.inf)
+
+
+# ---------------------------------------- Sums
 
 
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -317,3 +426,65 @@ def sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
     """
     unit = 2.0 ** (np.finfo(a.dtype).maxexp // 16)
     return jnp.sum(a * (b / unit), axis=-1) * unit
+
+
+# ---------------------------------------- The soft cap of logits
+# With u = z / c, the derivatives of c tanh(u) are products of three functions, whose derivatives
+# are products of the same functions:
+#
+#     tanh' = sech²,   (sech²)' = -2 tanh sech²,   (tanh u - u sech² u)' = 2 u tanh u sech² u
+#
+# Computed as 1 - tanh² the second would lose its bits for a large u, and computed as a difference
+# the third would lose them for a small u.
+
+
+LARGEST = 1000.0
+"""The largest u. Above it nothing depends on u: sech² is 0 already for much smaller u."""
+
+
+# d(c tanh u) = c sech² u du + tanh u dc with du = (dz - u dc) / c.
+@with_partials(
+    lambda z, cap: _sech2(_quotient(z, cap)),
+    lambda z, cap: _lag(_quotient(z, cap)),
+)
+def soft_cap(z: jax.Array, cap: jax.Array) -> jax.Array:
+    """``cap tanh(z / cap)`` for a positive number `cap` of the dtype of `z`; z for +inf."""
+    u = _quotient(z, cap)
+    # Where u² is lost beside 1 the result is z itself. This also serves an infinite cap, which is
+    # no cap, and a quotient that has underflowed.
+    near = u * u < np.finfo(z.dtype).eps / 2
+    return jnp.where(near, z, jnp.where(near, 1.0, cap) * tanh(u))
+
+
+def _slope(z: jax.Array, cap: jax.Array) -> jax.Array:
+    return jnp.where(jnp.abs(_quotient(z, cap)) < LARGEST, 1.0, 0.0).astype(z.dtype) / cap
+
+
+# du = (dz - u dc) / c. JAX would divide by the square of c, which may overflow.
+@with_partials(_slope, lambda z, cap: -_quotient(z, cap) * _slope(z, cap))
+def _quotient(z: jax.Array, cap: jax.Array) -> jax.Array:
+    """``u = z / cap``, at most `LARGEST`, and 0 where the cap is infinite."""
+    return jnp.clip(jnp.where(cap == jnp.inf, 0.0, z) / cap, -LARGEST, LARGEST)
+
+
+@with_partials(lambda u: _sech2(u))
+def _tanh(u: jax.Array) -> jax.Array:
+    return tanh(u)
+
+
+@with_partials(lambda u: -2 * _tanh(u) * _sech2(u))
+def _sech2(u: jax.Array) -> jax.Array:
+    """``sech² u``, by the sigmoid s: ``4 s(2u) s(-2u)``."""
+    return 4 * sigmoid(2 * u) * sigmoid(-2 * u)
+
+
+@with_partials(lambda u: 2 * u * _tanh(u) * _sech2(u))
+def _lag(u: jax.Array) -> jax.Array:
+    """``tanh u - u sech² u``, which is ``(sinh v - v) sech²(u) / 2`` for ``v = 2u``."""
+    near = jnp.abs(u) < 1.5
+    v = jnp.where(near, 2 * u, 0.0)
+    square = v * v
+    # sinh v - v = v³/3! + v⁵/5! + …
+    series = _power_series(lambda n: 1 / math.factorial(2 * n + 3), square, 9.0)
+    slope = _sech2(u)
+    return jnp.where(near, v * square * series * (slope / 2), tanh(u) - u * slope)

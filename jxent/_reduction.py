@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, axes_of, check_not_negative, elementwise, floating
+from ._arguments import ArrayLike, Axis, axes_of, check_not_negative, elementwise
 from ._dtypes import upcast
-from ._elements import Elements
 from ._numerics import nan_where
+from ._rows import elements_of
 
 
 def weighted_mean(
@@ -47,7 +47,7 @@ def weighted_mean(
       >>> print(jxent.weighted_mean([1.0, 3.0], [False, False]))
       0.0
     """
-    values = Elements.of("losses", floating("losses", losses), None, weights=weights).like
+    _, values = elements_of("losses", losses, None, weights=weights)
     w = (
         jnp.ones_like(values)
         if weights is None

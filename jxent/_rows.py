@@ -1,14 +1,17 @@
 """Rows: the arguments beside each other, checked once and brought to one form.
 
-In that form the classes are the last axis, and no mask is left: a class that does not count has
-the logit -inf, or the probability 0. An example that does not count has harmless values, and
-`Rows.zero_masked` gives it the loss 0 and the gradient 0.
+In that form the classes are the last axis. What does not count is filled, so that no mask is left:
+a class has the logit -inf, or the probability 0, and an example has harmless values. Where the
+statistics of a row look at the array repeatedly, they fill it themselves, and get the mask.
+`Rows.zero_masked` gives the examples that do not count the loss 0 and the gradient 0.
+
+Elements, each a yes-or-no question of its own, are rows without an axis of classes.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,35 +28,113 @@ from ._arguments import (
     integer,
     real,
 )
-from ._computed_once import computed_once
+from ._autodiff import computed_once
 from ._dtypes import computing_dtype
-from ._mask import Mask
 from ._sharding import (
     AxisName,
     MeshAxes,
     along,
     bound_axes,
     check_replicated,
+    explicit_sharding,
     in_any_shard,
     joint_sharding,
     number_of_shards,
+    of_this_shard,
+    psum_classes,
     resharded,
     sum_classes,
 )
 
+# ---------------------------------------- The mask
+
+
+class Mask(NamedTuple):
+    """Boolean masks; None keeps everything."""
+
+    classes: Any = None
+    """``[..., classes]``"""
+    examples: Any = None
+    """``[...]``"""
+
+    def fill(self, x: jax.Array, absent: float, uncounted: float) -> jax.Array:
+        """`x` with these values in the classes and in the examples that do not count."""
+        if self.classes is not None:
+            x = jnp.where(self.classes, x, absent)
+        if self.examples is not None:
+            x = jnp.where(self.examples[..., None], x, uncounted)
+        return x
+
+    def fill_logits(self, x: jax.Array) -> jax.Array:
+        """Logits in which a class that does not count does not exist."""
+        return self.fill(x, -jnp.inf, 0.0)
+
+
+EVERYTHING = Mask()
+"""The mask that leaves nothing out."""
+
+
+# ---------------------------------------- Integer labels
+# Where the classes are spread over the mesh axes `axes`, an array has the classes of one shard, and
+# the labels number the classes of all shards.
+
+
+def is_label(labels: jax.Array, classes: int, axes: MeshAxes = ()) -> jax.Array:
+    """``[..., classes]``: whether the class is the one that the label names."""
+    labels = of_this_shard(labels, classes, axes)
+    shape = (*labels.shape, classes)
+    return jax.lax.broadcasted_iota(labels.dtype, shape, labels.ndim) == labels[..., None]
+
+
+def in_range(labels: jax.Array, classes: int) -> jax.Array:
+    """``[..., 1]``: whether the label names a class."""
+    return ((labels >= 0) & (labels < classes))[..., None]
+
+
+def at_label(x: jax.Array, labels: jax.Array, axes: MeshAxes = ()) -> jax.Array:
+    """``[..., 1]``, the entry that the label names; some other entry if it names no class."""
+    if axes:
+        labels = of_this_shard(labels, x.shape[-1], axes)
+        is_here = in_range(labels, x.shape[-1])
+        return psum_classes(jnp.where(is_here, at_label(x, labels), 0.0), axes)
+    if explicit_sharding(x):
+        return _by_comparison(x, labels)
+    return jnp.take_along_axis(x, labels[..., None], axis=-1, mode="clip")
+
+
+def weight_of_label(weights: jax.Array, labels: jax.Array, axes: MeshAxes = ()) -> jax.Array:
+    """``[...]``, the weight of the class that the label names; 0 if it names no class."""
+    if axes:
+        labels = of_this_shard(labels, weights.size, axes)
+        return psum_classes(weight_of_label(weights, labels), axes)
+    if explicit_sharding(labels) or explicit_sharding(weights):
+        return _by_comparison(as_row(weights, labels.ndim + 1), labels)[..., 0]
+    chosen = jnp.take(weights, labels, mode="clip")
+    return jnp.where(in_range(labels, weights.size)[..., 0], chosen, 0.0)
+
+
+def _by_comparison(x: jax.Array, labels: jax.Array) -> jax.Array:
+    chosen = jnp.where(is_label(labels, x.shape[-1]), x, 0.0)
+    return jnp.sum(chosen, axis=-1, keepdims=True)
+
+
+def as_row(weights: jax.Array, ndim: int) -> jax.Array:
+    """``[1, ..., 1, classes]``, to stand beside an array of this rank."""
+    return weights.reshape((1,) * (ndim - 1) + (-1,))
+
+
+# ---------------------------------------- Rows
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Layout and masks of the array called `name`, shared by the arrays beside it."""
+    """Layout and mask of the array called `name`, shared by the arrays beside it."""
 
     name: str
     shape: tuple[int, ...]
     axes: tuple[int, ...]
-    """The axes of `shape` that are classes."""
-    present: jax.Array | None = None
-    """Which classes count, ``[..., classes]``; None: all."""
-    counted: jax.Array | None = None
-    """Which examples count, ``[...]``; None: all."""
+    """The axes of `shape` that are classes; none for elements."""
+    mask: Mask = EVERYTHING
     sharding: jax.sharding.NamedSharding | None = None
     """The sharding of `shape` beside all arguments, if the type of one of them has one."""
     mesh_axes: MeshAxes = ()
@@ -64,33 +145,28 @@ class Rows:
         cls,
         name: str,
         x: jax.Array,
-        axis: Axis,
+        axes: tuple[int, ...],
         where: ArrayLike | None,
         class_axis_name: AxisName | None = None,
         **beside: ArrayLike | None,
     ) -> Self:
-        """The rows of `x` along `axis` without what `where` leaves out, beside other arguments."""
-        axes = axes_of(name, x.ndim, axis)
-        if x.ndim == 0:
-            raise ValueError(f"{name} must have an axis of classes, got shape ()")
+        """The rows of `x` along `axes` without what `where` leaves out, beside other arguments."""
         rows = cls(name, x.shape, axes, mesh_axes=bound_axes(class_axis_name))
-        if not rows.axes or math.prod(rows.classes) == 0:
-            raise ValueError(f"{name} must have at least one class, got shape {x.shape}")
         arrays = {name: x, **beside, "where": where}
         rows = replace(rows, sharding=joint_sharding(x.ndim, arrays, rows._axes_along))
         if where is None:
             return rows
         mask = boolean("where", where)
-        if mask.shape == x.shape:
-            present = rows.canonical(mask)
-            counted = in_any_shard(jnp.any(present, axis=-1), rows.mesh_axes)
-            return replace(rows, present=present, counted=counted)
+        if axes and mask.shape == x.shape:
+            classes = rows.canonical(mask)
+            counted = in_any_shard(jnp.any(classes, axis=-1), rows.mesh_axes)
+            return replace(rows, mask=Mask(classes, counted))
         if mask.shape == rows.examples:
             check_replicated("where", mask, rows.mesh_axes)
-            return replace(rows, counted=resharded(mask, rows.along()))
+            return replace(rows, mask=Mask(examples=resharded(mask, rows.along())))
+        or_examples = f" or of its examples {rows.examples}" if axes else ""
         raise ValueError(
-            f"where must have the shape of {name} {x.shape} or of its examples {rows.examples},"
-            f" got shape {mask.shape}"
+            f"where must have the shape of {name} {x.shape}{or_examples}, got shape {mask.shape}"
         )
 
     @property
@@ -107,6 +183,8 @@ class Rows:
 
     def _axes_along(self, name: str, x: jax.Array) -> Sequence[int | None]:
         """The axes of `shape` that an argument lies along; None for one of its own."""
+        if not self.axes:
+            return range(len(self.shape) - x.ndim, len(self.shape))
         if x.ndim == len(self.shape):
             return [i if n == self.shape[i] else None for i, n in enumerate(x.shape)]
         is_number = jnp.issubdtype(x.dtype, jnp.floating) or name == "class_weights"
@@ -118,9 +196,9 @@ class Rows:
 
     def number_present(self) -> jax.Array | int:
         """How many classes count; ``[..., 1]`` where that differs between examples."""
-        if self.present is None:
+        if self.mask.classes is None:
             return math.prod(self.classes) * number_of_shards(self.mesh_axes)
-        return sum_classes(self.present, self.mesh_axes)
+        return sum_classes(self.mask.classes, self.mesh_axes)
 
     def canonical(self, x: jax.Array) -> jax.Array:
         """``[..., classes]``, from the layout the user gave."""
@@ -144,7 +222,10 @@ class Rows:
         By default the numbers are logits. An example that does not count has zeros. If `absent`
         is None nothing is filled: that is left to the statistics, which look at them repeatedly.
         """
-        x = floating(name, x)
+        return self.logits(name, floating(name, x), absent)
+
+    def logits(self, name: str, x: jax.Array, absent: float | None) -> jax.Array:
+        """`beside` for an array that has been checked."""
         return self._placed(name, computed_once(x) if absent is None else x, absent)
 
     def _placed(self, name: str, x: jax.Array, absent: float | None) -> jax.Array:
@@ -159,15 +240,7 @@ class Rows:
             shape = (*self.examples, math.prod(self.classes))
             row = self._row(x) if x.ndim else x.reshape(-1)
             x = broadcast(row, x, shape, self.along(self.axes))
-        return x if absent is None else self.fill_masked(x, absent, 0.0)
-
-    def fill_masked(self, x: jax.Array, absent: float, uncounted: float) -> jax.Array:
-        """Canonical `x` with these values in the classes and in the examples that do not count."""
-        return self.mask.fill(x, absent, uncounted)
-
-    @property
-    def mask(self) -> Mask:
-        return Mask(self.present, None if self.counted is None else self.counted[..., None])
+        return x if absent is None else self.mask.fill(x, absent, 0.0)
 
     def distributions(
         self,
@@ -208,10 +281,10 @@ class Rows:
         array = resharded(jnp.broadcast_to(array, self.examples), self.along())
         rows = self
         if ignore_index is not None:
-            counted = _differs(array, ignore_index)
-            counted = counted if self.counted is None else self.counted & counted
-            rows = replace(self, counted=counted)
-        return rows, array if rows.counted is None else jnp.where(rows.counted, array, 0)
+            counted, others = _differs(array, ignore_index), self.mask.examples
+            counted = counted if others is None else others & counted
+            rows = replace(self, mask=self.mask._replace(examples=counted))
+        return rows, rows.fill_examples(array, 0)
 
     def class_weights(self, name: str, x: ArrayLike | None, like: jax.Array) -> jax.Array | None:
         """One real number per class, ``[classes]``, in the computing dtype of `like`."""
@@ -227,7 +300,15 @@ class Rows:
 
     def zero_masked(self, losses: jax.Array) -> jax.Array:
         """The loss 0, with the gradient 0, for the examples that do not count."""
-        return losses if self.counted is None else jnp.where(self.counted, losses, 0.0)
+        return self.fill_examples(losses, 0.0)
+
+    def fill_examples(self, x: jax.Array, value: float) -> jax.Array:
+        """Numbers ``[...]`` with this value in the examples that do not count."""
+        return x if self.mask.examples is None else jnp.where(self.mask.examples, x, value)
+
+    def fill_elements(self, x: jax.Array, value: float) -> jax.Array:
+        """`fill_examples` for an array that need not be sharded like the elements yet."""
+        return self.fill_examples(resharded(x, self.sharding), value)
 
 
 def rows_of(
@@ -240,8 +321,8 @@ def rows_of(
     **beside: ArrayLike | None,
 ) -> tuple[Rows, jax.Array]:
     """The rows of `x`, and `x` as in `Rows.beside`; unfilled if `absent` is None."""
-    rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name, **beside)
-    return rows, rows.beside(name, array, absent)
+    rows, array = _rows_of_classes(name, x, axis, where, class_axis_name, **beside)
+    return rows, rows.logits(name, array, absent)
 
 
 def labelled_rows(
@@ -257,9 +338,9 @@ def labelled_rows(
 ) -> tuple[Rows, jax.Array, jax.Array]:
     """The rows of `x` without those that are ignored, `x`, and its labels."""
     beside = {"labels": labels, "class_weights": class_weights}
-    rows = Rows.of(name, array := floating(name, x), axis, where, class_axis_name, **beside)
+    rows, array = _rows_of_classes(name, x, axis, where, class_axis_name, **beside)
     rows, y = rows.labels(labels, ignore_index)
-    return rows, rows.beside(name, array, absent), y
+    return rows, rows.logits(name, array, absent), y
 
 
 def two_distributions(
@@ -269,9 +350,34 @@ def two_distributions(
     x, y = any_array("p", p), any_array("q", q)
     one_hot = not jnp.issubdtype(x.dtype, jnp.floating)
     like = y if one_hot and jnp.issubdtype(y.dtype, jnp.floating) else floating("p", x)
-    x = real("p", x, like)
-    rows = Rows.of("p", x, axis, where, q=y)
+    rows, x = _rows_of_classes("p", real("p", x, like), axis, where, None, q=y)
     return rows, rows._placed("p", x, 0.0), rows.distributions("q", y, like, of_labels)
+
+
+def elements_of(
+    name: str, x: ArrayLike, where: ArrayLike | None, **beside: ArrayLike | None
+) -> tuple[Rows, jax.Array]:
+    """The elements of `x`, and `x` sharded as it is beside the other arguments, unfilled."""
+    array = floating(name, x)
+    rows = Rows.of(name, array, (), where, None, **beside)
+    return rows, resharded(array, rows.sharding)
+
+
+def _rows_of_classes(
+    name: str,
+    x: ArrayLike,
+    axis: Axis,
+    where: ArrayLike | None,
+    class_axis_name: AxisName | None,
+    **beside: ArrayLike | None,
+) -> tuple[Rows, jax.Array]:
+    array = floating(name, x)
+    axes = axes_of(name, array.ndim, axis)
+    if array.ndim == 0:
+        raise ValueError(f"{name} must have an axis of classes, got shape ()")
+    if not axes or math.prod(array.shape[i] for i in axes) == 0:
+        raise ValueError(f"{name} must have at least one class, got shape {array.shape}")
+    return Rows.of(name, array, axes, where, class_axis_name, **beside), array
 
 
 def _differs(labels: jax.Array, ignore_index: int) -> jax.Array:

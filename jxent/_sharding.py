@@ -90,6 +90,12 @@ def varying_axes(x: jax.Array) -> frozenset[Any]:
     return frozenset(jax.typeof(x).mat.varying)
 
 
+def varying_over(axes: frozenset[Any], x: jax.Array) -> jax.Array:
+    """The array as one that also varies over these axes, though it is the same along them."""
+    missing = tuple(sorted(axes - varying_axes(x)))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
 def explicit_sharding(x: jax.Array) -> NamedSharding | None:
     """The sharding that the type of `x` has on a mesh with explicit axes; None if it has none.
 

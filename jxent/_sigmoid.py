@@ -3,12 +3,21 @@ r"""The sigmoid family: each logit is a binary question of its own."""
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, elementwise, floating
-from ._autodiff import differentiated_by, loss_with_partials
-from ._dtypes import upcast
-from ._elementary import expm1, log1p, sigmoid, softplus
-from ._elements import Elements
-from ._numerics import divergence_terms, weighted_cost, zero_if_weightless
+from ._arguments import ArrayLike, elementwise, is_off, scalar, trailing
+from ._autodiff import loss_with_partials, with_gradient
+from ._dtypes import computing_dtype, upcast, widened
+from ._numerics import (
+    divergence_terms,
+    expm1,
+    log1p,
+    nan_where,
+    sigmoid,
+    softplus,
+    weighted,
+    weighted_cost,
+    zero_if_weightless,
+)
+from ._rows import Rows, elements_of
 
 
 def sigmoid_entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
@@ -39,9 +48,8 @@ def sigmoid_entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax
       >>> print(jxent.sigmoid_entropy([0.0, 40.0]))
       [6.9315e-01 1.7418e-16]
     """
-    z = floating("logits", logits)
-    elements = Elements.of("logits", z, where)
-    return elements.zero_masked(_sigmoid_entropy(elements.fill_masked(z, 0.0)))
+    elements, z = elements_of("logits", logits, where)
+    return elements.zero_masked(_sigmoid_entropy(elements.fill_examples(z, 0.0)))
 
 
 def sigmoid_binary_cross_entropy(
@@ -89,10 +97,9 @@ def sigmoid_binary_cross_entropy(
       >>> print(jxent.sigmoid_binary_cross_entropy([0.0, 20.0, -1000.0], [1.0, 1.0, 1.0]))
       [6.9315e-01 2.0612e-09 1.0000e+03]
     """
-    z = floating("logits", logits)
-    elements = Elements.of("logits", z, where, labels=labels, pos_weight=pos_weight)
-    positive, negative = elements.binary_weights(labels, pos_weight, label_smoothing)
-    return elements.zero_masked(binary_loss(elements.fill_masked(z, 0.0), positive, negative))
+    elements, z = elements_of("logits", logits, where, labels=labels, pos_weight=pos_weight)
+    weights = binary_weights(elements, z, labels, pos_weight, label_smoothing)
+    return elements.zero_masked(binary_loss(elements.fill_examples(z, 0.0), *weights))
 
 
 def sigmoid_kl_divergence(
@@ -130,25 +137,46 @@ def sigmoid_kl_divergence(
       >>> print(jxent.sigmoid_kl_divergence([0.0, 1.0], [1e-6, 0.0]))
       [1.2500e-13 1.2011e-01]
     """
-    z_q = floating("logits", logits)
-    elements = Elements.of("logits", z_q, where, target_logits=target_logits)
-    z_p = elementwise("target_logits", target_logits, "logits", elements.like)
-    z_q, z_p = elements.fill_masked(z_q, 0.0), elements.fill_masked(z_p, 0.0)
+    elements, z_q = elements_of("logits", logits, where, target_logits=target_logits)
+    z_p = elementwise("target_logits", target_logits, "logits", z_q)
+    z_q, z_p = (elements.fill_elements(z, 0.0) for z in (z_q, z_p))
     return elements.zero_masked(_sigmoid_kl(z_q, z_p))
 
 
-# H = softplus(z) - z s(z), so dH/dz = -z s'(z) = -z s(z) s(-z).
-def _sigmoid_entropy_slope(z: jax.Array) -> jax.Array:
-    finite = jnp.where(jnp.isinf(z), 0.0, z)
-    return -finite * sigmoid(finite) * sigmoid(-finite)
+# ---------------------------------------- Yes and no
 
 
-@loss_with_partials(_sigmoid_entropy_slope)
-def _sigmoid_entropy(z: jax.Array) -> jax.Array:
-    z = jnp.abs(z)
-    # The entropy is even; for z >= 0 its two terms are s(z) softplus(-z) and s(-z) softplus(z).
-    tail = jnp.where(z < jnp.inf, z, 0.0) * sigmoid(-z)
-    return tail + softplus(-z)
+def checked_probabilities(elements: Rows, x: jax.Array) -> jax.Array:
+    """Numbers in [0, 1]: NaN for any other, 1/2 for what does not count."""
+    x = elements.fill_elements(x, 0.5)
+    return nan_where(~((x >= 0) & (x <= 1)), x)
+
+
+def binary_weights(
+    elements: Rows,
+    like: jax.Array,
+    labels: ArrayLike,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """The weights of the positive and of the negative term; NaN for a label outside [0, 1]."""
+    y = elementwise("labels", labels, elements.name, like)
+    y = checked_probabilities(elements, widened(y, computing_dtype(like, y)))
+    positive, negative = y, 1 - y
+    if not is_off(label_smoothing):
+        epsilon = scalar("label_smoothing", label_smoothing, y)
+        positive = weighted(1 - epsilon, positive) + epsilon / 2
+        negative = weighted(1 - epsilon, negative) + epsilon / 2
+    if pos_weight is not None:
+        weight = trailing("pos_weight", pos_weight, elements.name, like)
+        positive = positive * weight.astype(y.dtype)
+    return positive, negative
+
+
+def finite_binary_loss(z: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """`binary_loss` of finite logits."""
+    losses: jax.Array = a * softplus(-z) + b * softplus(z)
+    return losses
 
 
 # softplus'(z) = s(z): the gradient is b s(z) - a s(-z) for the logit, and the two softplus for
@@ -165,7 +193,24 @@ def binary_loss(z: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     infinite = jnp.isinf(z)
     limit = weighted_cost(jnp.where(z > 0, b, a), jnp.where(infinite, jnp.inf, 0.0))
     z = jnp.where(infinite, 0.0, z)
-    return jnp.where(infinite, limit, a * softplus(-z) + b * softplus(z))
+    return jnp.where(infinite, limit, finite_binary_loss(z, a, b))
+
+
+# ---------------------------------------- Entropy and divergence
+
+
+# H = softplus(z) - z s(z), so dH/dz = -z s'(z) = -z s(z) s(-z).
+def _sigmoid_entropy_slope(z: jax.Array) -> jax.Array:
+    finite = jnp.where(jnp.isinf(z), 0.0, z)
+    return -finite * sigmoid(finite) * sigmoid(-finite)
+
+
+@loss_with_partials(_sigmoid_entropy_slope)
+def _sigmoid_entropy(z: jax.Array) -> jax.Array:
+    z = jnp.abs(z)
+    # The entropy is even; for z >= 0 its two terms are s(z) softplus(-z) and s(-z) softplus(z).
+    tail = jnp.where(z < jnp.inf, z, 0.0) * sigmoid(-z)
+    return tail + softplus(-z)
 
 
 def _difference(z_p: jax.Array, z_q: jax.Array) -> jax.Array:
@@ -194,7 +239,7 @@ def _sigmoid_kl_bwd(
 
 # With d = z_p - z_q the sigmoids p = q e^d / (1 + q expm1(d)), so that the logarithms of p/q and
 # of (1-p)/(1-q) are -log1p((1-q) expm1(-d)) and -log1p(q expm1(d)), exact for a small d.
-@differentiated_by(_sigmoid_kl_bwd)
+@with_gradient(_sigmoid_kl_bwd)
 def _sigmoid_kl(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
     z_q, z_p = upcast(logits, target_logits)
     d = _difference(z_p, z_q)

@@ -1,25 +1,19 @@
-r"""Softmax, its logarithm, its normaliser and its entropy, each exact to the last bits."""
+r"""Softmax, its logarithm, its normaliser and its entropy, and the cross-entropy of labels."""
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ._arguments import ArrayLike, Axis
-from ._autodiff import with_gradient
-from ._dtypes import upcast
-from ._mask import Mask
-from ._rows import rows_of
-from ._sharding import AxisName, MeshAxes
-from ._statistics import Statistics
-from ._statistics.primitive import statistics
-from ._statistics.surprisals import (
-    finite_surprisal,
-    probability,
-    row_entropy,
-    surprisal,
-    surprisals,
-    to_logits_of_probabilities,
-    to_logits_of_surprisals,
-)
+from ._arguments import ArrayLike, Axis, is_off, scalar
+from ._dtypes import computing_dtype
+from ._numerics import weighted_cost
+from ._rows import Rows, as_row, labelled_rows, rows_of, weight_of_label
+from ._sharding import AxisName, check_replicated, explicit_sharding
+from ._statistics import SmoothedWeights
+from ._statistics.row import Row, of_logits, surprisals
 
 
 def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -60,7 +54,7 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
     """
     rows, z = rows_of("logits", logits, axis, where, absent=None)
     normalizer = surprisals((), z, None, None, rows.mask).normalizer
-    return normalizer if rows.counted is None else jnp.where(rows.counted, normalizer, -jnp.inf)
+    return rows.fill_examples(normalizer, -jnp.inf)
 
 
 def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -98,7 +92,7 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
       [-2.0612e-09 -2.0000e+01]
     """
     rows, z = rows_of("logits", logits, axis, where, absent=None)
-    return rows.to_user_layout(rows.fill_masked(_log_softmax(z, rows.mask), -jnp.inf, -jnp.inf))
+    return rows.to_user_layout(rows.mask.fill(_log_softmax((), z, rows.mask), -jnp.inf, -jnp.inf))
 
 
 def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -133,7 +127,7 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
       [0.5 0.5]
     """
     rows, z = rows_of("logits", logits, axis, where, absent=None)
-    return rows.to_user_layout(rows.fill_masked(_softmax(z, rows.mask), 0.0, 0.0))
+    return rows.to_user_layout(rows.mask.fill(_softmax((), z, rows.mask), 0.0, 0.0))
 
 
 def softmax_entropy(
@@ -179,63 +173,233 @@ def softmax_entropy(
     return rows.zero_masked(_softmax_entropy(rows.mesh_axes, z, rows.mask))
 
 
-def _filled(logits: jax.Array, mask: Mask) -> jax.Array:
-    z: jax.Array
-    (z,) = upcast(mask.fill_logits(logits))
-    return z
+_softmax = of_logits(Row.probability)
+_log_softmax = of_logits(Row.log_probability)
 
 
-def _log_softmax_fwd(logits: jax.Array, mask: Mask) -> tuple[jax.Array, tuple[Statistics]]:
-    z = _filled(logits, mask)
-    stats = statistics((), z.dtype, logits, mask=mask)
-    return -surprisal(z, stats), (stats,)
+@partial(of_logits, exp_gap=True)
+def _softmax_entropy(row: Row) -> Any:
+    return row.entropy()[..., 0]
 
 
-# d log p_j = dz_j - sum_i p_i dz_i, so with the cotangent c the gradient is c_j - p_j sum_i c_i
-# = c_j (1 - p_j) - p_j sum_{i≠j} c_i.
-def _log_softmax_bwd(
-    cotangent: jax.Array, logits: jax.Array, mask: Mask, stats: Statistics
-) -> tuple[jax.Array, None]:
-    gradient = -to_logits_of_surprisals((), cotangent, _filled(logits, mask), stats)
-    return mask.fill(gradient, 0.0, 0.0), None
+# ---------------------------------------- Cross-entropy
 
 
-_log_softmax = with_gradient(_log_softmax_fwd, _log_softmax_bwd)
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    label_smoothing: ArrayLike = 0.0,
+    class_weights: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
+    class_axis_name: AxisName | None = None,
+) -> jax.Array:
+    r"""Cross-entropy of softmax and distributions: ``[..., classes], [..., classes] -> [...]``.
+
+    .. math::
+        -\sum_j w_j \tilde y_j \log p_j + \zeta \operatorname{lse}(z)^2, \qquad
+        \tilde y = (1 - \varepsilon) y + \varepsilon / K
+
+    Args:
+      logits: floating-point array ``[..., classes]``.
+      labels: non-negative numbers of the shape of `logits`: one-hot, as integers or booleans, too,
+        or any distribution. They need not sum to one. Floating-point ``[classes]`` are for every
+        example, beside square logits, too.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
+      label_smoothing: :math:`\varepsilon` in [0, 1]; K is the number of classes that count.
+      class_weights: :math:`w`, ``[classes]``, multiplies the smoothed labels. Negative ones, which
+        reward mistakes, are taken at their word, as in PyTorch.
+      z_loss: :math:`\zeta`, the weight of the squared normaliser, not negative.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64.
+
+    Raises:
+      TypeError: `logits` is not floating-point, `labels` are class numbers, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, `label_smoothing` lies outside [0, 1], or `z_loss`
+        is negative.
+
+    Note:
+      A logit of -inf costs nothing under a zero label, +inf under any other. Label mass on a
+      class that `where` leaves out is ignored; an example with nothing left has the loss 0 and
+      the gradient 0. Where softmax has no limit (NaN, every logit -inf, two +inf) the loss is
+      NaN. The gradient with respect to a label is :math:`-\log p_j`, but 0 for a logit of -inf and
+      for what is beside one of +inf.
+
+    References:
+      C. Szegedy et al., `Rethinking the Inception Architecture
+      <https://arxiv.org/abs/1512.00567>`_, 2016 (smoothing); A. Chowdhery et al., `PaLM
+      <https://arxiv.org/abs/2204.02311>`_, 2022 (z-loss).
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.softmax_cross_entropy([[2.0, 0.0], [20.0, 0.0]], [1.0, 0.0]))
+      [1.2693e-01 2.0612e-09]
+    """
+    beside = {"labels": labels, "class_weights": class_weights}
+    rows, z = rows_of("logits", logits, axis, where, class_axis_name, absent=None, **beside)
+    of_labels = "softmax_cross_entropy_with_integer_labels"
+    y = rows.distributions("labels", labels, z, of_labels, absent=None)
+    weights = _weighted(y, rows.class_weights("class_weights", class_weights, z))
+    if not is_off(label_smoothing):
+        share = _share(rows, computing_dtype(z, y))
+        epsilon = scalar("label_smoothing", label_smoothing, share)
+        scale = jnp.reshape(1 - epsilon, (1,) * y.ndim)
+        weights = weights._replace(scale=scale, offset=epsilon * share)
+    of_row = surprisals(rows.mesh_axes, z, None, weights, rows.mask)
+    return rows.zero_masked(sum(_z_terms(rows, z_loss, of_row.normalizer), of_row.of_weights))
 
 
-def _softmax_fwd(logits: jax.Array, mask: Mask) -> tuple[jax.Array, tuple[Statistics]]:
-    z = _filled(logits, mask)
-    stats = statistics((), z.dtype, logits, mask=mask)
-    return probability((), z, stats), (stats,)
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    label_smoothing: ArrayLike = 0.0,
+    class_weights: ArrayLike | None = None,
+    z_loss: ArrayLike = 0.0,
+    ignore_index: int | None = None,
+    class_axis_name: AxisName | None = None,
+) -> jax.Array:
+    r"""Cross-entropy of softmax and integer labels: ``[..., classes], [...] -> [...]``.
+
+    .. math::
+        (1 - \varepsilon) w_y (-\log p_y) + \frac{\varepsilon}{K} \sum_j w_j (-\log p_j)
+        + \zeta \operatorname{lse}(z)^2
+
+    Args:
+      logits: floating-point array ``[..., classes]``.
+      labels: integers ``[...]`` in [0, classes), or one for every example. With a tuple of axes,
+        flat positions in them.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `logits` or of the examples: what counts.
+        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
+      label_smoothing: :math:`\varepsilon` in [0, 1]; K is the number of classes that count.
+      class_weights: :math:`w`, ``[classes]``, multiplies the smoothed labels. Negative ones, which
+        reward mistakes, are taken at their word, as in PyTorch.
+      z_loss: :math:`\zeta`, the weight of the squared normaliser, not negative.
+      ignore_index: the label of examples that do not count.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order, and labels number all.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64.
+
+    Raises:
+      TypeError: `logits` is not floating-point, `labels` not integer, or `where` not boolean.
+      ValueError: a shape or `axis` does not fit, `label_smoothing` lies outside [0, 1], or `z_loss`
+        is negative.
+
+    Note:
+      Ignored examples, and those with no class left by `where`, have the loss 0 and the gradient
+      0, whatever their logits. A label outside [0, classes) gives NaN, in the gradient too; so
+      does NaN in a class that counts. A label whose class is left out by `where`, or has the
+      logit -inf, gives +inf.
+
+    References:
+      C. Szegedy et al., `Rethinking the Inception Architecture
+      <https://arxiv.org/abs/1512.00567>`_, 2016 (smoothing); A. Chowdhery et al., `PaLM
+      <https://arxiv.org/abs/2204.02311>`_, 2022 (z-loss).
+
+    Example:
+      >>> import jxent
+      >>> logits, labels = [[2.0, 0.0], [20.0, 0.0], [0.0, 0.0]], [0, 0, -100]
+      >>> print(
+      ...     jxent.softmax_cross_entropy_with_integer_labels(logits, labels, ignore_index=-100)
+      ... )
+      [1.2693e-01 2.0612e-09 0.0000e+00]
+    """
+    rows, z, y = labelled_rows(
+        "logits", logits, labels, axis, where, ignore_index, class_weights, class_axis_name
+    )
+    weights, smoothed = rows.class_weights("class_weights", class_weights, z), None
+    if not is_off(label_smoothing):
+        smoothed = _weighted(_uniform(rows, z), weights)
+    of_row = surprisals(rows.mesh_axes, z, y, smoothed, rows.mask)
+    losses, terms = of_row.of_label, _z_terms(rows, z_loss, of_row.normalizer)
+    # The label has one weight in all: where that is 0, its loss may be infinite.
+    weight = None if weights is None else weight_of_label(weights, y, rows.mesh_axes)
+    if of_row.of_weights is not None:
+        epsilon = scalar("label_smoothing", label_smoothing, losses)
+        terms.append(weighted_cost(epsilon, of_row.of_weights))
+        weight = 1 - epsilon if weight is None else (1 - epsilon) * weight
+    losses = losses if weight is None else weighted_cost(weight, losses)
+    # The loss of an impossible label is +inf even where softmax has no limit. The other terms are
+    # NaN there, and would make it NaN.
+    is_impossible = losses == jnp.inf
+    return rows.zero_masked(losses + sum(jnp.where(is_impossible, 0.0, x) for x in terms))
 
 
-# dp_j = p_j (dz_j - sum_i p_i dz_i), and with the cotangent c the gradient is
-# p_j (c_j - sum_i p_i c_i) = p_j (c_j (1 - p_j) - sum_{i≠j} p_i c_i).
-def _softmax_bwd(
-    cotangent: jax.Array, logits: jax.Array, mask: Mask, stats: Statistics
-) -> tuple[jax.Array, None]:
-    gradient = to_logits_of_probabilities((), cotangent, _filled(logits, mask), stats)
-    return mask.fill(gradient, 0.0, 0.0), None
+def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+    r"""Cross-entropy of softmax and distributions: ``[..., classes], [..., classes] -> [...]``.
+
+    .. math:: -\sum_j y_j \log p_j
+
+    The same as `softmax_cross_entropy`, which is safe already; optax has both.
+
+    Args:
+      logits: floating-point array ``[..., classes]``.
+      labels: non-negative numbers of the shape of `logits`, or floating-point ``[classes]`` for
+        every example.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64.
+
+    Raises:
+      TypeError: `logits` is not floating-point, or `labels` are class numbers.
+      ValueError: a shape does not fit.
+
+    Note:
+      A logit of -inf costs nothing under a zero label, +inf under any other.
+
+    References:
+      C. E. Shannon, `A Mathematical Theory of Communication
+      <https://doi.org/10.1002/j.1538-7305.1948.tb01338.x>`_, 1948.
+
+    Example:
+      >>> import jxent
+      >>> import jax.numpy as jnp
+      >>> print(jxent.safe_softmax_cross_entropy([0.0, 0.0, -jnp.inf], [0.5, 0.5, 0.0]))
+      0.6931
+    """
+    return softmax_cross_entropy(logits, labels)
 
 
-_softmax = with_gradient(_softmax_fwd, _softmax_bwd)
+def _weighted(labels: jax.Array, weights: jax.Array | None) -> SmoothedWeights:
+    return SmoothedWeights(labels, factor=None if weights is None else as_row(weights, labels.ndim))
 
 
-def _softmax_entropy_fwd(
-    axes: MeshAxes, logits: jax.Array, mask: Mask
-) -> tuple[jax.Array, tuple[Statistics]]:
-    z = _filled(logits, mask)
-    stats = statistics(axes, z.dtype, logits, exp_gap=True, mask=mask)
-    return row_entropy(axes, z, stats)[..., 0], (stats,)
+def _uniform(rows: Rows, z: jax.Array) -> jax.Array:
+    """The uniform distribution over the classes that count: one row for all, if it can be.
+
+    Over explicit axes it must have the sharding of the logits.
+    """
+    share = _share(rows, computing_dtype(z))
+    if explicit_sharding(z):
+        return jnp.zeros_like(z, share.dtype) + share
+    return jnp.broadcast_to(share, (*share.shape[:-1], z.shape[-1]))
 
 
-# dH = -sum_j (1 + log p_j) dp_j = sum_j p_j (-log p_j - H) dz_j.
-def _softmax_entropy_bwd(
-    axes: MeshAxes, cotangent: jax.Array, logits: jax.Array, mask: Mask, stats: Statistics
-) -> tuple[jax.Array, None]:
-    z = _filled(logits, mask)
-    p, n, h = (f(axes, z, stats) for f in (probability, finite_surprisal, row_entropy))
-    return mask.fill(cotangent[..., None] * p * (n - h), 0.0, 0.0), None
+def _share(rows: Rows, dtype: np.dtype[Any]) -> jax.Array:
+    """``[..., 1]``: the probability of each class that counts, if all have the same."""
+    number = rows.number_present()
+    if rows.mask.classes is None:
+        return jnp.full((1,) * (len(rows.examples) + 1), 1 / number, dtype)
+    return 1 / jnp.maximum(number, 1).astype(dtype)
 
 
-_softmax_entropy = with_gradient(_softmax_entropy_fwd, _softmax_entropy_bwd, (True, True))
+def _z_terms(rows: Rows, weight: ArrayLike, normalizer: jax.Array) -> list[jax.Array]:
+    if is_off(weight):
+        return []
+    zeta = scalar("z_loss", weight, normalizer)
+    check_replicated("z_loss", zeta, rows.mesh_axes)
+    # Without weight a normaliser costs nothing, were it infinite, or its square.
+    finite = jnp.where((zeta == 0) & jnp.isinf(normalizer), 0.0, normalizer)
+    return [zeta * finite * finite]

@@ -1,21 +1,29 @@
 r"""Divergence from a teacher of whom only the likeliest classes are known."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ._arguments import ArrayLike, Axis, any_array, floating
-from ._autodiff import differentiated_by
-from ._dtypes import computing_dtype
-from ._elementary import exp, expm1, log, log1p, with_partials
-from ._mask import EVERYTHING
-from ._numerics import divergence_terms, log_of_complement, nan_where
-from ._rows import Rows, rows_of
-from ._sharding import resharded
-from ._shares import at, log_shares
-from ._statistics.surprisals import surprisals
+from ._autodiff import with_gradient, with_partials
+from ._dtypes import computing_dtype, upcast
+from ._numerics import (
+    divergence_terms,
+    exp,
+    expm1,
+    log,
+    log1p,
+    log_of_complement,
+    nan_where,
+    one_sided_log_quotient,
+)
+from ._rows import EVERYTHING, Mask, Rows, at_label, is_label, rows_of
+from ._sharding import explicit_sharding, resharded
+from ._statistics import Request, Statistics, shift
+from ._statistics.primitive import row_statistics, statistics
+from ._statistics.row import Row, plain_surprisal, surprisals
 
 
 def softmax_kl_divergence_with_top_k_targets(
@@ -93,14 +101,18 @@ def softmax_kl_divergence_with_top_k_targets(
     names = is_new & (index >= 0) & (index < classes)
     undefined = jnp.any(~names & (log_p != -jnp.inf), axis=-1)
     log_p = jnp.where(names, log_p, -jnp.inf)
-    if rows.present is not None:
-        is_lost = at(rows.present.astype(dtype), index) == 0
+    mask = rows.mask
+    if mask.classes is not None:
+        is_lost = _at(mask.classes.astype(dtype), index) == 0
         log_p, names = _renormalized(log_p, names & is_lost), names & ~is_lost
     # Only of these the shares are wanted; the number of classes is the index of none.
-    names = names if rows.counted is None else names & rows.counted[..., None]
+    names = names if mask.examples is None else names & mask.examples[..., None]
     z = z.astype(dtype) if dtype == np.float64 else z
-    shares = log_shares(z, jnp.where(names, index, classes), rows.mask)
+    shares = _log_shares(z, jnp.where(names, index, classes), mask)
     return rows.zero_masked(nan_where(undefined, _divergence(log_p, *shares, rounding)))
+
+
+# ---------------------------------------- The teacher
 
 
 def _eps(x: jax.Array) -> float:
@@ -136,9 +148,7 @@ def _targets(
             )
     # JAX does not sort what is spread.
     index, log_p = (resharded(jnp.moveaxis(x, axis, -1), rows.along(None)) for x in (index, log_p))
-    if rows.counted is not None:
-        log_p = jnp.where(rows.counted[..., None], log_p, -jnp.inf)
-    return index, log_p
+    return index, Mask(examples=rows.mask.examples).fill(log_p, 0.0, -jnp.inf)
 
 
 def _by_class(index: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -148,7 +158,7 @@ def _by_class(index: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]
     place = jax.lax.broadcasted_iota(index.dtype, index.shape, index.ndim - 1)
     keys = (index, has_none, jnp.zeros_like(index) + place)
     index, _, place = jax.lax.sort(keys, dimension=-1, num_keys=2)
-    return index, at(log_p, place)
+    return index, _at(log_p, place)
 
 
 def _renormalized(log_p: jax.Array, is_lost: jax.Array) -> jax.Array:
@@ -166,13 +176,106 @@ def _log_complement(log_p: jax.Array) -> jax.Array:
     return log_of_complement(jnp.minimum(normalizer, 0.0))
 
 
+# ---------------------------------------- Named classes and the others
+# For each row of logits z and k different classes y, with the statistics of the row, and with those
+# of the row without the named classes,
+#
+#     log q_i = (z_{y_i} - m) - log1p(s),   log q_* = (m_* - m) + log1p(s_*) - log1p(s)
+#
+# The first is what `log_softmax` gives, bit for bit. The second is a sum over the other classes,
+# not 1 minus a sum, so that it is exact where the named classes have nearly all of the probability.
+
+
+Shares: TypeAlias = tuple[jax.Array, jax.Array]
+"""``log q`` of the named classes, ``[..., k]``, and of the others, ``[..., 1]``."""
+
+
+def _at(x: jax.Array, index: jax.Array) -> jax.Array:
+    """``[..., k]``, the entries that the index names; some other entry if it names no class."""
+    if explicit_sharding(x):
+        return at_label(x[..., None, :], index)[..., 0]
+    return jnp.take_along_axis(x, index, axis=-1, mode="clip")
+
+
+def _without(index: jax.Array, mask: Mask, logits: jax.Array) -> Mask:
+    """The mask without the named classes."""
+    if explicit_sharding(logits):
+        named = jnp.any(is_label(index, logits.shape[-1]), axis=-2)
+    else:
+        name = jnp.vectorize(
+            lambda named, i: named.at[i].set(True, mode="drop"), signature="(c),(k)->(c)"
+        )
+        named = name(jnp.zeros(logits.shape, bool), index)
+    return mask._replace(classes=~named if mask.classes is None else mask.classes & ~named)
+
+
+# d log q_i = dz_i - sum_j p_j dz_j, and d log q_* = sum_j r_j dz_j - sum_j p_j dz_j, where r is the
+# distribution among the other classes. So with the cotangents c_i and c_* the gradient for z_j is
+# c_i if j is the class i, else c_* r_j, and less p_j (sum_i c_i + c_*). A share that is 0 because
+# no class is possible has no derivative.
+def _log_shares_bwd(
+    cotangents: Shares,
+    logits: jax.Array,
+    index: jax.Array,
+    mask: Mask,
+    row: Statistics,
+    others: Statistics,
+) -> tuple[jax.Array, None, None]:
+    to_named, to_rest = cotangents
+    is_named, mask_of_others = index < logits.shape[-1], _without(index, mask, logits)
+    to_named = jnp.where(is_named, to_named, 0.0)
+    to_rest = jnp.where(others.maximum == -jnp.inf, 0.0, to_rest)
+    z, z_of_others = upcast(mask.fill_logits(logits), mask_of_others.fill_logits(logits))
+    total = jnp.sum(to_named, axis=-1, keepdims=True) + to_rest
+    named = jnp.where(is_named, _at(z, index), -jnp.inf)
+    to_named -= Row(named, row).probability() * total
+    to_others = to_rest * Row(z_of_others, others).probability() - total * Row(z, row).probability()
+    to_others = mask_of_others.fill(to_others, 0.0, 0.0)
+    # Both parts are rounded to the dtype of the logits before they are put side by side, so that no
+    # wider array is written.
+    return _put(to_others.astype(logits.dtype), index, to_named.astype(logits.dtype)), None, None
+
+
+@with_gradient(_log_shares_bwd, keeps=True)
+def _log_shares(logits: jax.Array, index: jax.Array, mask: Mask) -> Any:
+    """`Shares` of each row of logits ``[..., classes]``.
+
+    The index ``[..., k]`` has different classes that count, and the number of classes for no class,
+    whose share is 0.
+    """
+    dtype, mask_of_others = computing_dtype(logits), _without(index, mask, logits)
+    row = statistics((), dtype, logits, mask=mask)
+    others = row_statistics(logits, Request(mask=mask_of_others), dtype)
+    # Where no other class is possible the maximum of the others, and so this, is -inf.
+    ratio = log1p(others.sumexp_rest) - log1p(row.sumexp_rest)
+    log_q_rest = shift(others.maximum, row.maximum) + ratio
+    (named,) = upcast(_at(logits, index))
+    log_q = -plain_surprisal(jnp.where(index < logits.shape[-1], named, -jnp.inf), row)
+    return (log_q, log_q_rest), (row, others)
+
+
+def _put(x: jax.Array, index: jax.Array, values: jax.Array) -> jax.Array:
+    """Adds `values` at the named classes, where x is 0.
+
+    Addition, not assignment, keeps it linear and transposable.
+    """
+    if explicit_sharding(x):
+        return x + jnp.sum(jnp.where(is_label(index, x.shape[-1]), values[..., None], 0), axis=-2)
+    put = jnp.vectorize(lambda x, i, v: x.at[i].add(v, mode="drop"), signature="(c),(k),(k)->(c)")
+    result: jax.Array = put(x, index, values)
+    return result
+
+
+# ---------------------------------------- The divergence
+
+
 @with_partials(
     lambda log_p, log_q: jnp.ones_like(log_p), lambda log_p, log_q: -jnp.ones_like(log_q)
 )
 def _log_ratio(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     """``log(p/q)``: 0 where both are 0, else ±inf where one is."""
     both = (log_p > -jnp.inf) & (log_q > -jnp.inf)
-    one_sided = jnp.where(log_p == log_q, 0.0, jnp.where(log_p > log_q, jnp.inf, -jnp.inf))
+    one_sided = one_sided_log_quotient(log_p, log_q)
     t = jnp.where(both, log_p, 0.0) - jnp.where(both, log_q, 0.0)
     return nan_where(jnp.isnan(log_p) | jnp.isnan(log_q), jnp.where(both, t, one_sided))
 
@@ -189,7 +292,7 @@ def _log_ratio_of_rest_bwd(
     return -to_rest * exp(log_p - log_p_rest), None, -to_rest, None
 
 
-@differentiated_by(_log_ratio_of_rest_bwd)
+@with_gradient(_log_ratio_of_rest_bwd)
 def _log_ratio_of_rest(
     log_p: jax.Array, log_q: jax.Array, log_q_rest: jax.Array, rounding: jax.Array
 ) -> jax.Array:
@@ -218,6 +321,16 @@ def _shortfall(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return jnp.where(near, -q * expm1(jnp.where(near, t, 0.0)), q - p)
 
 
+def _log_p_rest(log_p: jax.Array, log_q_rest: jax.Array, t_rest: jax.Array) -> jax.Array:
+    is_possible = log_q_rest > -jnp.inf
+    beside = jnp.where(is_possible, log_q_rest, 0.0) + jnp.where(is_possible, t_rest, 0.0)
+    known = jax.lax.stop_gradient(_log_complement(log_p))
+    # Far from agreement the sum may have lost bits beside two logarithms that are larger.
+    far = is_possible & jnp.isfinite(beside) & (jnp.abs(t_rest) > 1) & (known > -jnp.inf)
+    lost = jnp.where(far, known, 0.0) - jax.lax.stop_gradient(jnp.where(far, beside, 0.0))
+    return jnp.where(is_possible, beside + lost, jnp.where(t_rest == jnp.inf, known, -jnp.inf))
+
+
 # With t = log(p/q), and the same for the rest, D = sum_i q_i φ(t_i) + q_* φ(t_*), and
 # dD = sum_i p_i (t_i - t_*) d log p_i + (q_i - p_i) d log q_i + (q_* - p_*) d log q_*.
 def _divergence_bwd(
@@ -234,17 +347,7 @@ def _divergence_bwd(
     return cotangent * to_p, cotangent * _shortfall(log_p, log_q), cotangent * to_rest, None
 
 
-def _log_p_rest(log_p: jax.Array, log_q_rest: jax.Array, t_rest: jax.Array) -> jax.Array:
-    is_possible = log_q_rest > -jnp.inf
-    beside = jnp.where(is_possible, log_q_rest, 0.0) + jnp.where(is_possible, t_rest, 0.0)
-    known = jax.lax.stop_gradient(_log_complement(log_p))
-    # Far from agreement the sum may have lost bits beside two logarithms that are larger.
-    far = is_possible & jnp.isfinite(beside) & (jnp.abs(t_rest) > 1) & (known > -jnp.inf)
-    lost = jnp.where(far, known, 0.0) - jax.lax.stop_gradient(jnp.where(far, beside, 0.0))
-    return jnp.where(is_possible, beside + lost, jnp.where(t_rest == jnp.inf, known, -jnp.inf))
-
-
-@differentiated_by(_divergence_bwd)
+@with_gradient(_divergence_bwd)
 def _divergence(
     log_p: jax.Array, log_q: jax.Array, log_q_rest: jax.Array, rounding: jax.Array
 ) -> jax.Array:

@@ -16,14 +16,16 @@ small :math:`s` would lose its bits, and it is the loss of a confident predictio
 are quotients and sums of terms of one sign, so that nothing cancels.
 """
 
+import dataclasses
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._elementary import exp
-from .._mask import EVERYTHING, Mask
+from .._dtypes import widened
+from .._numerics import exp, finite
+from .._rows import EVERYTHING, Mask
 
 IfRequested: TypeAlias = Any
 """An array, or None if it is not requested."""
@@ -52,22 +54,61 @@ class Statistics(NamedTuple):
     """``sum_j exp(z_j - m) (m - z_j)``"""
 
 
-class Request(NamedTuple):
-    """Which statistics are wanted beside the first two."""
+class SmoothedWeights(NamedTuple):
+    """Weights ``(scale * labels + offset) * factor`` by their parts; None for a part left out.
+
+    XLA writes a computed array to memory if it has many readers, and each slice of the classes is
+    one. So slices are cut from the parts, and each makes its own weights.
+    """
+
+    labels: jax.Array
+    """``[..., classes]``"""
+    scale: IfRequested = None
+    """``[..., 1]``, given together with the offset"""
+    offset: IfRequested = None
+    factor: IfRequested = None
+    """``[..., classes]``"""
+
+
+Weights: TypeAlias = jax.Array | SmoothedWeights
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The statistics that are wanted beside the first two, by what they are made of."""
 
     labels: IfRequested = None
     """Integers ``[...]``: for `label_logit`."""
     weights: IfRequested = None
-    """Numbers like the logits, or of a row that all rows share, ``[1, ..., 1, classes]``, or their
-    parts: for `weighted_gap`, `max_weight`, `weight_rest`."""
-    exp_gap: bool = False
-    """Whether `exp_gap` is wanted, which the entropy is made of."""
+    """For `weighted_gap`, `max_weight` and `weight_rest`: numbers like the logits, or those of a
+    row that all rows share, ``[1, ..., 1, classes]``, or `SmoothedWeights`."""
     mask: Mask = EVERYTHING
-    """What counts, if what does not is not filled yet."""
+    """Masks of what is not filled yet."""
+    exp_gap: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether `exp_gap` is wanted, which the entropy is made of."""
 
     @property
-    def arrays(self) -> tuple[Any, Any, Any]:
-        return self.labels, self.weights, self.mask
+    def names(self) -> list[str]:
+        """The names of all statistics that are wanted, in the order of their fields."""
+        names = ["maximum", "sumexp_rest"]
+        names += [] if self.labels is None else ["label_logit"]
+        names += [] if self.weights is None else ["weighted_gap", "max_weight", "weight_rest"]
+        return names + ["exp_gap"] * self.exp_gap
+
+
+def as_array(weights: Weights, mask: Mask, dtype: Any) -> jax.Array:
+    """The weights as one array, in this dtype if anything is computed.
+
+    Labels are filled before anything multiplies them: NaN among them would reach its cotangent.
+    """
+    if not isinstance(weights, SmoothedWeights):
+        return mask.fill(weights, 0.0, 0.0)
+    w, scale, offset, factor = weights._replace(labels=mask.fill(weights.labels, 0.0, 0.0))
+    if scale is not None:
+        w = scale.astype(dtype) * widened(w, dtype) + offset.astype(dtype)
+        w = mask.fill(w, 0.0, 0.0)
+    return w if factor is None else widened(w, dtype) * factor.astype(dtype)
 
 
 def shift(logits: jax.Array, m: jax.Array) -> jax.Array:
@@ -81,11 +122,6 @@ def finite_shift(logits: jax.Array, m: jax.Array) -> jax.Array:
     # Without the barrier XLA would compute the anchor again for each logit, not once for a row.
     anchor: jax.Array = jax.lax.optimization_barrier(finite(m))
     return jnp.minimum(logits, np.finfo(logits.dtype).max) - anchor
-
-
-def finite(x: jax.Array) -> jax.Array:
-    """`x` with the largest number in place of infinity: infinity minus itself would be NaN."""
-    return jnp.where(jnp.isinf(x), jnp.sign(x) * np.finfo(x.dtype).max, x)
 
 
 def unnormalized(logits: jax.Array, m: jax.Array) -> jax.Array:

@@ -1,9 +1,10 @@
 """Slices of the classes, which are merged entry by entry.
 
-Each entry of what is merged is a row that has one class of every slice. Only these, few of them,
+Each entry of the merged slices is a row that has one class of every slice. Only these, few of them,
 take the steps that are expensive.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,17 +12,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._dtypes import widened
-from .._labels import is_label
-from . import IfRequested, Request, Statistics
-from .merging import of_classes, of_single_classes
-from .parts import cut, made
+from .._rows import EVERYTHING, is_label
+from . import IfRequested, Request, Statistics, as_array
+from .merging import merge_slices, single_classes
+
+
+def as_arrays(
+    logits: jax.Array, request: Request, dtype: np.dtype[Any]
+) -> tuple[jax.Array, Request]:
+    """Builds logits and weights as arrays and fills masked entries."""
+    w, mask = request.weights, request.mask
+    w = None if w is None else as_array(w, mask, dtype)
+    return mask.fill_logits(logits), replace(request, weights=w, mask=EVERYTHING)
+
+
+def slice_parts(
+    logits: jax.Array, request: Request, start: int, width: int
+) -> tuple[jax.Array, Request]:
+    """A slice of the logits, and of all parts of the request that differ between the classes."""
+
+    def of_part(x: jax.Array) -> jax.Array:
+        if x.shape[-1] in (1, width):
+            return x
+        return jax.lax.slice_in_dim(x, start, start + width, axis=x.ndim - 1)
+
+    z, weights, mask = jax.tree.map(of_part, (logits, request.weights, request.mask))
+    return z, replace(request, weights=weights, mask=mask)
 
 
 def classes_as_rows(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
     """Each class as a row of its own."""
     x, w = _slice(logits, request, dtype, 0, logits.shape[-1])
     w = None if w is None else jnp.broadcast_to(w, x.shape)
-    return of_single_classes(x, w, request.exp_gap)
+    return single_classes(x, w, request.exp_gap)
 
 
 def merged_slices(
@@ -33,28 +56,25 @@ def merged_slices(
 ) -> Statistics:
     """Rows that have one class of each slice of so many classes; of a single slice, its classes.
 
-    What only depends on weights that rows share has one row: see `of_each_row`.
+    Statistics that depend only on weights shared by all rows have one row:
+    `broadcast_shared_weights` repeats it.
     """
     if width == logits.shape[-1]:  # Perhaps not a number, where shapes are symbolic.
         return classes_as_rows(logits, request, dtype)
-    return of_classes(*slices(logits, request, dtype, width), request.exp_gap, apart)
+    return merge_slices(*slices(logits, request, dtype, width), request.exp_gap, apart)
 
 
 def slices(
-    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int, starts: Any = None
 ) -> tuple[list[jax.Array], list[IfRequested]]:
     """The slices of so many classes of the logits and of the weights.
 
-    If the width does not divide the classes the last slice begins early, and what it shares with
-    the one before is left out. Slices are cut before the upcast: otherwise XLA would write that.
+    If the width does not divide the classes the last slice begins early. Slices that begin before
+    the end of the one before leave out the classes that both have. Slices are cut before the
+    upcast: otherwise XLA would write the upcast logits to memory.
     """
-    starts = _starts(logits.shape[-1], width)
-    if width == 8 and len(starts) == 4:
-        # A fifth between the last two counts a part of what the last one would count. Four of them
-        # LLVM would unroll into scalars on a CPU, which take 1.25 times as long.
-        starts.insert(-1, (starts[-2] + starts[-1]) // 2)
     logits_of, weights_of, end = [], [], 0
-    for start in starts:
+    for start in starts or starts_of(logits.shape[-1], width):
         x, w = _slice(logits, request, dtype, start, width)
         shared, end = end - start, start + width
         if shared > 0:
@@ -67,17 +87,21 @@ def slices(
     return logits_of, weights_of
 
 
-def of_each_row(row: Statistics) -> Statistics:
-    """The same, and what weights that rows share have once is given for each row."""
+def broadcast_shared_weights(row: Statistics) -> Statistics:
+    """Gives each row its own `max_weight` and `weight_rest`.
+
+    Weights that all rows share have one of each for all rows.
+    """
     if row.max_weight is None or row.max_weight.shape == row.maximum.shape:
         return row
     # Without the barrier XLA would compute them again for each row.
-    of_all = jax.lax.optimization_barrier((row.max_weight, row.weight_rest))
-    top, rest = (jnp.broadcast_to(x, row.maximum.shape) for x in of_all)
-    return row._replace(max_weight=top, weight_rest=rest)
+    shared = jax.lax.optimization_barrier((row.max_weight, row.weight_rest))
+    largest, rest = (jnp.broadcast_to(x, row.maximum.shape) for x in shared)
+    return row._replace(max_weight=largest, weight_rest=rest)
 
 
-def _starts(classes: int, width: int) -> list[int]:
+def starts_of(classes: int, width: int) -> list[int]:
+    """The first classes of all slices."""
     if width == classes:
         return [0]
     return [min(k * width, classes - width) for k in range(-(-classes // width))]
@@ -86,7 +110,8 @@ def _starts(classes: int, width: int) -> list[int]:
 def _slice(
     logits: jax.Array, request: Request, dtype: np.dtype[Any], start: int, width: int
 ) -> tuple[jax.Array, IfRequested]:
-    x, (_, w, *_) = made(*cut(logits, request, start, width), dtype)
+    x, of_slice = as_arrays(*slice_parts(logits, request, start, width), dtype)
+    w = of_slice.weights
     return widened(x, dtype), None if w is None else widened(w, dtype)
 
 
@@ -96,13 +121,14 @@ def label_logit(logits: jax.Array, request: Request, dtype: np.dtype[Any], width
     A row has one label. The binary digits of the number of its slice choose between two slices,
     then between two of the chosen ones, and so on: one selection for each class, before the upcast.
     """
-    labels, classes, of_logits = request.labels, logits.shape[-1], request._replace(weights=None)
-    starts = _starts(classes, width)
+    labels, classes, of_logits = request.labels, logits.shape[-1], replace(request, weights=None)
+    starts = starts_of(classes, width)
     number = jnp.clip(labels // width, 0, len(starts) - 1)
     place = labels - jnp.minimum(number * width, classes - width)
     # Without the barrier XLA would compute both again for each class, not once for a row.
     number, place = jax.lax.optimization_barrier((number, place))
-    chosen = [made(*cut(logits, of_logits, start, width), dtype)[0] for start in starts]
+    of_starts = (slice_parts(logits, of_logits, start, width) for start in starts)
+    chosen = [as_arrays(*parts, dtype)[0] for parts in of_starts]
     while len(chosen) > 1:
         is_odd = (number % 2 == 1)[..., None]
         pairs = zip(chosen[::2], chosen[1::2], strict=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jxent
-from jxent._statistics.dispatch import WAYS
+from jxent._statistics.platforms import PLATFORMS
 from support.accuracy import double_if
 from support.tiers import quick_rows
 from support.tolerances import UNITS, computing, eps
@@ -56,7 +56,7 @@ def assert_near(got, exact, bound, dtype):
 @pytest.fixture
 def _one_pass_everywhere(monkeypatch):
     """The way of other platforms, on this one."""
-    monkeypatch.setitem(WAYS, "cpu", WAYS["tpu"])
+    monkeypatch.setitem(PLATFORMS, "cpu", PLATFORMS["tpu"])
     jax.clear_caches()
     yield
     jax.clear_caches()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jxent._autodiff import differentiated_by
+from jxent._autodiff import with_gradient
 from jxent._selftest.table import TABLE
 from support.cases import ALL, BARE, CASES, bare, compiled, fast_jit, of_some
 from support.tiers import quick
@@ -188,6 +188,6 @@ def test_a_gradient_rule_is_traced_once():
         traced.append(x)
         return (3 * x**2 * cotangent,)
 
-    cube = differentiated_by(rule)(lambda x: x**3)
+    cube = with_gradient(rule)(lambda x: x**3)
     assert jax.jit(jax.grad(cube))(2.0) == 12
     assert len(traced) == 1

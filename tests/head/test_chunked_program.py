@@ -89,7 +89,7 @@ def test_chunks_of_what_does_not_count_are_skipped(reduction, monkeypatch):
     kernel, labels = np.eye(3, 5, dtype=np.float32), np.where(counted, 1, -100)
     computed = []
     loss = counting(jxent.softmax_cross_entropy_with_integer_labels, computed)
-    monkeypatch.setattr(jxent._linear, "softmax_cross_entropy_with_integer_labels", loss)
+    monkeypatch.setattr(jxent._head, "softmax_cross_entropy_with_integer_labels", loss)
     chunked = jxent.chunked(loss, reduction=reduction, chunk_size=4)
     options = {"reduction": reduction, "chunk_size": 4}
     ways = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jxent
-from jxent import _elementary, _numerics
+from jxent import _numerics
 
 PACKAGE = Path(jxent.__file__).parent
 # What JAX makes of approximate instructions, and the functions that it builds of them.
@@ -24,9 +24,9 @@ INEXACT = {
     *("logit", "standardize", "silu", "gelu", "mish"),
 }
 ALLOWED = {
-    "_elementary.py": {"exp", "expm1", "log", "log1p", "tanh", "power"},
+    "_numerics.py": {"exp", "expm1", "log", "log1p", "tanh", "power"},
     # The plain way to sum a row, which the others are compared with. No TPU program has it.
-    "_statistics/row_sums.py": {"logsumexp"},
+    "_statistics/platforms.py": {"logsumexp"},
     # What textbooks print, as it is usually computed.
     "_selftest/report.py": {"exp", "log", "sigmoid", "softmax"},
 }
@@ -92,7 +92,7 @@ def is_integer(node):
 )
 def test_accuracy_is_asked_for(name):
     """In the function and in its derivative, before a compiler sees it."""
-    program = str(jax.make_jaxpr(jax.value_and_grad(getattr(_elementary, name)))(0.5))
+    program = str(jax.make_jaxpr(jax.value_and_grad(getattr(_numerics, name)))(0.5))
     kinds = "exp|expm1|log|log1p|logistic|pow|tanh"
     found = re.findall(rf"= (?:{kinds})(\[accuracy=AccuracyMode.HIGHEST\])? ", program)
     assert found
@@ -111,7 +111,7 @@ def test_power_by_exp(exponent, eps):
     truth = x.astype(np.float64) ** np.float64(y)
     normal = truth > 1e-36
     with jax.default_device(jax.devices("cpu")[0]):
-        found = jax.jit(_elementary.power_by_exp)(x[normal], y)
+        found = jax.jit(_numerics.power_by_exp)(x[normal], y)
     np.testing.assert_allclose(found, truth[normal], rtol=eps * np.finfo(np.float32).eps)
 
 
@@ -125,7 +125,7 @@ def test_power_by_exp_at_the_edges():
         # A number to the power 0, and 1 to any power, is 1 for the instruction, even beside NaN.
         defined = ~(np.isnan(x) | np.isnan(y))
         np.testing.assert_allclose(
-            _elementary.power_by_exp(x, y)[defined], expected[defined], rtol=1e-6
+            _numerics.power_by_exp(x, y)[defined], expected[defined], rtol=1e-6
         )
 
 
@@ -147,7 +147,7 @@ def test_within_a_few_roundings(dtype):
     }
     with jax.enable_x64(dtype == "float64"), mpmath.workdps(40):
         rounded = {name: x.astype(dtype) for name, x in arguments.items()}
-        found = jax.jit(lambda x: {n: getattr(_elementary, n)(v) for n, v in x.items()})(rounded)
+        found = jax.jit(lambda x: {n: getattr(_numerics, n)(v) for n, v in x.items()})(rounded)
         for name, x in rounded.items():
             function = getattr(mpmath, name.removeprefix("plain_"))
             exact = np.array([float(function(mpmath.mpf(float(v)))) for v in x])
@@ -181,9 +181,9 @@ def test_sigmoid_and_softplus_at_both_ends():
     with jax.enable_x64(True):
         z = np.float64([*range(-100, 101), *np.linspace(-700, 700, 29)])
         truth = 1 / (1 + np.exp(-z)), np.logaddexp(0, z)
-        found = _elementary.sigmoid(jnp.asarray(z)), _elementary.softplus(jnp.asarray(z))
+        found = _numerics.sigmoid(jnp.asarray(z)), _numerics.softplus(jnp.asarray(z))
     np.testing.assert_allclose(found[0], truth[0], rtol=1e-15)
     np.testing.assert_allclose(found[1], truth[1], rtol=1e-15)
     infinite = jnp.asarray([-jnp.inf, jnp.inf], jnp.float32)
-    np.testing.assert_array_equal(_elementary.sigmoid(infinite), [0, 1])
-    np.testing.assert_array_equal(_elementary.softplus(infinite), [0, np.inf])
+    np.testing.assert_array_equal(_numerics.sigmoid(infinite), [0, 1])
+    np.testing.assert_array_equal(_numerics.softplus(infinite), [0, np.inf])

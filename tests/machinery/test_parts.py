@@ -1,26 +1,32 @@
 """Weights and masks by their parts give the statistics that their arrays give."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jxent._mask import Mask
-from jxent._statistics import Request
-from jxent._statistics.dispatch import on_cpu, on_gpu, on_tpu
-from jxent._statistics.one_pass import by_reduction
-from jxent._statistics.parts import Product, made
+from jxent._rows import Mask
+from jxent._statistics import Request, SmoothedWeights
+from jxent._statistics.platforms import (
+    on_cpu,
+    on_gpu,
+    on_tpu,
+    sum_by_logsumexp,
+    sum_by_reduction,
+)
 from jxent._statistics.primitive import row_statistics
-from jxent._statistics.row_sums import by_logsumexp
+from jxent._statistics.slices import as_arrays
 from support.cases import fast_jit
 
 FLOAT32, CLASSES = np.dtype(np.float32), 300
 WAYS = {
-    "by_logsumexp": by_logsumexp,
+    "by_logsumexp": sum_by_logsumexp,
     "cpu": on_cpu,
     "gpu": on_gpu,
     "tpu": on_tpu,
-    "slices_of_77": lambda z, *args: by_reduction(z, *args, min(77, z.shape[-1]), False),
+    "slices_of_77": lambda z, *args: sum_by_reduction(z, *args, min(77, z.shape[-1]), False),
     "operation": row_statistics,
 }
 
@@ -30,12 +36,12 @@ def _parts():
     z, y = rng.normal(size=(2, 5, CLASSES)).astype(np.float32)
     scale, offset = np.full((1, 1), 0.9, np.float32), np.float32(rng.uniform(size=(5, 1)))
     factor = np.float32(rng.uniform(size=(1, CLASSES)))
-    counted = np.array([True, True, False, True, True])[:, None]
+    counted = np.array([True, True, False, True, True])
     # What does not count may be anything.
     mask = Mask(rng.uniform(size=z.shape) < 0.7, counted)
-    z, y = (np.where(mask.classes & counted, x, np.nan) for x in (z, np.abs(y)))
+    z, y = (np.where(mask.classes & counted[:, None], x, np.nan) for x in (z, np.abs(y)))
     labels = np.array([0, 100, 0, 200, 299])
-    arrays = labels, Product(y, scale, offset, factor), mask
+    arrays = labels, SmoothedWeights(y, scale, offset, factor), mask
     z, (labels, weights, mask) = jax.tree.map(jnp.asarray, (z, arrays))
     return z, Request(labels, weights, mask=mask)
 
@@ -47,7 +53,7 @@ def _known(stats):
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_statistics(way):
     z, parts = _parts()
-    whole = row_statistics(*made(z, parts, FLOAT32), FLOAT32)
+    whole = row_statistics(*as_arrays(z, parts, FLOAT32), FLOAT32)
     found = fast_jit(lambda z: way(z, parts, FLOAT32))(z)
     for x, expected in zip(_known(found), _known(whole), strict=True):
         x = x if x.shape == expected.shape else x[..., None]
@@ -64,7 +70,7 @@ def test_weights_that_rows_share(way, classes):
     row, factor = rng.uniform(size=(2, 1, classes)).astype(np.float32)
 
     def mapped(z, labels, row):
-        stats = way(z, Request(labels, Product(row, factor=factor), exp_gap=True), FLOAT32)
+        stats = way(z, Request(labels, SmoothedWeights(row, factor=factor), exp_gap=True), FLOAT32)
         return [x if x.ndim == z.ndim else x[..., None] for x in stats]
 
     def found(z, labels, row):
@@ -74,7 +80,7 @@ def test_weights_that_rows_share(way, classes):
         )
 
     whole = row_statistics(
-        z, Request(labels, jnp.broadcast_to(row * factor, z.shape), True), FLOAT32
+        z, Request(labels, jnp.broadcast_to(row * factor, z.shape), exp_gap=True), FLOAT32
     )
     for stats in fast_jit(found)(z, labels, row):
         for x, expected in zip(stats, whole, strict=True):
@@ -91,10 +97,10 @@ def test_tangents():
     dots = jax.tree.map(jnp.cos, (z, weights))
 
     def of_parts(z, weights):
-        return _known(row_statistics(z, parts._replace(weights=weights), FLOAT32))
+        return _known(row_statistics(z, replace(parts, weights=weights), FLOAT32))
 
     def of_arrays(z, weights):
-        arrays = made(z, parts._replace(weights=weights), FLOAT32)
+        arrays = as_arrays(z, replace(parts, weights=weights), FLOAT32)
         return _known(row_statistics(*arrays, FLOAT32))
 
     found, expected = _tangents(of_parts, of_arrays, (z, weights), dots)
@@ -105,14 +111,14 @@ def test_tangents():
 
 def test_tangents_of_weights_that_rows_share():
     z, parts = _parts()
-    z, weights = jnp.nan_to_num(z), Product(parts.weights.factor)
+    z, weights = jnp.nan_to_num(z), SmoothedWeights(parts.weights.factor)
 
     def of_parts(z, weights):
-        return _known(row_statistics(z, parts._replace(weights=weights), FLOAT32))
+        return _known(row_statistics(z, replace(parts, weights=weights), FLOAT32))
 
     def of_arrays(z, weights):
         row = jnp.broadcast_to(weights.labels, z.shape)
-        return _known(row_statistics(z, parts._replace(weights=row), FLOAT32))
+        return _known(row_statistics(z, replace(parts, weights=row), FLOAT32))
 
     dots = jax.tree.map(jnp.cos, (z, weights))
     for x, y in zip(*_tangents(of_parts, of_arrays, (z, weights), dots), strict=True):
@@ -125,11 +131,11 @@ def test_tangents_of_weights():
     z, weights = (jax.tree.map(jnp.nan_to_num, x) for x in (z, parts.weights))
 
     def of_parts(weights):
-        return row_statistics(z, parts._replace(weights=weights), FLOAT32).weighted_gap
+        return row_statistics(z, replace(parts, weights=weights), FLOAT32).weighted_gap
 
     def of_arrays(weights):
-        arrays = made(z, parts._replace(weights=weights), FLOAT32)
-        return by_logsumexp(*arrays, FLOAT32).weighted_gap
+        arrays = as_arrays(z, replace(parts, weights=weights), FLOAT32)
+        return sum_by_logsumexp(*arrays, FLOAT32).weighted_gap
 
     dots = (jax.tree.map(jnp.cos, weights),)
     found, expected = _tangents(of_parts, of_arrays, (weights,), dots)

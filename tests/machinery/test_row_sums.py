@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 
 from jxent._statistics import Request
-from jxent._statistics.dispatch import on_cpu, on_gpu, on_tpu
-from jxent._statistics.merging import merged, of_classes, without_limit_nan
-from jxent._statistics.one_pass import by_reduction
+from jxent._statistics.merging import merge_parts, merge_slices, without_limit_nan
+from jxent._statistics.platforms import (
+    on_cpu,
+    on_gpu,
+    on_tpu,
+    sum_by_logsumexp,
+    sum_by_reduction,
+    sum_rows,
+    sum_slices,
+)
 from jxent._statistics.primitive import row_statistics
-from jxent._statistics.row_sums import by_logsumexp, by_plain_sums, by_sums
 from support.cases import fast_jit
 from support.tiers import quick, quick_rows
 from support.tolerances import eps
@@ -21,16 +27,18 @@ from support.tolerances import eps
 INF, NAN = np.inf, np.nan
 FLOAT32 = np.dtype(np.float32)
 WAYS = {
-    "by_logsumexp": by_logsumexp,
+    "by_logsumexp": sum_by_logsumexp,
     "cpu": on_cpu,
-    "short": by_plain_sums,
+    "short": sum_rows,
     "gpu": on_gpu,
     "tpu": on_tpu,
     # Slices that do not divide the classes.
-    "reduction_of_3": lambda z, *args, **kwargs: by_reduction(
+    "reduction_of_3": lambda z, *args, **kwargs: sum_by_reduction(
         z, *args, **kwargs, width=-(-z.shape[-1] // 3), apart=False
     ),
-    "sums_of_7": lambda z, *args, **kwargs: by_sums(z, *args, **kwargs, width=-(-z.shape[-1] // 7)),
+    "sums_of_7": lambda z, *args, **kwargs: sum_slices(
+        z, *args, **kwargs, width=-(-z.shape[-1] // 7)
+    ),
 }
 WAYS = {
     name: lambda z, request, way=way: without_limit_nan(way(z, request, dtype=FLOAT32))
@@ -178,7 +186,7 @@ def test_nan_is_the_highest(place):
     z = np.zeros((1, 100), np.float32)
     z[0, place] = NAN
     assert np.isnan(
-        jax.jit(lambda z: by_reduction(z, Request(), FLOAT32, 100, apart=False).maximum)(z)
+        jax.jit(lambda z: sum_by_reduction(z, Request(), FLOAT32, 100, apart=False).maximum)(z)
     )
 
 
@@ -189,7 +197,7 @@ def test_nan_among_a_few_classes(place, apart, monkeypatch):
     monkeypatch.setattr(jax.lax, "max", jnp.fmax)
     z = np.zeros((5, 1), np.float32)
     z[place] = NAN
-    assert np.isnan(of_classes(list(jnp.asarray(z)), [None], False, apart).sumexp_rest)
+    assert np.isnan(merge_slices(list(jnp.asarray(z)), [None], False, apart).sumexp_rest)
 
 
 @_each_way(8, [4, 100])
@@ -293,7 +301,7 @@ def test_derivative_of_merged_shards():
             functools.partial(jax.tree.map, functools.partial(f, axis=0, keepdims=True))
             for f in (jnp.max, jnp.sum)
         ]
-        return merged(shards, *over_shards).weighted_gap[0, 0, 0]
+        return merge_parts(shards, *over_shards).weighted_gap[0, 0, 0]
 
     np.testing.assert_allclose(fast_jit(jax.grad(gap))(w), 2.0 - z, rtol=1e-6)
 

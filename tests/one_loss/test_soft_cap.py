@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jxent
-from jxent._soft_cap import soft_cap
+from jxent._numerics import soft_cap
 from support.accuracy import double_if
 from support.cases import fast_jit
 from support.tiers import quick

@@ -24,34 +24,27 @@ from .._sharding import (
     joint_sharding,
     varying_axes,
 )
-from .chunks import (
+from .chunks import with_chunk_size
+from .logits import without_masked_classes
+from .mesh import AnyMesh, over_mesh
+from .plan import (
     COUNTED,
     WEIGHTS,
     Arrays,
+    HeadLoss,
     Name,
     Plan,
     is_of_classes,
     is_of_examples,
-    with_chunk_size,
+    made,
 )
-from .closures import Loss
-from .logits import without_masked_classes
-from .mesh import AnyMesh, over_mesh
-from .rules import (
-    of_classes,
-    outputs,
-    remembered_total_of,
-    remembered_values_of,
-    total_of,
-    values_of,
-    weighted,
-)
+from .rules import of_classes, outputs, total_of, values_of, weigh
 
 NO_MEAN = "Write reduction='sum' and divide by a number, or reduction='none'"
 
 
 def check_reduction(reduction: str) -> None:
-    """Refuses what is none of the three."""
+    """Refuses anything but the three reductions."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
 
@@ -133,25 +126,22 @@ def over_examples(
 
 
 def _of_shard(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
-    """The sum, if it is wanted, with what it is divided by for a mean; and each example's."""
+    """``((total, count), outputs per example)``; the first is ``()`` for the reduction "none"."""
     shape = arrays[Name("inputs")].shape[:-1]
     arrays = _in_one_dimension(without_masked_classes(arrays))
     values = aligned(tuple(arrays.values()), plan.mesh_axes, of_classes(plan))
     arrays = dict(zip(plan.names, values, strict=True))
     plan = with_chunk_size(plan, arrays)
-    if is_users := isinstance(plan.loss, Loss):
-        plan, arrays = _with_captured(plan, arrays)
+    plan, arrays = _traced(plan, arrays)
     if plan.reduction != "none" and plan.may_skip:
-        rule = (total_of if is_users else remembered_total_of)(plan)
-        total, aux = rule(*arrays.values())
+        total, aux = made(total_of, plan)(*arrays.values())
         outs: tuple[jax.Array, ...] = ()
     else:
-        rule = (values_of if is_users else remembered_values_of)(plan)
-        outs, aux = rule(*arrays.values())
+        outs, aux = made(values_of, plan)(*arrays.values())
         total = None
         if plan.reduction != "none":
-            total, outs = jnp.sum(weighted(arrays.get(WEIGHTS), outs[0])), ()
-    each = jax.tree.map(lambda x: x.reshape(shape), plan.loss.assembled(outs, aux))
+            total, outs = jnp.sum(weigh(arrays.get(WEIGHTS), outs[0])), ()
+    each = jax.tree.map(lambda x: x.reshape(shape), plan.loss.unflatten(outs, aux))
     if plan.reduction == "mean":
         return (total, _count(plan, arrays, total.dtype)), each
     return (total,), each
@@ -167,10 +157,10 @@ def _in_one_dimension(arrays: Arrays) -> Arrays:
     }
 
 
-def _with_captured(plan: Plan, arrays: Arrays) -> tuple[Plan, Arrays]:
-    """The plan with the user's loss traced, and the arrays with those that it closes over."""
+def _traced(plan: Plan, arrays: Arrays) -> tuple[Plan, Arrays]:
+    """The plan with the loss traced, and the arrays with those that it closes over."""
 
-    def run(loss: Any) -> None:
+    def run(loss: HeadLoss) -> None:
         tracing = plan._replace(loss=loss)
         for x in jax.tree.leaves(jax.eval_shape(partial(outputs, tracing), arrays)):
             check_replicated("what loss returns", x, plan.mesh_axes)
@@ -191,11 +181,11 @@ def _with_captured(plan: Plan, arrays: Arrays) -> tuple[Plan, Arrays]:
 
 
 def _count(plan: Plan, arrays: Arrays, dtype: Any) -> jax.Array:
-    """What the total is divided by for a mean: the weights of the examples that count."""
+    """The sum of the weights of the examples that count, by which a mean is divided."""
     weights = arrays.get(WEIGHTS, jnp.ones(arrays[Name("inputs")].shape[:1], dtype))
     is_negative = weights < 0
-    if (shares := plan.loss.shares(arrays)) is not None:
-        weights = weights * shares
+    if (of_labels := plan.loss.mean_weights(arrays)) is not None:
+        weights = weights * of_labels
     if COUNTED in arrays:
         weights = jnp.where(arrays[COUNTED], weights, 0.0)
         is_negative &= arrays[COUNTED]

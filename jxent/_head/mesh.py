@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import jax
@@ -10,8 +9,7 @@ from jax.export import is_symbolic_dim
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .._sharding import MeshAxes, as_tuple
-from .chunks import DIMENSIONS, Arrays, Name, Plan
-from .closures import Loss
+from .plan import DIMENSIONS, Arrays, Name, Plan, made
 
 AnyMesh: TypeAlias = Mesh | AbstractMesh
 
@@ -30,11 +28,10 @@ def over_mesh(
     if mesh is None:
         return function(plan, arrays)
     spec = _checked(mesh, example_spec, plan, arrays)
-    mapped = _mapped if isinstance(plan.loss, Loss) else _remembered
-    return mapped(function, mesh, spec, plan)(*arrays.values())
+    return made(_mapped, plan, function, mesh, spec)(*arrays.values())
 
 
-def _mapped(function: Any, mesh: AnyMesh, spec: PartitionSpec, plan: Plan) -> Callable[..., Any]:
+def _mapped(plan: Plan, function: Any, mesh: AnyMesh, spec: PartitionSpec) -> Callable[..., Any]:
     in_specs = tuple(_spec_of(name, spec, plan.mesh_axes) for name in plan.names)
 
     def local(*values: jax.Array) -> Any:
@@ -47,9 +44,6 @@ def _mapped(function: Any, mesh: AnyMesh, spec: PartitionSpec, plan: Plan) -> Ca
         return jax.jit(mapped)
     shardings = [NamedSharding(mesh, spec) for spec in in_specs]
     return jax.jit(lambda *values: mapped(*map(jax.reshard, values, shardings)))
-
-
-_remembered = lru_cache(_mapped)
 
 
 def _spec_of(name: Name, examples: PartitionSpec, classes: MeshAxes) -> PartitionSpec:

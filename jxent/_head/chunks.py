@@ -1,9 +1,9 @@
-"""The arrays behind losses of linear logits, and loops over chunks of their examples."""
+"""Loops over chunks of examples."""
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,88 +11,10 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.export import is_symbolic_dim
 
+from .._autodiff import differentiated_whole
 from .._dtypes import computing_dtype
-from .._pushforward import of_perturbed_alone
-from .._sharding import MeshAxes, varying_axes
-
-Out = TypeVar("Out")
-
-
-class Name(NamedTuple):
-    """The name of an array: its kind, and which of that kind it is."""
-
-    kind: str
-    which: int | str = 0
-
-    def __str__(self) -> str:
-        return self.which if isinstance(self.which, str) else self.kind
-
-
-Arrays: TypeAlias = dict[Name, jax.Array]
-COUNTED, WEIGHTS = Name("counted", "where"), Name("weights")
-DIMENSIONS = {
-    "inputs": "ef",
-    "kernel": "fc",
-    "bias": "c",
-    "scale": "",
-    "softcap": "",
-    "class_mask": "c",
-    "of examples": "e",
-    "of classes": "c",
-    "shared": "",
-    "captured": "",
-    "counted": "e",
-    "weights": "e",
-    "cotangents": "e",
-}
-"""The dimensions of each kind: e for the examples, f for the features, c for the classes.
-
-The first six kinds are the arrays of linear logits. "of examples", "of classes" and "shared" are
-arguments of the loss, and "captured" is what the loss closes over, of any shape. "counted" says
-which examples count; "cotangents" are those of the outputs.
-"""
-
-
-class Plan(NamedTuple):
-    """What is known when the program is traced."""
-
-    loss: Any
-    """``loss(logits, arrays) -> (outs, aux)``: of the logits ``[examples, classes]`` of each head
-    and the other arrays, tuples of arrays ``[examples]``: those that are differentiated, which are
-    floating-point, and the others."""
-    precision: jax.lax.PrecisionLike = None
-    chunk_size: int | None = None
-    mesh_axes: MeshAxes = ()
-    """The mesh axes that the classes are spread over."""
-    names: tuple[Name, ...] = ()
-    reduction: str = "none"
-    """What is wanted: the losses, or their sum or mean."""
-    may_skip: bool = True
-    """Whether shards may differ in what they skip, and in the cotangents of their sums."""
-
-    @property
-    def heads(self) -> range:
-        """The numbers of the linear logits."""
-        return range(sum(name.kind == "inputs" for name in self.names))
-
-
-def is_of_classes(name: Name) -> bool:
-    """Whether shards of the classes have an array of their own, or a gradient of their own.
-
-    The logits of a shard are made of inputs, scale and cap, so that each shard has a part of their
-    gradients. The other arrays of examples, and the other scalars, meet the loss of whole rows.
-    """
-    return "c" in DIMENSIONS[name.kind] or name.kind in ("inputs", "scale", "softcap")
-
-
-def is_of_examples(name: Name) -> bool:
-    """Whether the array is cut along with the examples."""
-    return "e" in DIMENSIONS[name.kind]
-
-
-def number_of_examples(arrays: Arrays) -> Any:
-    """Of arrays whose examples are one dimension."""
-    return arrays[Name("inputs")].shape[0]
+from .._sharding import varying_axes, varying_over
+from .plan import COUNTED, Arrays, Name, Plan, is_of_examples, number_of_examples
 
 
 def with_chunk_size(plan: Plan, arrays: Arrays) -> Plan:
@@ -154,10 +76,10 @@ def _over_those_that_count(
 ) -> tuple[Any, Any]:
     """The examples that count come first, in their order, and chunks that have none are skipped.
 
-    In place of the others the first example that counts is repeated, without weight: what is
-    computed of it is as good as what is computed anyway, whereas the others may be NaN, or be no
-    arguments for the loss. What there is for each of the others is 0. Where none counts, but chunks
-    are computed for others of a `vmap` or a mesh, ones and the label 0 take its place.
+    Positions of dropped examples are filled with the first counted example at weight 0. The dropped
+    examples may hold NaN or labels that the loss does not accept. Their own results are 0. Where no
+    example counts, but chunks are computed for others of a `vmap` or a mesh, ones and the label 0
+    take its place.
     """
     counted, examples = arrays[COUNTED], number_of_examples(arrays)
     arrays = {name: x for name, x in arrays.items() if name != COUNTED}
@@ -217,9 +139,7 @@ def _zero_unless(counted: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _zeros(like: Any) -> jax.Array:
-    zeros = jnp.zeros(like.shape, like.dtype)
-    axes = tuple(sorted(varying_axes(like) - varying_axes(zeros)))
-    return jax.lax.pcast(zeros, axes, to="varying") if axes else zeros
+    return varying_over(varying_axes(like), jnp.zeros(like.shape, like.dtype))
 
 
 def _in_chunks(
@@ -241,7 +161,7 @@ def _in_chunks(
         jax.checkpoint(partial(chunk, size=n), prevent_cse=False) for n in (size, rest)
     )
 
-    @_differentiated_whole
+    @differentiated_whole
     def every(carry: Any, given: Any) -> tuple[Any, Any]:
         starts = jnp.arange(number) * size
         carry, outs = jax.lax.scan(lambda carry, i: whole(carry, given, i), carry, starts)
@@ -256,19 +176,3 @@ def _in_chunks(
 
 def _of_examples(arrays: Arrays, change: Callable[[jax.Array], jax.Array]) -> Arrays:
     return {name: change(x) if is_of_examples(name) else x for name, x in arrays.items()}
-
-
-def _differentiated_whole(loop: Callable[..., Out]) -> Callable[..., Out]:
-    """The function with the same derivatives, whose loop JAX cannot see until it differentiates it.
-
-    JAX 0.10 evaluates a part of each loop that it sees, to separate what is known from what is
-    linear, and so forgets the gradient rules of the functions that the loop calls.
-    """
-    function = jax.custom_jvp(loop)
-
-    @partial(function.defjvp, symbolic_zeros=True)
-    def rule(primals: Any, tangents: Any) -> tuple[Out, Out]:
-        out: tuple[Out, Out] = jax.jvp(*of_perturbed_alone(loop, primals, tangents))
-        return out
-
-    return function

@@ -10,9 +10,9 @@ from jax.typing import DTypeLike
 
 from .._arguments import ArrayLike, boolean, floating, scalar
 from .._dtypes import computing_dtype, upcast
+from .._numerics import soft_cap
 from .._rows import Rows
-from .._soft_cap import soft_cap
-from .chunks import Arrays, Name, Plan
+from .plan import Arrays, Name, Plan
 
 
 @jax.tree_util.register_dataclass
@@ -75,8 +75,11 @@ class LinearLogits:
 FIELDS = tuple(field.name for field in dataclasses.fields(LinearLogits))
 
 
-def arrays_of(logits: LinearLogits, number: int) -> Arrays:
-    """The arrays of these logits, checked, by kind and number."""
+def arrays_of(logits: LinearLogits, number: int = 0, prefix: str = "") -> Arrays:
+    """The arrays of these logits, checked, by kind and number.
+
+    With the prefix errors have the names that scale and cap have for the user.
+    """
     x, w = floating("inputs", logits.inputs), floating("kernel", logits.kernel)
     if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[0]:
         raise ValueError(
@@ -93,7 +96,7 @@ def arrays_of(logits: LinearLogits, number: int) -> Arrays:
         "kernel": w,
         "bias": rows.class_weights("bias", logits.bias, like),
         "class_mask": _class_mask(rows, logits.class_mask),
-        **{name: scalar(name, x, like) for name, x in numbers.items() if x is not None},
+        **{n: scalar(prefix + n, x, like) for n, x in numbers.items() if x is not None},
     }
     return {Name(kind, number): x for kind, x in found.items() if x is not None}
 

@@ -4,7 +4,6 @@ Here examples are one dimension. The rules take the arrays in the order of the p
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -13,8 +12,9 @@ import numpy as np
 
 from .._autodiff import in_every_mode
 from .._dtypes import computing_dtype, upcast
-from .chunks import COUNTED, WEIGHTS, Arrays, Name, Plan, is_of_classes, is_of_examples, over_chunks
+from .chunks import over_chunks
 from .logits import finished, gradients_of_product, product
+from .plan import COUNTED, WEIGHTS, Arrays, Name, Plan, is_of_classes, is_of_examples
 
 
 def values_of(plan: Plan) -> Any:
@@ -54,7 +54,7 @@ def total_of(plan: Plan) -> Any:
     def reverse(*values: jax.Array) -> Any:
         arrays = _without_weightless(_named(plan, values))
         (losses,), aux = outputs(plan, arrays)
-        return jnp.sum(weighted(arrays.get(WEIGHTS), losses)), aux
+        return jnp.sum(weigh(arrays.get(WEIGHTS), losses)), aux
 
     def fwd(*args: Any) -> tuple[Any, Any]:
         wanted, given = _wanted(plan, args), _named(plan, [x.value for x in args])
@@ -63,13 +63,14 @@ def total_of(plan: Plan) -> Any:
             plan, arrays, _cotangents_of_losses(arrays), wanted - {WEIGHTS}
         )
         if WEIGHTS in wanted:
-            # The loss of an example is the gradient of its weight.
+            # The loss of an example is the gradient of its weight. Examples without weight were not
+            # computed above.
             rest = given | {COUNTED: given[COUNTED] & (given[WEIGHTS] == 0)}
             (of_rest,), _ = outputs(plan, rest)
             gradients[WEIGHTS] = losses + _zero_if_weightless(given[WEIGHTS], of_rest)
         # The rule below needs only the dtypes of the arguments, so it gets empty arrays.
         dtypes = {name: jnp.zeros(0, arrays[name].dtype) for name in wanted}
-        return (jnp.sum(weighted(arrays.get(WEIGHTS), losses)), aux), (gradients, dtypes)
+        return (jnp.sum(weigh(arrays.get(WEIGHTS), losses)), aux), (gradients, dtypes)
 
     # The total is linear in its cotangent: the gradients were computed for 1, and wait for it in
     # the computing dtype, so that a loss scale reaches them before they are rounded.
@@ -82,17 +83,13 @@ def total_of(plan: Plan) -> Any:
     return in_every_mode(reverse, plan.mesh_axes, of_classes(plan), _of_aux(plan))
 
 
-remembered_values_of, remembered_total_of = lru_cache(values_of), lru_cache(total_of)
-"""The same for a loss that is always the same function: eager calls then compile once."""
-
-
 def of_classes(plan: Plan) -> tuple[bool | None, ...]:
-    """Of each array, whether each shard of the classes has its own; None where its type says it."""
+    """Whether each shard of the classes has its own, for each array; None: its type says it."""
     return tuple(None if name.kind == "captured" else is_of_classes(name) for name in plan.names)
 
 
 def _of_aux(plan: Plan) -> tuple[bool, ...]:
-    """Of each array, whether what comes back beside the losses is a function of it."""
+    """Whether `aux` is a function of the array, for each array."""
     return tuple(name != WEIGHTS for name in plan.names)
 
 
@@ -104,13 +101,13 @@ def _without_weightless(arrays: Arrays) -> Arrays:
 
 
 def _cotangents_of_losses(arrays: Arrays) -> list[jax.Array]:
-    """For their weighted sum; where all of them count alike, none, which means 1."""
+    """Cotangents of the losses in their weighted sum. An empty list means 1 for each."""
     if WEIGHTS in arrays:
         return [arrays[WEIGHTS]]
     return [jnp.ones_like(arrays[COUNTED], np.float32)] if COUNTED in arrays else []
 
 
-def weighted(weights: jax.Array | None, losses: jax.Array) -> jax.Array:
+def weigh(weights: jax.Array | None, losses: jax.Array) -> jax.Array:
     """The losses times their weights, 0 where there is no weight."""
     (losses,) = upcast(losses)
     return losses if weights is None else _times(weights, _zero_if_weightless(weights, losses))
@@ -127,7 +124,7 @@ def _zero_if_weightless(weights: jax.Array, losses: jax.Array) -> jax.Array:
 
 
 def outputs(plan: Plan, arrays: Arrays) -> Any:
-    """Of all examples, with one product for each head."""
+    """The outputs of all examples, with one product for each head."""
 
     def step(carry: None, rows: Arrays) -> tuple[None, Any]:
         logits = [finished(rows, i, product(plan, rows, i)) for i in plan.heads]
@@ -141,10 +138,9 @@ def _outputs_and_gradients(
 ) -> tuple[Any, Any, Arrays]:
     """The outputs, and the gradients of ``sum(cotangents * outs)`` for the arrays `wanted`.
 
-    No cotangents mean 1.
-
-    One product for each head, and one for each kernel and for each inputs that are wanted; the
-    gradients are in the computing dtype, whatever their arguments' dtypes.
+    An empty list of cotangents means 1 for each output. It takes one product for each head, and one
+    for each kernel and each inputs that are wanted. The gradients are in the computing dtype,
+    whatever their arguments' dtypes.
     """
     numbers = [Name("cotangents", k) for k in range(len(cotangents))]
     arrays = arrays | dict(zip(numbers, cotangents, strict=True))
