@@ -29,7 +29,7 @@ def follow(copy):
             "jxent/__init__.py": [
                 m.end() for m in re.finditer(r"^from \._[^(\n]*(\([^)]*\))?\n", text, re.M)
             ],
-            "README.md": [m.end() for m in re.finditer(r"^\| `\w+`.* \|\n", text, re.M)],
+            "docs/which_loss.md": [m.end() for m in re.finditer(r"^\| `\w+`.* \|\n", text, re.M)],
         }
         at = places.get(name, [len(text)])[-1]
         path.write_text(text[:at] + added + text[at:], "utf-8")
@@ -49,7 +49,7 @@ def test_four_places():
         "jxent/_impurity.py",
         "jxent/__init__.py",
         "jxent/_selftest/table.py",
-        "README.md",
+        "docs/which_loss.md",
     ]
 
 
