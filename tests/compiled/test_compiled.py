@@ -1,7 +1,7 @@
 """Bytes moved and temporaries of the functions, as the compilers for a TPU and an H100 count them.
 
-The cross-entropies and the entropy keep what the documentation promises. Each function is bounded by
-what was measured, so that a change which makes XLA write the exponentials to memory is seen; one
+The cross-entropies and the entropy keep what the documentation promises. Each function is bounded
+by what was measured, so that a change which makes XLA write the exponentials to memory is seen; one
 that has not been measured, by what two looks at its arguments take.
 ``python tests/compiled/test_compiled.py`` measures, and prints the table that stands here.
 """
