@@ -60,10 +60,11 @@ def test_a_new_loss(tmp_path):
     follow(copy)
     assert NAME in run(copy, "-c", "import jxent; print(jxent.__doc__)")
     run(copy, "docs/reference.py")
+    run(copy, "docs/translations.py", "--update")
     assert NAME in (copy / "docs/generated/reference.md").read_text("utf-8")
     program = f"from jxent._selftest import report; print({NAME!r} in str(report.FAMILIES))"
     assert run(copy, "-c", program).strip() == "True"
-    chosen = f"{NAME} or test_public or test_typed or in_the_table"
+    chosen = f"{NAME} or test_public or test_typed or in_the_table or up_to_date"
     out = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "-rA")
     of_the_loss = {line.split("::")[0] for line in out.splitlines() if NAME in line}
     # Its own doctest, and the tests of every kind that a case goes through.
