@@ -32,7 +32,7 @@ def today():
         page = translation.with_name(re.sub(r"\.zh(-CN)?", "", translation.name))
         for section in re.split(r"^(?=#)", text(page), flags=re.M)[1:]:
             digest = hashlib.sha256(section.strip().encode()).hexdigest()[:12]
-            yield f"{digest} {page.relative_to(ROOT)} {section.splitlines()[0]}"
+            yield f"{digest} {page.relative_to(ROOT).as_posix()} {section.splitlines()[0]}"
 
 
 def stale():
