@@ -53,25 +53,16 @@ def softmax_kl_divergence(
       target_logits: the same shape, or ``[classes]`` for every example: the truth.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
-        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
       class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
         classes are spread: each shard has a slice of them, in their order.
 
     Returns:
       ``[...]`` in nats, float32 or float64. Both arguments are differentiated.
 
-    Raises:
-      TypeError: logits are not floating-point, or `where` not boolean.
-      ValueError: a shape or `axis` does not fit, or there is no class.
-
     Note:
       A class at -inf in both does not exist; at -inf in `logits` alone it makes the divergence
       +inf. An example with no class left by `where` has the divergence 0 and the gradient 0.
       Where a softmax has no limit (NaN, every logit -inf, two +inf) it is NaN.
-
-    References:
-      S. Kullback, R. A. Leibler, `On Information and Sufficiency
-      <https://doi.org/10.1214/aoms/1177729694>`_, 1951.
 
     Example:
       >>> import jxent
@@ -105,18 +96,12 @@ def softmax_jensen_shannon_divergence(
       target_logits: the same shape, or ``[classes]`` for every example.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
-        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
       weight: :math:`w` in [0, 1], that of the target in the mixture; at both ends the divergence is
         0, and near them :math:`w D(p \,\|\, q)` and :math:`(1 - w) D(q \,\|\, p)`.
 
     Returns:
       ``[...]`` in nats, between 0 and log 2, float32 or float64. Logits and `weight` are
       differentiated.
-
-    Raises:
-      TypeError: logits are not floating-point, or `where` not boolean.
-      ValueError: a shape or `axis` does not fit, there is no class, or `weight` lies outside
-        [0, 1].
 
     Note:
       A class at -inf has the probability 0. An example with no class left by `where` has the

@@ -44,14 +44,9 @@ def poly_loss_cross_entropy(
       epsilon: the coefficient, any finite scalar.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
-        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, float32 or float64.
-
-    Raises:
-      TypeError: `logits` is not floating-point, `labels` are class numbers, or `where` not boolean.
-      ValueError: a shape or `axis` does not fit, there is no class, or `epsilon` is not finite.
 
     Note:
       As `softmax_cross_entropy` at ±inf, under zero labels and for what `where` leaves out.
@@ -92,24 +87,15 @@ def softmax_focal_loss_with_integer_labels(
       gamma: the exponent, a non-negative scalar.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
-        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
       class_weights: :math:`w`, ``[classes]``.
       ignore_index: the label of examples that do not count.
 
     Returns:
       ``[...]`` in nats, float32 or float64.
 
-    Raises:
-      TypeError: `logits` is not floating-point, `labels` not integer, or `where` not boolean.
-      ValueError: a shape or `axis` does not fit, there is no class, or `gamma` is negative.
-
     Note:
       As `softmax_cross_entropy_with_integer_labels` at ±inf, for labels out of range and for
       what `where` or `ignore_index` leaves out.
-
-    References:
-      T.-Y. Lin et al., `Focal Loss for Dense Object Detection
-      <https://arxiv.org/abs/1708.02002>`_, 2017.
 
     Example:
       >>> import jxent
@@ -150,17 +136,9 @@ def sigmoid_focal_loss(
     Returns:
       The shape of `logits`, in nats, float32 or float64.
 
-    Raises:
-      TypeError: `logits` is not floating-point, or `where` not boolean.
-      ValueError: a shape does not fit, or `alpha` or `gamma` is out of its range.
-
     Note:
       As `sigmoid_binary_cross_entropy` at ±inf, for labels outside [0, 1] and for what `where`
       leaves out.
-
-    References:
-      T.-Y. Lin et al., `Focal Loss for Dense Object Detection
-      <https://arxiv.org/abs/1708.02002>`_, 2017.
 
     Example:
       >>> import jxent

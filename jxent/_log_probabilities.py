@@ -35,24 +35,14 @@ def kl_divergence(
         floating-point ``[classes]`` for every example.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `log_predictions` or of the examples: what counts.
-        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given: where
       these do not sum to one it may be negative. From logits, `softmax_kl_divergence` never is.
 
-    Raises:
-      TypeError: `log_predictions` is not floating-point, `targets` are class numbers, or `where`
-        not boolean.
-      ValueError: a shape or `axis` does not fit, or there is no class.
-
     Note:
       :math:`t_j = 0` contributes 0, with the gradient 0, also where :math:`\ell_j` is -inf; there
       any other target gives +inf. A negative target gives NaN.
-
-    References:
-      S. Kullback, R. A. Leibler, `On Information and Sufficiency
-      <https://doi.org/10.1214/aoms/1177729694>`_, 1951.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -79,23 +69,14 @@ def kl_divergence_with_log_targets(
       log_targets: :math:`\tau`, the same shape, or ``[classes]`` for every example.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `log_predictions` or of the examples: what counts.
-        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given: where
       these do not sum to one it may be negative. From logits, `softmax_kl_divergence` never is.
 
-    Raises:
-      TypeError: an argument is not floating-point, or `where` not boolean.
-      ValueError: a shape or `axis` does not fit, or there is no class.
-
     Note:
       A target of -inf contributes 0, with the gradient 0. A prediction of -inf under any other
       target gives +inf.
-
-    References:
-      S. Kullback, R. A. Leibler, `On Information and Sufficiency
-      <https://doi.org/10.1214/aoms/1177729694>`_, 1951.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -123,15 +104,9 @@ def generalized_kl_divergence(
         floating-point ``[classes]`` for every example.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `log_predictions` or of the examples: what counts.
-        ``[n]`` beside ``[n, n]`` means the examples, not the classes.
 
     Returns:
       ``[...]`` in nats, never negative, float32 or float64.
-
-    Raises:
-      TypeError: `log_predictions` is not floating-point, `targets` are class numbers, or `where`
-        not boolean.
-      ValueError: a shape or `axis` does not fit, or there is no class.
 
     Note:
       :math:`t_j = 0` contributes :math:`e^{\ell_j}`, with the gradient 0 for the target. A

@@ -26,10 +26,6 @@ def weighted_mean(
     Returns:
       `losses` without the reduced axes, float32 or float64.
 
-    Raises:
-      TypeError: `losses` is not floating-point.
-      ValueError: a shape or `axis` does not fit, or a concrete weight is negative.
-
     Note:
       A negative weight that is traced, and cannot raise, makes the mean NaN.
 

@@ -32,16 +32,8 @@ def sigmoid_entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax
     Returns:
       The shape of `logits`, in nats, between 0 and log 2, float32 or float64.
 
-    Raises:
-      TypeError: `logits` is not floating-point, or `where` not boolean.
-      ValueError: a shape does not fit.
-
     Note:
       0 with the gradient 0 at ±inf and for what `where` leaves out, NaN for NaN.
-
-    References:
-      C. E. Shannon, `A Mathematical Theory of Communication
-      <https://doi.org/10.1002/j.1538-7305.1948.tb01338.x>`_, 1948.
 
     Example:
       >>> import jxent
@@ -78,19 +70,11 @@ def sigmoid_binary_cross_entropy(
     Returns:
       The shape of `logits`, in nats, float32 or float64.
 
-    Raises:
-      TypeError: `logits` is not floating-point, or `where` not boolean.
-      ValueError: a shape does not fit, or `label_smoothing` lies outside [0, 1].
-
     Note:
       A logit of ±inf gives the limit, in value and gradient: 0 for a label that agrees, +inf for
       any other. A label outside [0, 1] gives NaN, in the gradient too; so does NaN. What `where`
       leaves out has the loss 0 and the gradient 0, whatever its logit and label: for labels of -1
       or 255, say, ``where=labels >= 0`` or ``where=labels != 255``.
-
-    References:
-      I. Goodfellow, Y. Bengio, A. Courville, `Deep Learning
-      <https://www.deeplearningbook.org>`_, 2016, 6.2.2.2.
 
     Example:
       >>> import jxent
@@ -120,17 +104,9 @@ def sigmoid_kl_divergence(
       The shape of `logits`, in nats, never negative, float32 or float64. Both arguments are
       differentiated.
 
-    Raises:
-      TypeError: `logits` is not floating-point, or `where` not boolean.
-      ValueError: a shape does not fit.
-
     Note:
       At ±inf it is the limit: 0 where both agree, +inf where `logits` alone is infinite. NaN
       gives NaN. What `where` leaves out is 0, with the gradient 0.
-
-    References:
-      S. Kullback, R. A. Leibler, `On Information and Sufficiency
-      <https://doi.org/10.1214/aoms/1177729694>`_, 1951.
 
     Example:
       >>> import jxent

@@ -55,11 +55,6 @@ def softmax_kl_divergence_with_top_k_targets(
     Returns:
       ``[...]`` in nats, float32 or float64. Logits and log-probabilities are differentiated.
 
-    Raises:
-      TypeError: logits or log-probabilities are not floating-point, indices not integers, or
-        `where` not boolean.
-      ValueError: a shape or `axis` does not fit, or there is no class.
-
     Note:
       With all classes named it is `softmax_kl_divergence` of these log-probabilities. Probabilities
       that sum to more than 1, by rounding, are taken as they are, and :math:`p_*` is 0. Where no

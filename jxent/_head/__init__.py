@@ -89,23 +89,12 @@ def linear_softmax_cross_entropy(
       inputs are accumulated in float32; gradients have their argument's dtype. ``"mean"`` and
       ``"sum"`` take three products for value and gradients, ``"none"`` four.
 
-    Raises:
-      TypeError: a dtype does not fit, or `chunk_size` is not an integer.
-      ValueError: a shape does not fit, there is no class, an option is out of its range, arrays are
-        explicitly sharded without `mesh`, or a weight is negative under ``"mean"``. Traced options
-        are taken at their word, but a traced weight that is negative makes the mean NaN.
-
     Note:
       An ignored example contributes nothing, even if its inputs are NaN or infinite; nor does one
       with the weight 0, nor a masked class, whatever its kernel. The mean of no examples is 0. A
       label outside [0, classes) gives NaN, a label whose class is masked +inf. Over a mesh each
       gradient is summed once, after all chunks, in its argument's dtype; examples and classes must
       divide by it. With `jax.export` any size may be a symbol, except with `mesh`.
-
-    References:
-      E. Wijmans et al., `Cut Your Losses in Large-Vocabulary Language Models
-      <https://arxiv.org/abs/2411.09009>`_, 2024, has the idea; the gradients are computed with
-      the loss as in P.-L. Hsu et al., `Liger Kernel <https://arxiv.org/abs/2410.10989>`_, 2024.
 
     Example:
       >>> import jax.numpy as jnp, jxent
@@ -239,13 +228,6 @@ def chunked(
       whose first dimensions are the examples'. `where`, boolean ``[...]``, says which examples
       count. `weights`, real numbers ``[...]``, multiply the losses that are reduced, and divide the
       mean.
-
-    Raises:
-      TypeError: a dtype does not fit, no argument is a `LinearLogits`, `loss` returns something
-        else than it should, or `aux` has a part in something whose gradient is taken.
-      ValueError: a shape does not fit, among them those that `loss` returns, an option is out of
-        its range, weights come without a reduction, or one is negative under ``"mean"``, which is
-        NaN if the weight is traced.
 
     Note:
       Cost, in products of examples, features and classes: ``"mean"`` and ``"sum"`` take one for

@@ -39,10 +39,6 @@ class LinearLogits:
       A pytree, which may be an argument of `jax.jit`, `jax.grad` or `jax.vmap`. With axes in place
       of the arrays it says how to map one: ``in_axes=LinearLogits(0, None)``.
 
-    Raises:
-      TypeError: a dtype does not fit. Nothing is checked before the logits are used.
-      ValueError: a shape does not fit, or a number is out of its range.
-
     Note:
       A masked class contributes nothing, whatever its kernel and bias. Its logit of -inf bears no
       arithmetic that is differentiated for something else, such as a temperature: use `scale`.
