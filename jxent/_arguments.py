@@ -51,23 +51,19 @@ def floating(name: str, x: ArrayLike) -> jax.Array:
     return array
 
 
-def elementwise(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Array:
-    """`x` as real numbers in the shape of `like`; one number may stand for all."""
-    array = real(name, x, like)
-    if array.shape not in ((), like.shape):
-        raise ValueError(
-            f"{name} must have the shape of {like_name} {like.shape} or be a scalar,"
-            f" got shape {array.shape}"
-        )
-    return broadcast(array, like, like.shape, explicit_sharding(like))
+def elementwise(
+    name: str, x: ArrayLike, like_name: str, like: jax.Array, trailing: bool = False
+) -> jax.Array:
+    """`x` as real numbers in the shape of `like`; one number may stand for all.
 
-
-def trailing(name: str, x: ArrayLike, like_name: str, like: jax.Array) -> jax.Array:
-    """`x` as real numbers in the shape of `like`; it may have only the last axes of `like`."""
+    If it is `trailing` it may have only the last axes of `like`.
+    """
     array = real(name, x, like)
-    if array.shape != like.shape[like.ndim - array.ndim :]:
+    wanted = "last dimensions" if trailing else "shape"
+    fitting = ((), like.shape[like.ndim - array.ndim :] if trailing else like.shape)
+    if array.shape not in fitting:
         raise ValueError(
-            f"{name} must have the last dimensions of {like_name} {like.shape} or be a scalar,"
+            f"{name} must have the {wanted} of {like_name} {like.shape} or be a scalar,"
             f" got shape {array.shape}"
         )
     return broadcast(array, like, like.shape, explicit_sharding(like))

@@ -3,7 +3,7 @@ r"""The sigmoid family: each logit is a binary question of its own."""
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, elementwise, is_off, scalar, trailing
+from ._arguments import ArrayLike, elementwise, is_off, scalar
 from ._autodiff import loss_with_partials, with_gradient
 from ._dtypes import computing_dtype, upcast, widened
 from ._numerics import (
@@ -144,7 +144,7 @@ def binary_weights(
         positive = weighted(1 - epsilon, positive) + epsilon / 2
         negative = weighted(1 - epsilon, negative) + epsilon / 2
     if pos_weight is not None:
-        weight = trailing("pos_weight", pos_weight, elements.name, like)
+        weight = elementwise("pos_weight", pos_weight, elements.name, like, trailing=True)
         positive = positive * weight.astype(y.dtype)
     return positive, negative
 

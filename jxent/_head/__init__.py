@@ -14,6 +14,7 @@ from .._sharding import AxisName, MeshAxes, in_any_shard, number_of_shards
 from .._softmax import softmax_cross_entropy_with_integer_labels
 from .examples import (
     NO_MEAN,
+    AnyMesh,
     axes_of_classes,
     check_reduction,
     checked_size,
@@ -21,7 +22,6 @@ from .examples import (
     with_weights,
 )
 from .logits import LinearLogits, arrays_of
-from .mesh import AnyMesh
 from .plan import COUNTED, WEIGHTS, Arrays, HeadLoss, Name, Outputs, Plan, UserLoss
 from .rules import weigh
 

@@ -68,9 +68,6 @@ class LinearLogits:
         return (*jnp.shape(self.inputs)[:-1], jnp.shape(self.kernel)[-1])
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(LinearLogits))
-
-
 def arrays_of(logits: LinearLogits, number: int = 0, prefix: str = "") -> Arrays:
     """The arrays of these logits, checked, by kind and number.
 

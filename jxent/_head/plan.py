@@ -141,24 +141,24 @@ def _remembered(make: Callable[..., Any], *args: Any) -> Any:
 
 
 class HoistedJaxpr(NamedTuple):
-    """A loss that has been traced for a number of examples."""
+    """A function that has been traced for a number of examples, as one of all its arrays."""
 
     jaxpr: Any
     captured: tuple[int, ...]
-    """Which of all captured arrays it takes first."""
+    """The places of the arrays that it closes over, among all captured arrays."""
 
     @classmethod
     def of(cls, function: Callable[..., Any], leaves: list[jax.Array], captured: list[Any]) -> Self:
-        """The program of a function, with what it closes over among `captured`."""
+        """The program of a function. Arrays that it closes over are added to `captured`."""
         closed = jax.make_jaxpr(function)(*leaves)
-        places = tuple(_place(captured, x) for x in closed.consts)
         constants, number = closed.consts, len(closed.consts)
 
         def without_closure(*args: jax.Array) -> list[Any]:
             return jax.core.eval_jaxpr(closed.jaxpr, args[:number], *args[number:])
 
         # The first program holds the arrays, which may be tracers; this one must not.
-        return cls(jax.make_jaxpr(without_closure)(*constants, *leaves).jaxpr, places)
+        hoisted = jax.make_jaxpr(without_closure)(*constants, *leaves).jaxpr
+        return cls(hoisted, tuple(_place(captured, x) for x in constants))
 
     def __call__(self, captured: Any, leaves: list[jax.Array]) -> list[jax.Array]:
         args = [*(captured[i] for i in self.captured), *leaves]

@@ -40,13 +40,6 @@ def slice_parts(
     return z, replace(request, weights=weights, mask=mask)
 
 
-def classes_as_rows(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statistics:
-    """Each class as a row of its own."""
-    x, w = _slice(logits, request, dtype, 0, logits.shape[-1])
-    w = None if w is None else jnp.broadcast_to(w, x.shape)
-    return single_classes(x, w, request.exp_gap)
-
-
 def merged_slices(
     logits: jax.Array,
     request: Request,
@@ -59,9 +52,11 @@ def merged_slices(
     Statistics that depend only on weights shared by all rows have one row:
     `broadcast_shared_weights` repeats it.
     """
-    if width == logits.shape[-1]:  # Perhaps not a number, where shapes are symbolic.
-        return classes_as_rows(logits, request, dtype)
-    return merge_slices(*slices(logits, request, dtype, width), request.exp_gap, apart)
+    x, w = slices(logits, request, dtype, width)
+    if len(x) > 1:
+        return merge_slices(x, w, request.exp_gap, apart)
+    of_classes = None if w[0] is None else jnp.broadcast_to(w[0], x[0].shape)
+    return single_classes(x[0], of_classes, request.exp_gap)
 
 
 def slices(
