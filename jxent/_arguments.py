@@ -109,7 +109,7 @@ def concrete(x: ArrayLike) -> np.ndarray[Any, Any] | None:
 
 
 def check_not_negative(name: str, x: ArrayLike | None, remedy: str) -> None:
-    """Refuses concrete negative weights of a mean, which divides by their sum: it may vanish."""
+    """Refuses concrete negative weights of a mean: it divides by their sum, which may vanish."""
     numbers = None if x is None else concrete(x)
     if numbers is not None and np.any(numbers < 0):
         least = np.min(numbers, where=numbers < 0, initial=0)
@@ -144,7 +144,7 @@ def broadcast(
 def any_array(name: str, x: ArrayLike) -> jax.Array:
     """`x` as an array of any dtype that JAX has."""
     try:
-        # Of an array with explicit axes that `jax.vmap` maps JAX 0.10 may fail to make another.
+        # JAX 0.10 may fail in `jnp.asarray` of an array with explicit axes that `jax.vmap` maps.
         array = x if isinstance(x, jax.Array) else jnp.asarray(x)
     except OverflowError as error:
         raise ValueError(f"{name} must fit into {jnp.asarray(0).dtype}: {error}") from error

@@ -1,4 +1,4 @@
-"""What there is, made from the docstrings: for ``help(jxent)`` and the reference pages."""
+"""The table of contents, made from the docstrings: for ``help(jxent)`` and the reference pages."""
 
 import inspect
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def groups(names: Mapping[str, Any]) -> dict[str, list[Callable[..., Any]]]:
-    """What is public, under the first lines of the modules that it comes from."""
+    """Groups the public functions under the first lines of their modules."""
     found: dict[str, list[Callable[..., Any]]] = {}
     for name, function in names.items():
         if (inspect.isfunction(function) or inspect.isclass(function)) and not name.startswith("_"):
@@ -17,7 +17,7 @@ def groups(names: Mapping[str, Any]) -> dict[str, list[Callable[..., Any]]]:
 
 
 def contents(names: Mapping[str, Any]) -> str:
-    """A table of them: each with the first line of its docstring, but not the shapes there."""
+    """Lists each function with the first line of its docstring, without the shapes there."""
     lines = []
     for title, functions in groups(names).items():
         lines += ["", title]
@@ -26,5 +26,5 @@ def contents(names: Mapping[str, Any]) -> str:
 
 
 def _first_line(documented: Any) -> str:
-    # Python drops the docstrings where it is asked to optimise.
+    # With ``python -OO`` there are no docstrings.
     return (documented.__doc__ or "").partition("\n")[0]

@@ -155,9 +155,10 @@ def _known_of_both(
 def _rows_after(
     axes: MeshAxes, known: Any, target_logits: jax.Array, logits: jax.Array, mask: Mask
 ) -> tuple[Row, Row, jax.Array]:
-    """The rows of p and of q, and S, for a stage that comes after `known`, which begins with them.
+    """The rows of p and of q, and S, for the stage that comes after `known`.
 
-    Without the barrier XLA:GPU would write to memory what both stages compute from the logits.
+    `known` begins with the statistics of p, those of q, and S. Without the barrier XLA:GPU would
+    write to memory the arrays that both stages compute from the logits.
     """
     barrier: Any = jax.lax.optimization_barrier
     target_logits, logits, (of_p, of_q, change, *_) = barrier((target_logits, logits, known))

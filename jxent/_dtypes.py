@@ -20,10 +20,11 @@ def upcast(*arrays: jax.Array | None) -> tuple[Any, ...]:
 
 
 def widened(x: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
-    """The array in a dtype that is not narrower, and with no more bits than it has.
+    """The array in a dtype that is not narrower, rounded to the bits of its own dtype.
 
-    What is computed in 16 bits XLA may compute in 32, without rounding it. Of the logits that one
-    program makes, the label's could then be rounded and the others not, or the maximum alone.
+    XLA may compute an array of 16 bits in 32, and not round it. Then some readers of the logits
+    would see rounded numbers and others not: the label's logit could differ from the maximum, which
+    is the same number.
     """
     is_narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
     if not is_narrow:
@@ -34,9 +35,9 @@ def widened(x: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
 
 
 def widened_bits(x: jax.Array) -> jax.Array:
-    """bfloat16 as float32, like `widened`, but without a derivative; others as they are.
+    """`widened` for bfloat16, without a derivative; arrays of other dtypes come back as they are.
 
-    To move the bits takes a GPU one instruction for each number, to round it seven.
+    A GPU moves the bits of a number in one instruction. It rounds a number in seven.
     """
     if x.dtype != jnp.bfloat16:
         return x

@@ -126,7 +126,7 @@ def generalized_kl_divergence(
     return rows.zero_masked(_generalized_kl(log_q, t))
 
 
-# d(t (log t - l)) = (log t - l + 1) dt - t dl, nothing where t = 0.
+# d(t (log t - l)) = (log t - l + 1) dt - t dl, and 0 where t = 0.
 @loss_with_partials(
     lambda ell, t: -t,
     lambda ell, t: replaced_where(t == 0, _log_excess(ell, t) + 1, 0.0),
@@ -168,7 +168,7 @@ def _exp_beside(x: jax.Array, tau: jax.Array) -> jax.Array:
     return exp(jnp.where((x == 0) & overflows | jnp.isinf(x), 0.0, tau))
 
 
-# d(t (log t - l) - t + e^l) = (log t - l) dt + (e^l - t) dl, with nothing to t where t = 0.
+# d(t (log t - l) - t + e^l) = (log t - l) dt + (e^l - t) dl, and 0 for t where t = 0.
 def _generalized_kl_to_log(ell: jax.Array, t: jax.Array) -> jax.Array:
     # Near agreement e^l - t is -e^l expm1(log t - l), if the logarithms are small themselves:
     # otherwise their difference has lost more bits than that of e^l and t.

@@ -57,8 +57,7 @@ def tanh(x: jax.Array) -> jax.Array:
     return jax.lax.tanh(x, accuracy=HIGHEST)
 
 
-# `jax.nn.sigmoid` is the same quotient, but a compiler makes it of an exponential that has lost
-# what was asked for.
+# `jax.nn.sigmoid` is the same quotient, but compilers expand it with the approximate exponential.
 @with_partials(lambda z: sigmoid(z) * sigmoid(-z))
 def sigmoid(z: jax.Array) -> jax.Array:
     """``1 / (1 + e^-z)``, with the derivative ``s(z) s(-z)``, where ``s (1 - s)`` would cancel."""
@@ -87,7 +86,7 @@ def power_by_exp(x: jax.Array, y: jax.Array) -> jax.Array:
 
     The rounding error of ``y log x`` would become a relative error of ``|y log x|`` eps, which may
     be 100 eps. So both factors are split in two parts. The upper parts have half of the bits, so
-    that their product is exact. What the lower parts add to it is small.
+    that their product is exact. The lower parts add a small number to it.
     """
     info = np.finfo(x.dtype)
     upper = partial(
@@ -102,7 +101,7 @@ def power_by_exp(x: jax.Array, y: jax.Array) -> jax.Array:
     high, low = k * LOG2_HIGH, k * LOG2_LOW + log(x / nearest)
     log_x, y_upper = upper(high + low), upper(y)
     rest = y * ((high - log_x) + low) + (y - y_upper) * log_x
-    # It is larger only where the upper parts give 0 or infinity, which it must not make NaN.
+    # The rest is larger only where the upper parts give 0 or infinity. It must not make that NaN.
     rest = jnp.clip(rest, -1.0, 1.0)
     # XLA would turn a product of two exponentials into the exponential of the sum.
     return exp(y_upper * log_x) * (1 + expm1(rest))
@@ -151,8 +150,8 @@ def _relative(dot: jax.Array, share: jax.Array, *others: jax.Array) -> jax.Array
 def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
     """``log(share)`` for a share of 1, exact also for a share that is nearly 1; 0 for the share 0.
 
-    `others` is ``1 - share``, which has bits there that the share has lost. Both stand for the
-    same variable, so the derivative for the share is the whole derivative.
+    `others` is ``1 - share``. For a share near 1 it has bits that the share has lost. Both stand
+    for the same variable, so the derivative for the share is the whole derivative.
     """
     is_small, nothing = share < 0.5, share == 0
     small = jnp.where(is_small & ~nothing, share, 1.0)
@@ -173,8 +172,9 @@ def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
 def power_of_share(share: jax.Array, others: jax.Array, exponent: jax.Array) -> jax.Array:
     """``share ** exponent`` for a share as in `log_of_share`.
 
-    A large exponent multiplies the rounding error of a share that is nearly 1, which `others` tell.
-    An exponential of that small product would take a third more time than its series.
+    A large exponent multiplies the rounding error of a share that is nearly 1. That error is known
+    from `others`, and the result is corrected by the series of its exponential: calling the
+    exponential would take a third more time.
     """
     near_one = jnp.maximum(share, 0.5)
     lost = jnp.where(share < 0.5, 0.0, (1 - near_one) - others)
@@ -390,8 +390,8 @@ def signed_sum(x: jax.Array, bound: jax.Array) -> jax.Array:
 def sums_of_two(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``sum_j a_j`` and ``sum_j b_j`` over the last axis, as ``[..., 1]``, in one look at both.
 
-    They are the parts of one complex sum. For two separate sums XLA may compute twice what both
-    arrays are made of, with different rounding, or write both to memory.
+    They are the parts of one complex sum. For two separate sums XLA may compute the arrays twice,
+    with different rounding, or write both to memory.
     """
     both = jnp.sum(jax.lax.complex(a, b), axis=-1, keepdims=True)
     return jnp.real(both), jnp.imag(both)

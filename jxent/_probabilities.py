@@ -317,7 +317,7 @@ def binary_cross_entropy(
 # ---------------------------------------- Surprisals
 
 
-# d(-p log q) = -log q dp - (p/q) dq, without the part that has no weight.
+# d(-p log q) = -log q dp - (p/q) dq; a part without weight is 0.
 def _surprisal(p: jax.Array, q: jax.Array) -> jax.Array:
     """``-log q``, 0 where q = 0 has no weight: 0 log 0 is 0."""
     return -log(jnp.where((p == 0) & (q == 0), 1.0, q))
@@ -364,7 +364,7 @@ def _at_known_label(x: jax.Array, labels: jax.Array) -> jax.Array:
 # ---------------------------------------- Divergences
 
 
-# d(p log(p/q)) = (log(p/q) + 1) dp - (p/q) dq, nothing where p = 0.
+# d(p log(p/q)) = (log(p/q) + 1) dp - (p/q) dq, and 0 where p = 0.
 def _entropy_to_p(p: jax.Array, q: jax.Array) -> jax.Array:
     return replaced_where(p == 0, log_quotient(p, q) + 1, 0.0)
 
@@ -395,7 +395,7 @@ def _relative_entropy(p: jax.Array, q: jax.Array) -> jax.Array:
     return (jnp.sum(terms, axis=-1) + surplus) * back[..., 0]
 
 
-# d log(p/m) = dp (1/p - 1/(2m)) - dq/(2m), and 1/p - 1/(2m) = q/(2m)/p; nothing to p where p = 0.
+# d log(p/m) = dp (1/p - 1/(2m)) - dq/(2m), and 1/p - 1/(2m) = q/(2m)/p; 0 for p where p = 0.
 def _log_of_share_to_p(p: jax.Array, q: jax.Array) -> jax.Array:
     a = jnp.where(p == 0, 1.0, p)
     return jnp.where(p == 0, 0.0, quotient(quotient(q / 2, a / 2 + q / 2), a))

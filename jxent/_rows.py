@@ -1,8 +1,8 @@
 """Rows: the arguments beside each other, checked once and brought to one form.
 
-In that form the classes are the last axis. What does not count is filled, so that no mask is left:
-a class has the logit -inf, or the probability 0, and an example has harmless values. Where the
-statistics of a row look at the array repeatedly, they fill it themselves, and get the mask.
+In that form the classes are the last axis, and masked entries are filled: a class has the logit
+-inf or the probability 0, and an example has harmless numbers. Logits whose statistics are wanted
+come unfilled, with the mask, because the statistics read them repeatedly and fill them themselves.
 `Rows.zero_masked` gives the examples that do not count the loss 0 and the gradient 0.
 
 Elements, each a yes-or-no question of its own, are rows without an axis of classes.
@@ -58,7 +58,7 @@ class Mask(NamedTuple):
     """``[...]``"""
 
     def fill(self, x: jax.Array, absent: float, uncounted: float) -> jax.Array:
-        """`x` with these values in the classes and in the examples that do not count."""
+        """Puts these values into the classes and into the examples that do not count."""
         if self.classes is not None:
             x = jnp.where(self.classes, x, absent)
         if self.examples is not None:
@@ -219,8 +219,8 @@ class Rows:
     def beside(self, name: str, x: ArrayLike, absent: float | None = -math.inf) -> jax.Array:
         """Floating-point numbers ``[..., classes]``; `absent` for a class that does not count.
 
-        By default the numbers are logits. An example that does not count has zeros. If `absent`
-        is None nothing is filled: that is left to the statistics, which look at them repeatedly.
+        By default the numbers are logits. An example that does not count has zeros. If `absent` is
+        None nothing is filled: the statistics do that.
         """
         return self.logits(name, floating(name, x), absent)
 
@@ -357,7 +357,7 @@ def two_distributions(
 def elements_of(
     name: str, x: ArrayLike, where: ArrayLike | None, **beside: ArrayLike | None
 ) -> tuple[Rows, jax.Array]:
-    """The elements of `x`, and `x` sharded as it is beside the other arguments, unfilled."""
+    """The elements of `x`, and `x` with the sharding that suits the other arguments, unfilled."""
     array = floating(name, x)
     rows = Rows.of(name, array, (), where, None, **beside)
     return rows, resharded(array, rows.sharding)

@@ -1,8 +1,8 @@
 """Arrays that are spread over the axes of a mesh of devices.
 
 Inside `jax.shard_map` the classes may be spread over mesh axes. Each shard then has a slice of the
-classes, in the order of the shards. What belongs to an example (its label, its weight, its loss) is
-the same on every shard of its classes, and its type says so.
+classes, in the order of the shards. The label, the weight and the loss of an example are the same
+on every shard of its classes, and their types say so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +45,7 @@ def axes_named(argument: str, name: AxisName | None) -> MeshAxes:
 
 
 def as_tuple(names: Any) -> tuple[Any, ...]:
-    """None as no name, and one name as a tuple: so that an entry of a spec is the axes in it."""
+    """The axes in an entry of a spec: no axis for None, and one for a single name."""
     return () if names is None else names if isinstance(names, tuple) else (names,)
 
 
@@ -91,7 +91,7 @@ def varying_axes(x: jax.Array) -> frozenset[Any]:
 
 
 def varying_over(axes: frozenset[Any], x: jax.Array) -> jax.Array:
-    """The array as one that also varies over these axes, though it is the same along them."""
+    """The array as one whose type varies over these axes, though its numbers do not."""
     missing = tuple(sorted(axes - varying_axes(x)))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
@@ -99,7 +99,7 @@ def varying_over(axes: frozenset[Any], x: jax.Array) -> jax.Array:
 def explicit_sharding(x: jax.Array) -> NamedSharding | None:
     """The sharding that the type of `x` has on a mesh with explicit axes; None if it has none.
 
-    For an array that has one, JAX refuses a gather and a reshape of the classes as ambiguous.
+    JAX refuses a gather and a reshape of the classes as ambiguous for an array that has one.
     """
     sharding = jax.typeof(x).sharding
     return sharding if any(axis is not None for axis in sharding.spec) else None
@@ -108,10 +108,11 @@ def explicit_sharding(x: jax.Array) -> NamedSharding | None:
 def joint_sharding(
     rank: int, arrays: Mapping[str, Any], axes_of: Callable[[str, jax.Array], Sequence[int | None]]
 ) -> NamedSharding | None:
-    """The sharding of an array along whose axes these lie, if the type of one of them has one.
+    """The sharding that suits all these arrays, which lie along the axes of one of this rank.
 
-    A dimension is spread over the mesh axes that one of them names, as in JAX's own arithmetic. So
-    to bring one to this sharding is to cut it: nothing is sent, until its cotangent comes back.
+    A dimension is spread over the mesh axes that one of the arrays names, as in JAX's own
+    arithmetic. It is None if the type of no array has a sharding. To bring an array to this
+    sharding is to cut it: nothing is sent until its cotangent comes back.
     """
     given = {name: x for name, x in arrays.items() if isinstance(x, jax.Array)}
     shardings = {name: own for name, x in given.items() if (own := explicit_sharding(x))}
@@ -133,7 +134,7 @@ def joint_sharding(
 
 
 def along(dimensions: Sequence[Any], sharding: NamedSharding | None) -> NamedSharding | None:
-    """The sharding of what has these dimensions of an array, each alone, merged, or none."""
+    """The sharding of an array with these dimensions of another one, single, merged, or its own."""
     if sharding is None:
         return None
     merged = [sum((as_tuple(sharding.spec[i]) for i in as_tuple(d)), ()) for d in dimensions]
@@ -143,7 +144,7 @@ def along(dimensions: Sequence[Any], sharding: NamedSharding | None) -> NamedSha
 def resharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     """`x` with this sharding, if there is one. Its cotangent gets the sharding that `x` had."""
     own: Any = jax.typeof(x).sharding
-    # Outside of `jax.set_mesh` JAX brings nothing from a single device to a mesh.
+    # Outside of `jax.set_mesh` JAX moves no array from a single device to a mesh.
     is_elsewhere = own.mesh.empty and jax.sharding.get_abstract_mesh().empty
     moves = sharding is not None and own.spec != sharding.spec and not is_elsewhere
     return jax.sharding.reshard(x, sharding) if moves else x

@@ -123,7 +123,7 @@ def sigmoid_kl_divergence(
 
 
 def checked_probabilities(elements: Rows, x: jax.Array) -> jax.Array:
-    """Numbers in [0, 1]: NaN for any other, 1/2 for what does not count."""
+    """Numbers in [0, 1]; NaN for any other number, 1/2 for a masked element."""
     x = elements.fill_elements(x, 0.5)
     return nan_where(~((x >= 0) & (x <= 1)), x)
 
@@ -164,8 +164,8 @@ def finite_binary_loss(z: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
 )
 def binary_loss(z: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """``a softplus(-z) + b softplus(z)``: a is the weight of the positive term, b of the other."""
-    # There is one selection, and it is outermost. With selections inside the sum of products,
-    # XLA:CPU would write its factors to memory.
+    # The one selection is outermost. With selections inside the sum of products, XLA:CPU would
+    # write the factors to memory.
     infinite = jnp.isinf(z)
     limit = weighted_cost(jnp.where(z > 0, b, a), jnp.where(infinite, jnp.inf, 0.0))
     z = jnp.where(infinite, 0.0, z)

@@ -266,7 +266,7 @@ def softmax_cross_entropy_with_integer_labels(
         smoothed = _weighted(_uniform(rows, z), weights)
     of_row = surprisals(rows.mesh_axes, z, y, smoothed, rows.mask)
     losses, terms = of_row.of_label, _z_terms(rows, z_loss, of_row.normalizer)
-    # The label has one weight in all: where that is 0, its loss may be infinite.
+    # All factors of the label are one weight. Where it is 0 the label's loss may be infinite.
     weight = None if weights is None else weight_of_label(weights, y, rows.mesh_axes)
     if of_row.of_weights is not None:
         epsilon = scalar("label_smoothing", label_smoothing, losses)
@@ -311,7 +311,7 @@ def _weighted(labels: jax.Array, weights: jax.Array | None) -> SmoothedWeights:
 
 
 def _uniform(rows: Rows, z: jax.Array) -> jax.Array:
-    """The uniform distribution over the classes that count: one row for all, if it can be.
+    """The uniform distribution over the classes that count, as one row for all where possible.
 
     Over explicit axes it must have the sharding of the logits.
     """
@@ -334,6 +334,6 @@ def _z_terms(rows: Rows, weight: ArrayLike, normalizer: jax.Array) -> list[jax.A
         return []
     zeta = scalar("z_loss", weight, normalizer)
     check_replicated("z_loss", zeta, rows.mesh_axes)
-    # Without weight a normaliser costs nothing, were it infinite, or its square.
+    # With the weight 0 a normaliser costs nothing, even if it or its square is infinite.
     finite = jnp.where((zeta == 0) & jnp.isinf(normalizer), 0.0, normalizer)
     return [zeta * finite * finite]

@@ -100,7 +100,7 @@ def softmax_kl_divergence_with_top_k_targets(
     if mask.classes is not None:
         is_lost = _at(mask.classes.astype(dtype), index) == 0
         log_p, names = _renormalized(log_p, names & is_lost), names & ~is_lost
-    # Only of these the shares are wanted; the number of classes is the index of none.
+    # Shares are wanted only of these; the number of classes stands for no class.
     names = names if mask.examples is None else names & mask.examples[..., None]
     z = z.astype(dtype) if dtype == np.float64 else z
     shares = _log_shares(z, jnp.where(names, index, classes), mask)
@@ -124,7 +124,7 @@ def _single(axis: Axis) -> Axis:
 def _targets(
     rows: Rows, target_indices: ArrayLike, target_log_probs: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """Indices and log-probabilities ``[..., k]``; none in the examples that do not count."""
+    """Indices and log-probabilities ``[..., k]``; -inf in the examples that do not count."""
     index, log_p = (
         any_array("target_indices", target_indices),
         floating("target_log_probs", target_log_probs),
@@ -141,15 +141,15 @@ def _targets(
                 f" classes, where both have k, got target_indices {index.shape} and"
                 f" target_log_probs {log_p.shape}"
             )
-    # JAX does not sort what is spread.
+    # JAX does not sort along an axis that is spread over a mesh.
     index, log_p = (resharded(jnp.moveaxis(x, axis, -1), rows.along(None)) for x in (index, log_p))
     return index, Mask(examples=rows.mask.examples).fill(log_p, 0.0, -jnp.inf)
 
 
 def _by_class(index: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sorted, so that entries of one class lie side by side, first the one with a probability."""
+    """Sorts the entries: those of one class lie side by side, the one with a probability first."""
     has_none = (log_p == -jnp.inf).astype(index.dtype)
-    # Added to zeros the places get the sharding of the index, without which JAX does not sort them.
+    # The sum with zeros gives the places the sharding of the index, as JAX wants for sorting.
     place = jax.lax.broadcasted_iota(index.dtype, index.shape, index.ndim - 1)
     keys = (index, has_none, jnp.zeros_like(index) + place)
     index, _, place = jax.lax.sort(keys, dimension=-1, num_keys=2)
@@ -157,7 +157,7 @@ def _by_class(index: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def _renormalized(log_p: jax.Array, is_lost: jax.Array) -> jax.Array:
-    """The log-probabilities without some of them: -inf, and the others over what is left."""
+    """The log-probabilities renormalised without the lost ones, which become -inf."""
     lost = jnp.where(is_lost, log_p, -jnp.inf)
     any_lost = jnp.any(lost > -jnp.inf, axis=-1, keepdims=True)
     left = _log_complement(jnp.where(any_lost, lost, -1.0))
@@ -275,8 +275,8 @@ def _log_ratio(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return nan_where(jnp.isnan(log_p) | jnp.isnan(log_q), jnp.where(both, t, one_sided))
 
 
-# p_* = 1 - sum_i p_i, so that d log(p_*/q_*) = -sum_i (p_i/p_*) d log p_i - d log q_*. It gets no
-# derivative for q_i: that q_* is what they leave is known to the logits.
+# p_* = 1 - sum_i p_i, so that d log(p_*/q_*) = -sum_i (p_i/p_*) d log p_i - d log q_*. No
+# derivative for q_i: `_log_shares` already differentiates q_* through the logits.
 def _log_ratio_of_rest_bwd(
     cotangent: jax.Array, log_p: jax.Array, log_q: jax.Array, log_q_rest: jax.Array, *rounding: Any
 ) -> tuple[jax.Array | None, ...]:
@@ -291,10 +291,10 @@ def _log_ratio_of_rest_bwd(
 def _log_ratio_of_rest(
     log_p: jax.Array, log_q: jax.Array, log_q_rest: jax.Array, rounding: jax.Array
 ) -> jax.Array:
-    """``log(p_*/q_*)`` as ``[..., 1]``; 0 where p_* is no more than rounding, and no other class
-    is possible.
+    """``log(p_*/q_*)`` as ``[..., 1]``; 0 where no other class is possible and p_* is only
+    rounding.
 
-    Where the two nearly agree it is made of the differences p_i - q_i, which leave p_* - q_*.
+    Where the two nearly agree it is made of the differences p_i - q_i, whose sum is q_* - p_*.
     """
     surplus = -jnp.sum(_shortfall(log_p, log_q), axis=-1, keepdims=True)
     q_rest = exp(log_q_rest)
@@ -320,7 +320,7 @@ def _log_p_rest(log_p: jax.Array, log_q_rest: jax.Array, t_rest: jax.Array) -> j
     is_possible = log_q_rest > -jnp.inf
     beside = jnp.where(is_possible, log_q_rest, 0.0) + jnp.where(is_possible, t_rest, 0.0)
     known = jax.lax.stop_gradient(_log_complement(log_p))
-    # Far from agreement the sum may have lost bits beside two logarithms that are larger.
+    # Far from agreement the two logarithms may be larger than their sum, which then has lost bits.
     far = is_possible & jnp.isfinite(beside) & (jnp.abs(t_rest) > 1) & (known > -jnp.inf)
     lost = jnp.where(far, known, 0.0) - jax.lax.stop_gradient(jnp.where(far, beside, 0.0))
     return jnp.where(is_possible, beside + lost, jnp.where(t_rest == jnp.inf, known, -jnp.inf))

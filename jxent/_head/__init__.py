@@ -163,7 +163,7 @@ class CrossEntropy(NamedTuple):
         return (losses,), ()
 
     def mean_weights(self, arrays: Arrays) -> jax.Array | None:
-        """The class weights of the labels, by which a mean is divided beside the weights."""
+        """The class weights of the labels; a mean is divided by their sum, beside the weights."""
         if CLASS_WEIGHTS not in arrays:
             return None
         weights, mask = arrays[CLASS_WEIGHTS], arrays.get(Name("class_mask"), True)
@@ -336,7 +336,7 @@ def _checked(args: tuple[Any, ...]) -> _Arguments:
 
 
 def _remedy(shape: tuple[int, ...], examples: tuple[int, ...]) -> str:
-    """The end of the message: what to do with an argument of this shape."""
+    """The end of the message: the remedy for an argument of this shape."""
     if shape and shape == examples[: len(shape)]:
         index = ", ".join([":"] * len(shape) + ["None"] * (len(examples) - len(shape)))
         return f": repeat it, jnp.broadcast_to(x[{index}], {examples})"

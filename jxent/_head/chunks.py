@@ -46,8 +46,8 @@ def with_chunk_size(plan: Plan, arrays: Arrays) -> Plan:
 
 
 Step: TypeAlias = Callable[[Any, Arrays], tuple[Any, Any]]
-"""Takes running totals and the arrays of some examples; returns the totals with these examples
-added, and what there is for each of the examples."""
+"""Takes running totals and the arrays of some examples. Returns the totals with these examples
+added, and the outputs for each of the examples."""
 
 
 def over_chunks(plan: Plan, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
@@ -123,8 +123,8 @@ def _over_those_that_count(
 def _anywhere(condition: jax.Array) -> jax.Array:
     """The condition; under `vmap`, whether it holds anywhere.
 
-    So `vmap` skips what nobody needs. Its own rule for conditions that differ computes everything,
-    and then selects by operations that JAX cannot transpose.
+    So `vmap` skips a chunk that no example needs. The own rule of `vmap`, for conditions that
+    differ, computes everything, and then selects by operations that JAX cannot transpose.
     """
     return condition
 

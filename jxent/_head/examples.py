@@ -111,7 +111,7 @@ def over_examples(
     class_axis_name: AxisName | None,
     example_spec: jax.sharding.PartitionSpec | None,
 ) -> tuple[Any, Any]:
-    """The mean or sum, or None, and what there is for each example."""
+    """The mean or sum, or None, and the outputs for each example."""
     axes = axes_of_classes(mesh, class_axis_name)
     if mesh is None:
         if example_spec is not None:
@@ -238,7 +238,7 @@ def _mapped(plan: Plan, function: Any, mesh: AnyMesh, spec: PartitionSpec) -> Ca
 
 
 def _spec_of(name: Name, examples: PartitionSpec, classes: MeshAxes) -> PartitionSpec:
-    """How an array lies on the mesh; it is whole in the dimensions that no spec names."""
+    """The spec of an array; it is whole in the dimensions that neither spec names."""
     axes = {"e": tuple(examples), "f": (None,), "c": (classes or None,)}
     return PartitionSpec(*(axis for d in DIMENSIONS[name.kind] for axis in axes[d]))
 
@@ -250,7 +250,7 @@ def _axes_in(spec: PartitionSpec) -> MeshAxes:
 def _checked_spec(
     mesh: AnyMesh, example_spec: PartitionSpec | None, plan: Plan, arrays: Arrays
 ) -> PartitionSpec:
-    """How the examples lie on the mesh, an entry for each of their dimensions."""
+    """The spec of the examples, with an entry for each of their dimensions."""
     heads = [(arrays[Name("inputs", i)], arrays[Name("kernel", i)]) for i in plan.heads]
     for x, w in heads:
         if is_symbolic_dim(math.prod((*x.shape, w.shape[1]))):

@@ -64,7 +64,7 @@ class LinearLogits:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the logits, ``[..., classes]``."""
+        """The shape of the logits, ``[..., classes]``."""
         return (*jnp.shape(self.inputs)[:-1], jnp.shape(self.kernel)[-1])
 
 
@@ -107,7 +107,7 @@ def _class_mask(rows: Rows, class_mask: ArrayLike | None) -> jax.Array | None:
 
 
 def without_masked_classes(arrays: Arrays) -> Arrays:
-    """The arrays with harmless numbers where they are of masked classes, were they NaN there."""
+    """Puts harmless numbers into the entries of masked classes, which may be NaN."""
     changed = dict(arrays)
     for name, mask in arrays.items():
         if name.kind == "class_mask":
@@ -115,7 +115,8 @@ def without_masked_classes(arrays: Arrays) -> Arrays:
             changed[kernel] = jnp.where(mask[None, :], arrays[kernel], 0.0)
             if bias in arrays:
                 changed[bias] = jnp.where(mask, arrays[bias], 0.0)
-            # Class weights, which come with one head, make no masked label possible.
+            # Class weights come with one head. Only those that are not finite are replaced, so that
+            # a masked label stays impossible.
             for weights in (k for k in arrays if k.kind == "of classes"):
                 is_usable = mask | jnp.isfinite(arrays[weights])
                 changed[weights] = jnp.where(is_usable, arrays[weights], 1.0)
@@ -145,7 +146,7 @@ def finished(arrays: Arrays, number: int, z: jax.Array) -> jax.Array:
 def gradients_of_product(
     plan: Plan, arrays: Arrays, number: int, to_product: jax.Array, wanted: frozenset[Name]
 ) -> Mapping[Name, jax.Array]:
-    """Those for inputs and kernel that are wanted, in the computing dtype."""
+    """The wanted gradients for inputs and kernel, in the computing dtype."""
     inputs, kernel = Name("inputs", number), Name("kernel", number)
     x, w = arrays[inputs], arrays[kernel]
     dtype = computing_dtype(x, w)

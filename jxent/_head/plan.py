@@ -1,6 +1,6 @@
-"""What is known of a head when its program is traced: names, arrays, and the loss of a chunk.
+"""The plan of a head's program: the names of its arrays, and the loss of a chunk.
 
-A user's loss becomes a program of arrays alone. What it closes over may be traced and
+A user's loss becomes a program of arrays alone. An array that it closes over may be traced and
 differentiated. A gradient rule must have such an array as an argument: otherwise its gradient would
 be missing, or its tracer would leak.
 """
@@ -72,7 +72,7 @@ def is_of_examples(name: Name) -> bool:
 
 
 def number_of_examples(arrays: Arrays) -> Any:
-    """Of arrays whose examples are one dimension."""
+    """The number of examples, for arrays whose examples are one dimension."""
     return arrays[Name("inputs")].shape[0]
 
 
@@ -104,11 +104,11 @@ class HeadLoss(Protocol):
         """The user's result, from what is differentiated and what is not."""
 
     def mean_weights(self, arrays: Arrays) -> jax.Array | None:
-        """By what a mean is divided for each example, beside its weight; None for 1."""
+        """The weight of each label in a mean, which its sum is divided by; None for 1."""
 
 
 class Plan(NamedTuple):
-    """What is known when the program is traced."""
+    """The static part of a head's program."""
 
     loss: HeadLoss
     precision: jax.lax.PrecisionLike = None
@@ -117,7 +117,7 @@ class Plan(NamedTuple):
     """The mesh axes that the classes are spread over."""
     names: tuple[Name, ...] = ()
     reduction: str = "none"
-    """What is wanted: the losses, or their sum or mean."""
+    """Whether the losses are wanted, or their sum or mean."""
     may_skip: bool = True
     """Whether shards may differ in what they skip, and in the cotangents of their sums."""
 
@@ -169,7 +169,7 @@ class HoistedJaxpr(NamedTuple):
 
 
 def _place(captured: list[Any], x: Any) -> int:
-    """Where the array is among those that are known, of which it may become one."""
+    """The place of the array among those captured, to which it is added if it is new."""
     for i, known in enumerate(captured):
         if known is x:
             return i
@@ -183,7 +183,7 @@ def _as(dtype: Any, x: Any) -> jax.Array:
 
 
 class Result(NamedTuple):
-    """The form of what a user's function returns."""
+    """The form of the result of a user's function."""
 
     tree: Any
     is_out: tuple[bool, ...]

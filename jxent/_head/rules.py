@@ -28,7 +28,8 @@ def values_of(plan: Plan) -> Any:
         arrays = _named(plan, [x.value for x in args])
         outs, aux = outputs(plan, arrays)
         if WEIGHTS in arrays:
-            # The losses are then multiplied by them. NaN without weight must have the gradient 0.
+            # The losses are multiplied by the weights later. A loss of NaN without weight must have
+            # the gradient 0.
             is_usable = (arrays[WEIGHTS] != 0) | jnp.isfinite(outs[0])
             arrays |= {COUNTED: arrays[COUNTED] & is_usable}
         # Residuals must be arrays, so the names that are wanted are the keys of an empty tree.
@@ -94,7 +95,7 @@ def _of_aux(plan: Plan) -> tuple[bool, ...]:
 
 
 def _without_weightless(arrays: Arrays) -> Arrays:
-    """Examples without weight do not count, either."""
+    """Drops the examples without weight as well."""
     if WEIGHTS not in arrays:
         return arrays
     return arrays | {COUNTED: arrays[COUNTED] & (arrays[WEIGHTS] != 0)}
@@ -114,7 +115,7 @@ def weigh(weights: jax.Array | None, losses: jax.Array) -> jax.Array:
 
 
 def _times(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Their product, though a loss may be less precise than its logits."""
+    """The product in the common computing dtype: a loss may be less precise than its logits."""
     a, b = upcast(a, b)
     return a * b
 

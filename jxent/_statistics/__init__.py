@@ -76,7 +76,7 @@ Weights: TypeAlias = jax.Array | SmoothedWeights
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """The statistics that are wanted beside the first two, by what they are made of."""
+    """The arrays from which the statistics beside the first two are made, if they are wanted."""
 
     labels: IfRequested = None
     """Integers ``[...]``: for `label_logit`."""
@@ -84,7 +84,7 @@ class Request:
     """For `weighted_gap`, `max_weight` and `weight_rest`: numbers like the logits, or those of a
     row that all rows share, ``[1, ..., 1, classes]``, or `SmoothedWeights`."""
     mask: Mask = EVERYTHING
-    """Masks of what is not filled yet."""
+    """Masks of entries that are not filled yet."""
     exp_gap: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether `exp_gap` is wanted, which the entropy is made of."""
 

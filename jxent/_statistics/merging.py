@@ -48,7 +48,7 @@ def merge_slices(
     kept, others = _kept_and_others(logits)
     m = reduce(jax.lax.max, logits)
     again = reduce(jax.lax.max, logits[::-1]) if apart else m
-    # NaN is never larger. So it is left, or kept, and a compiler's maximum may ignore it.
+    # Comparisons with NaN are false, so it may be left or kept; a compiler's maximum may ignore it.
     s = nan_where(kept != kept, _sumexp(others, kept if apart else m))
     row = Statistics(m, s)
     if weights[0] is not None:
@@ -89,7 +89,7 @@ def sums_given_max(
 def _sumexp(logits: Sequence[jax.Array], m: jax.Array) -> jax.Array:
     """``sum_j exp(z_j - m)`` of logits that are not above m."""
     anchor = jnp.broadcast_to(finite(m), logits[0].shape)
-    # By `jax.lax`, as the operators would trace a promotion of dtypes for each slice.
+    # `jax.lax` is used because the operators would trace a promotion of dtypes for each slice.
     return _sum([exp(jax.lax.sub(z, anchor)) for z in logits])
 
 
@@ -152,9 +152,9 @@ def merge_parts(
 
 
 def finish_sums(maxima: Named, sums: Named) -> Statistics:
-    """The statistics of rows from their maxima, from sums, and from how many these leave out."""
-    # All but one of the classes that are the row's maximum belong to the sum; likewise the largest
-    # weights. A row at -inf has no class, but perhaps NaN.
+    """The statistics of rows from their maxima, their sums, and the numbers of maxima left out."""
+    # All but one of the classes that equal the row's maximum belong to the sum; likewise the
+    # largest weights. A row of only -inf has no class, but its sum may be NaN.
     rest = sums["sumexp_rest"] + (sums.pop("maxima") - 1)
     has_class = maxima["maximum"] > -jnp.inf
     sums["sumexp_rest"] = jnp.where(has_class, rest, jnp.maximum(rest, 0))
@@ -164,7 +164,7 @@ def finish_sums(maxima: Named, sums: Named) -> Statistics:
 
 
 def maxima_of(part: Statistics) -> Named:
-    """Those statistics that are the largest of the parts' statistics."""
+    """The statistics whose value for a row is the largest value of its parts."""
     names = ("maximum", "label_logit", "max_weight")
     return {name: x for name in names if (x := getattr(part, name)) is not None}
 
@@ -184,7 +184,7 @@ def rescaled_to(m: jax.Array, part: Statistics, one: Any = 1.0) -> Named:
     sums = {"sumexp_rest": exponentials}
     if part.weighted_gap is not None:
         weight = part.weight_rest + (part.max_weight if one else 0)
-        # Beside +inf every other class is infinitely far. Without weight it costs nothing.
+        # Beside +inf every other class is infinitely far. A class without weight costs nothing.
         reaches = part.maximum == m
         gap = jax.lax.select(reaches, -down, m - jax.lax.select(reaches, zero, part.maximum))
         is_nothing = weight == 0
@@ -208,7 +208,7 @@ def merge_shards(stats: Statistics, has_label: jax.Array | None, axes: MeshAxes)
     label = {}
     if has_label is not None:
         label = {"label_logit": jnp.where(has_label, stats.label_logit, 0.0)}
-    # A maximum over the shards may ignore NaN, and then the sums have it.
+    # A maximum over the shards may ignore NaN; the sums do not.
     largest = partial(jax.lax.pmax, axis_name=axes)
     return merge_parts(
         stats._replace(label_logit=None), largest, lambda sums: jax.lax.psum(sums | label, axes)
@@ -251,11 +251,11 @@ def reduce_parts(row: Statistics) -> Statistics:
 
 
 def _merge_two(a: RowAndErrors, b: RowAndErrors) -> RowAndErrors:
-    """The row that has the classes of both. Constants must be NumPy's: JAX refuses its own here."""
+    """Merges two rows. Constants must be NumPy's: JAX refuses its own inside of a reduction."""
     m_a, m_b = a[0].maximum, b[0].maximum
     one, none = (np.asarray(x, m_a.dtype) for x in (UNIT, 0))
-    # The higher row leaves out its maximum. The lower one counts its own, also if it is as high.
-    # NaN is the highest.
+    # The higher row leaves out its maximum. The lower row counts its own, also if both are equal.
+    # NaN counts as the highest.
     select = partial(jax.lax.select, (m_a >= m_b) | (m_a != m_a))
     high, high_errors = jax.tree.map(select, a, b)
     low, low_errors = jax.tree.map(select, b, a)

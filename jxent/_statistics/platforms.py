@@ -1,7 +1,7 @@
-"""The way of summing rows that suits each platform: all that differs between platforms is here.
+"""The way of summing rows that suits each platform.
 
 Each way gets logits, a `Request` and the computing dtype, and returns the `Statistics` of rows.
-`sum_by_logsumexp` is the plain definition, which the other ways are tested against. Platforms
+`sum_by_logsumexp` is the plain definition, against which the other ways are tested. Platforms
 without a way of their own use it.
 """
 
@@ -106,8 +106,8 @@ def _width(logits: jax.Array, most: int, unit: int) -> int:
 def has_whole_rows(logits: jax.Array) -> bool:
     """Whether each device certainly has all classes of its rows, so that they can be cut.
 
-    Where XLA has spread them over devices, to cut them would be to move them. The type of an array
-    says how it is spread over the explicit axes of a mesh. Over automatic axes it may be.
+    To cut classes that XLA has spread over devices would be to move them. The type of an array says
+    how it is spread over the explicit axes of a mesh. XLA may have spread it over automatic axes.
     """
     of_classes = jax.typeof(logits).sharding.spec[-1]
     if is_symbolic_dim(logits.shape[-1]) or of_classes is not None:
@@ -139,7 +139,7 @@ def on_gpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
     # With more slices that have weights or the entropy's sum a thread runs out of registers.
     number = 16 if request.weights is None and not request.exp_gap else 8
     width = max(32, _width(logits, number, 1))
-    if explicit_sharding(logits):  # Here to look up would be to compare with every class.
+    if explicit_sharding(logits):  # Here a look-up compares with every class.
         return sum_by_reduction(z, request, dtype, width, apart=True)
     row = sum_by_reduction(z, replace(request, labels=None), dtype, width, apart=True)
     return _with_label(row, logits, request)
@@ -283,7 +283,7 @@ def _sum(x: jax.Array, dtype: np.dtype[Any]) -> jax.Array:
 
 
 def _together(terms: Named, dtype: np.dtype[Any]) -> Named:
-    """`_total`, but each sum that leaves maxima out is made in one look with their number.
+    """`_total`, but each sum that leaves out maxima is made together with their number.
 
     In separate loops XLA may compute the entries again, with other rounding. Then an entry that is
     counted as a maximum in one loop is none in the other.

@@ -90,9 +90,9 @@ def _mapped(
     return values, [0] * len(values)
 
 
-# m is only where the sums are anchored: what is made of them does not depend on it, so its
-# tangent may be taken as zero. Then 1 + s = sum_j exp(z_j - m) gives s its tangent, in which the
-# maximum counts like every other class; and likewise with the largest weight and the rest.
+# m only anchors the sums: no result depends on the choice of the anchor, so its tangent may be
+# taken as zero. Then 1 + s = sum_j exp(z_j - m) gives s its tangent, in which the maximum counts
+# like every other class; and likewise with the largest weight and the rest.
 def _tangents(
     primals: Sequence[jax.Array], tangents: Sequence[Any], *, dtype: np.dtype[Any], tree: Any
 ) -> tuple[list[jax.Array], list[Any]]:
@@ -145,9 +145,9 @@ def _on(platform: str) -> Any:
 
 
 def _only_of(counted: IfRequested, stats: Statistics, classes: Any) -> Statistics:
-    """The statistics of the examples that count; the others get those of zeros.
+    """Keeps the statistics of the examples that count. The others get those of zeros.
 
-    So nothing has to be selected class by class, and XLA has no masked logits to write.
+    This selects per row, not per class, and XLA need not write masked logits.
     """
     if counted is None:
         return stats

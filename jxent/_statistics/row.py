@@ -91,8 +91,8 @@ def _label_probability_bwd(c: Any, row: "Row", labels: jax.Array) -> Gradients:
     return jnp.where(is_named, slope * q_y, -slope * row.probability()), None
 
 
-# The function is linear in the weights, so that its tangents are such sums, too. But tangents may
-# have either sign, so they are summed as in `sum_of_others`.
+# The function is linear in the weights, so its tangents are sums of the same kind. They may have
+# either sign, so they are summed as in `sum_of_others`.
 def _other_weights_bwd(c: jax.Array, row: "Row", weights: jax.Array) -> Gradients:
     return None, row.sum_of_others(c)
 
@@ -167,7 +167,7 @@ class Row(NamedTuple):
         return to_logits
 
     def pull_surprisals(self, c: jax.Array) -> jax.Array:
-        """The cotangent of the logits for one of ``-log p_j``, where a logit of -inf has none."""
+        """The cotangent of the logits for one of ``-log p_j``; 0 for a logit of -inf."""
         p, q = self.probability(), self.complement()
         c = jnp.where(self.z > -jnp.inf, c, 0.0)
         to_logits: jax.Array = p * self.sum_of_others(c) - c * q
@@ -192,14 +192,14 @@ def plain_surprisal(z: jax.Array, stats: Statistics) -> jax.Array:
 
 
 def filled(logits: jax.Array, mask: Mask) -> jax.Array:
-    """The logits in their computing dtype, without what does not count."""
+    """The logits in their computing dtype, with masked entries filled."""
     z: jax.Array
     (z,) = upcast(mask.fill_logits(logits))
     return z
 
 
 def of_logits(function: Callable[[Row], jax.Array], **request: Any) -> Callable[..., jax.Array]:
-    """The function of rows as one of ``(mesh axes, logits, mask)``, whose gradient is its own.
+    """Makes a function of rows one of ``(mesh axes, logits, mask)``, with the same gradient.
 
     `request` says which statistics it needs, as in `Request`.
     """
@@ -288,10 +288,10 @@ def surprisals(
     weights: Weights | None,
     mask: Mask,
 ) -> Any:
-    """What integer labels ``[...]``, weights ``[..., classes]``, and neither of them cost.
+    """The costs of integer labels ``[...]`` and of weights ``[..., classes]``, and the normaliser.
 
-    The logits are ``[..., classes]``, and the result is `Surprisals`. What the mask leaves out
-    counts as -inf, and as a weight of 0.
+    The logits are ``[..., classes]``, and the result is `Surprisals`. A masked class counts as a
+    logit of -inf and as a weight of 0.
     """
     dtype = computing_dtype(logits, *jax.tree.leaves(weights))
     raw = raw_statistics(axes, dtype, logits, labels, weights, mask)
@@ -312,6 +312,6 @@ def surprisals(
     if weights is not None:
         weight = raw.weight_rest + raw.max_weight
         of_weights = (raw.weighted_gap + weight * plain_log1p(stats.sumexp_rest))[..., 0]
-    # Unlike softmax it has a limit: -inf for a row of nothing but these, and +inf beside one.
+    # Unlike softmax the normaliser has a limit: -inf for a row of only -inf, +inf beside one +inf.
     normalizer = jnp.where(jnp.isinf(m) & ~jnp.isnan(normalizer), m, m + normalizer)[..., 0]
     return Surprisals(of_label, of_weights, normalizer), (raw,)

@@ -47,7 +47,7 @@ def merged_slices(
     width: int,
     apart: bool,
 ) -> Statistics:
-    """Rows that have one class of each slice of so many classes; of a single slice, its classes.
+    """Rows that have one class of each slice; a single slice gives each of its classes as a row.
 
     Statistics that depend only on weights shared by all rows have one row:
     `broadcast_shared_weights` repeats it.
@@ -73,7 +73,7 @@ def slices(
         x, w = _slice(logits, request, dtype, start, width)
         shared, end = end - start, start + width
         if shared > 0:
-            # A constant array: LLVM would split a loop that compares places, and not vectorise it.
+            # A constant keeps the loop vectorised: LLVM would split one that compares places.
             is_new = jnp.asarray(np.arange(width) >= shared)
             x = jnp.where(is_new, x, -jnp.inf)
             w = None if w is None else jnp.where(is_new, w, 0)
