@@ -1,4 +1,4 @@
-"""``python -m jxent``: the library at work on this device, and the numerics report."""
+"""Runs ``python -m jxent``: trains a classifier on this device and prints the numerics report."""
 
 import argparse
 import json
@@ -23,11 +23,11 @@ on two CPU cores."""
 KNOWN = {"cpu", "NVIDIA H200"}
 """The kinds of devices that the documentation has measured figures for."""
 ISSUES = "https://github.com/jxent/jxent/issues"
-"""Where to send a report of another kind."""
+"""The address for reports about other kinds of devices."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line and returns the exit status."""
     options = _parser().parse_args(arguments)
     device = options.device or jax.local_devices()[0]
     start = time.perf_counter()
@@ -125,7 +125,7 @@ def _iris_in_words(history: list[tuple[int, float]], accuracy: float) -> str:
 
 
 def _measure(families: tuple[errors.Family, ...], device: jax.Device) -> list[errors.Line]:
-    """The report's lines, counted on a terminal while they are made."""
+    """Returns the report's lines; shows its progress if stderr is a terminal."""
     implementations = report.implementations()
     programs = len(errors.DTYPES) * len(implementations)
     losses = len(errors.DTYPES) * sum(len(family.losses) for family in families)

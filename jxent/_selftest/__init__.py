@@ -1,1 +1,1 @@
-"""What `python -m jxent` runs: training on iris, and the numerics report."""
+"""The code that `python -m jxent` runs: training on iris, and the numerics report."""

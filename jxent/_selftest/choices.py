@@ -1,4 +1,4 @@
-"""What `python -m jxent` lets its user choose, from the words of the command line."""
+"""Turns the words of `python -m jxent`'s command line into a device and losses."""
 
 import argparse
 import difflib
@@ -11,7 +11,7 @@ from .errors import Family
 
 
 def device(name: str) -> jax.Device:
-    """A device of this machine, by its platform and, after a colon, its number there."""
+    """Returns this machine's device of that name: ``platform`` or ``platform:number``."""
     platform, colon, number = name.partition(":")
     found = _devices(platform) if platform else []
     if not colon:
@@ -33,12 +33,12 @@ def _devices(platform: str) -> list[jax.Device]:
 
 
 def names() -> list[str]:
-    """The losses of the report, each once."""
+    """The names of the report's losses, each once."""
     return list(dict.fromkeys(name for family in report.FAMILIES for name, _ in family.losses))
 
 
 def loss(name: str) -> str:
-    """The name, if the report has a loss that is called so."""
+    """Returns the name if the report has a loss of that name, and raises otherwise."""
     known = names()
     if name in known:
         return name
@@ -48,7 +48,7 @@ def loss(name: str) -> str:
 
 
 def families(chosen: list[str] | None) -> tuple[Family, ...]:
-    """The report's families, with the chosen losses alone; None for all."""
+    """Returns the report's families with only the chosen losses; None chooses all."""
     if chosen is None:
         return report.FAMILIES
     found = (

@@ -1,4 +1,4 @@
-"""Errors of losses against exact arithmetic, in units of their dtype, and against their bounds."""
+"""Compares losses with exact arithmetic: errors in units of the dtype, and their bounds."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,18 +17,18 @@ from .sizes import Quantity
 from .table import TABLE
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-# Smaller numbers are compared absolutely: XLA:CPU has no subnormal ones.
+# XLA:CPU has no subnormal numbers, so errors of numbers smaller than this are absolute.
 TINY = 1e-33
-# One minus a probability that small leaves half of them.
+# If p is as near to 1 as TINY, about half of these digits are left in 1 - p.
 DIGITS = 60
 
 Functions = Mapping[str, Callable[..., Any]]
 Loss = tuple[str, str]
-"""Name of the function, and kind of inputs."""
+"""The name of a function, and the kind of its inputs."""
 
 
 class Family(NamedTuple):
-    """Losses that share their bounds: so many eps, and so many more per nat of |ln size|."""
+    """Losses with the same bounds: a number of eps, and a number of eps per nat of |ln size|."""
 
     title: str
     value: tuple[float, float]
@@ -38,7 +38,7 @@ class Family(NamedTuple):
 
 @dataclass
 class Error:
-    """The worst error, how much of its bound is used, and in which row; how many are beyond."""
+    """The worst error, the largest ratio of error to bound, its row, and how many exceed 1."""
 
     worst: float = 0.0
     of_bound: float = 0.0
@@ -58,7 +58,7 @@ class Error:
 
 
 class Line(NamedTuple):
-    """One loss in one dtype: errors of value and gradient by implementation."""
+    """The errors of value and gradient of one loss in one dtype, for each implementation."""
 
     family: Family
     loss: Loss
@@ -74,20 +74,20 @@ def measure(
     device: jax.Device | None = None,
     on_program: Callable[[], object] = lambda: None,
 ) -> Iterator[Line]:
-    """The errors of every loss in every dtype, one by one.
+    """Yields the errors of every loss in every dtype, one by one.
 
     Args:
       families: the losses and their bounds.
-      implementations: functions by the losses' names, one program for each of the dtypes.
-      dtypes: of the arguments.
-      device: None for JAX's default.
+      implementations: functions by the losses' names; each implementation is one program per dtype.
+      dtypes: the dtypes of the arguments.
+      device: the device to run on; None is JAX's default.
       on_program: called whenever a program has run.
     """
     losses = [(family, loss) for family in families for loss in family.losses]
     rounded = {
         dtype: {kind: _rounded(x, dtype) for kind, x in inputs().items()} for dtype in dtypes
     }
-    # Compiling takes most of the time, and leaves Python free.
+    # Compiling takes most of the time and does not hold Python's lock: two threads are faster.
     with ThreadPoolExecutor(2) as pool:
         pending = {
             (dtype, who): pool.submit(
@@ -130,7 +130,7 @@ def _evaluate(
     dtype: str,
     device: jax.Device | None,
 ) -> dict[Loss, Any]:
-    """Values and gradients of those losses that there are, compiled as one program."""
+    """Returns values and gradients of the losses in `functions`, compiled as one program."""
     found = [(name, kind) for name, kind in losses if name in functions]
 
     def run(arguments: dict[str, Any]) -> list[Any]:
@@ -138,7 +138,7 @@ def _evaluate(
             _value_and_gradients(name, functions[name], arguments[kind]) for name, kind in found
         ]
 
-    # JAX keeps both settings for each thread.
+    # Both settings hold for one thread, so each thread sets them.
     with jax.enable_x64(dtype == "float64"), jax.default_device(device):
         used = {kind: arguments[kind] for _, kind in found}
         compiled = jax.jit(run).lower(used).compile(compiler_options(device))
@@ -147,17 +147,17 @@ def _evaluate(
 
 
 def compiler_options(device: jax.Device | None = None) -> dict[str, str | bool]:
-    """For CPU the same operations without LLVM's polish: a third less time to compile."""
+    """Returns options that save a third of the compile time on CPUs: LLVM does not optimise."""
     platform = device.platform if device else jax.default_backend()
     return {"xla_backend_optimization_level": "0"} if platform == "cpu" else {}
 
 
 def _value_and_gradients(name: str, function: Any, arguments: tuple[jax.Array, ...]) -> Any:
-    """Of each example, with respect to every floating-point argument."""
+    """Returns each example's value, and its gradients for all floating-point arguments."""
     places = [i for i, x in enumerate(arguments) if jnp.issubdtype(x.dtype, jnp.floating)]
 
     def losses(*given: jax.Array) -> Any:
-        if TABLE[name].per_class:  # of many values that of the label is taken
+        if TABLE[name].per_class:  # only the value of the label's class is compared
             z, labels = given
             return jnp.take_along_axis(function(z), labels[:, None], axis=-1)[:, 0]
         return function(*given)
@@ -168,7 +168,7 @@ def _value_and_gradients(name: str, function: Any, arguments: tuple[jax.Array, .
 
 
 def of_some(call: Callable[..., Any], places: Iterable[int], args: Sequence[Any]) -> Any:
-    """The function of the arguments at these places alone, and these."""
+    """Returns `call` as a function of the arguments at these places, and those arguments."""
     places = tuple(places)
 
     def function(*some: Any) -> Any:
@@ -219,7 +219,7 @@ def _compare(result: Any, truth: list[Quantity], family: Family, dtype: str) -> 
 
 
 def _entries(got: Array, truth: Quantity) -> Iterator[tuple[float, Decimal, float, bool]]:
-    """One by one: what was got, what is exact, what the error is relative to, whether to look."""
+    """Yields each entry's result, exact number, size that its error is relative to, and `steep`."""
     for x, true, size, steep in zip(
         np.ravel(got),
         np.ravel(truth.exact),
@@ -231,7 +231,7 @@ def _entries(got: Array, truth: Quantity) -> Iterator[tuple[float, Decimal, floa
 
 
 def _distance(x: float, true: Decimal, size: float) -> float:
-    """Absolute error; none where both are tiny."""
+    """Returns the absolute error, or 0 where both numbers are tiny."""
     if not true.is_finite():
         return 0.0 if x == float(true) else math.inf
     distance = abs(float(Decimal(x) - true))

@@ -1,9 +1,9 @@
-"""Formulas and their gradients in decimal arithmetic, from the exact floating-point inputs.
+"""Evaluates formulas and their gradients in decimal arithmetic, from exact floating-point inputs.
 
-`ARITHMETIC` is what the formulas of `table.py` take to be evaluated with many digits. The textbook
-formula is right then: what cancels in it leaves more digits than any dtype has. Each number
-remembers what it was made of, and its derivative for each of that, so that the chain rule gives
-the gradient of a formula, in the same digits.
+The formulas of `table.py` take `ARITHMETIC` to be evaluated with many digits. Textbook formulas
+are right then: where terms cancel, more digits are left than any dtype has. Each number keeps the
+numbers that it was computed from, and its derivative with respect to each of them. From these the
+chain rule gives the gradient of a formula, with as many digits.
 """
 
 import math
@@ -18,23 +18,23 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 Array: TypeAlias = Any
-"""A NumPy array of objects, of whose arithmetic type checkers know nothing."""
+"""A NumPy array of objects. Type checkers do not know the arithmetic of its entries."""
 ZERO, ONE = Decimal(0), Decimal(1)
 
 
 def context(digits: int) -> Context:
-    """Arithmetic of so many digits, with any exponent; infinity and NaN raise nothing."""
+    """Returns a context of so many digits and any exponent; infinity and NaN do not raise."""
     return Context(prec=digits, traps=[], Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 
 def _operation(
     value: Callable[..., Any], for_a: Callable[..., Any], for_b: Callable[..., Any]
 ) -> Callable[["Number", Any], Any]:
-    """An operator of two numbers, given its value and its derivatives, all of ``(a, b)``."""
+    """Returns an operator of two numbers, from functions of ``(a, b)``: value and derivatives."""
 
     def operate(a: "Number", b: Any) -> Any:
         if isinstance(b, np.ndarray):
-            return NotImplemented  # NumPy goes through the entries
+            return NotImplemented  # NumPy then calls this for each entry
         if not isinstance(b, Number):
             y = Decimal(b)
             return Number(value(a.value, y), (a, for_a(a.value, y)))
@@ -54,7 +54,7 @@ def _power(a: Decimal, b: Decimal) -> Decimal:
 
 
 class Number:
-    """A number, and the numbers that it was made of, each with the derivative for it."""
+    """A number, the numbers that it was computed from, and its derivative for each of these."""
 
     __slots__ = ("born", "made_of", "slope", "steep", "value")
     _clock = count()
@@ -92,7 +92,7 @@ class Number:
         return Number(Decimal(other)) / self
 
 
-# Exponentials and logarithms of the same inputs come again, in other losses.
+# Exponentials and logarithms are cached: several losses need those of the same inputs.
 
 
 @cache
@@ -158,7 +158,7 @@ ARITHMETIC = SimpleNamespace(
 
 
 def decimals(x: Any) -> Array:
-    """The floating-point numbers of `x`, exactly, as an array of objects; labels as they are."""
+    """Returns floating-point numbers as an array of exact decimals, and labels as they are."""
     x = np.asarray(x)
     if np.issubdtype(x.dtype, np.integer) or x.dtype == object:
         return x
@@ -167,12 +167,12 @@ def decimals(x: Any) -> Array:
 
 
 class Result(NamedTuple):
-    """Values, and for each floating-point argument, then for each option, the gradient."""
+    """Values, and their gradients for each floating-point argument, then for each option."""
 
     value: Array
     gradients: tuple[Array, ...]
     steep: tuple[Array, ...]
-    """Where the derivative is infinite; the gradient is there without the infinite terms."""
+    """True where the derivative is infinite. The gradient there omits the infinite terms."""
 
 
 def evaluate(
@@ -181,13 +181,13 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     cotangent: Any = None,
 ) -> Result:
-    """The formula of these arguments, and the gradients of the sum of its (weighted) values.
+    """Evaluates a formula at these arguments, and the gradients of its values' (weighted) sum.
 
     Args:
-      formula: a row's of `table.py`.
+      formula: the formula of a row of `table.py`.
       arguments: floating-point arrays, and labels.
       options: floating-point numbers or arrays.
-      cotangent: of the shape of the values, what each counts; None for 1.
+      cotangent: each value's weight in the sum, in the shape of the values; None for 1.
     """
     made = [_numbers(x) for x in arguments]
     chosen = {name: _numbers(x) for name, x in (options or {}).items()}
@@ -214,10 +214,10 @@ def _each(function: Callable[[Any], Any], x: Array) -> Array:
 
 
 def _differentiate(results: list[tuple[Number, Decimal]]) -> None:
-    """Gives every number its slope: how the weighted sum of the results grows with it.
+    """Sets the slope of every number: the derivative of the results' weighted sum for it.
 
-    What has the weight 0 costs nothing, were it infinite, and where a derivative is infinite, as
-    that of ``p log p`` at 0, it is noted beside the slope.
+    A number of slope 0 adds nothing, even where its derivatives are infinite. Otherwise an infinite
+    derivative, such as that of ``p log p`` at 0, is not added, but sets `steep`.
     """
     for x, weight in results:
         x.slope += weight

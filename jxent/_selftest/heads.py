@@ -1,9 +1,9 @@
-"""Losses over linear heads: the heads that they meet, and what is exact.
+"""Inputs for losses over linear heads, and the exact values and gradients of such losses.
 
-The arguments have one axis more than those of other losses: each row is a head with a kernel of its
-own and a few examples. All numbers are small multiples of powers of two. Every dtype holds them,
-and their products and the sums of these are exact, so that the logits are without error and the
-exact values and gradients are those of the loss of logits, carried through the products.
+The arguments have one axis more than those of other losses: each row is a head with its own kernel
+and a few examples. All numbers are small multiples of powers of two. Every dtype holds them, and
+their products and the sums of these are exact, so the logits have no rounding error. The exact
+values are those of the loss of logits, and the chain rule gives the gradients for the head.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ def inputs() -> dict[str, tuple[Array, ...]]:
     x, w = _heads(rng)
     likely = np.argmax(x @ w, axis=-1)
     labels = rng.integers(CLASSES, size=likely.shape)
-    # In every other head the labels are ahead, by the more the larger the scale is.
+    # In every second head each label has the largest logit, by a margin that grows with the scale.
     labels = np.where(np.arange(len(x))[:, None] % 2, likely, labels).astype(np.int32)
-    # Every other head nearly agrees with its teacher; the rest have one with other classes.
+    # Every second head nearly agrees with its teacher. The other teachers have reversed classes.
     near = w + _scales()[:, None, None] / 64 * rng.integers(-1, 2, w.shape)
     near[-2:, 0] = OFFSET
     agree = np.arange(len(x))[:, None, None] % 2 == 1
@@ -38,7 +38,7 @@ def inputs() -> dict[str, tuple[Array, ...]]:
 
 
 def _scales() -> Array:
-    """Of the kernels: each scale twice, and 1 for two heads whose logits have an offset."""
+    """The kernels' scales: each scale twice, then 1 for two heads whose logits have an offset."""
     return np.repeat([*SCALES, 1.0], 2)
 
 
@@ -53,7 +53,7 @@ def _heads(rng: np.random.Generator) -> tuple[Array, Array]:
 def of_logits(
     kinds: tuple[str, ...], arguments: tuple[Any, ...], product: Callable[..., Any]
 ) -> list[Any]:
-    """The arguments with logits in the places of inputs and kernels."""
+    """Returns the arguments with logits in place of each pair of inputs and kernel."""
     found: list[Any] = []
     for kind, x in zip(kinds, arguments, strict=True):
         if kind == "kernel":
@@ -66,12 +66,12 @@ def of_logits(
 def carried(
     kinds: tuple[str, ...], arguments: tuple[Any, ...], truth: list[Quantity], mean: bool
 ) -> list[Quantity]:
-    """What is exact of the losses of these heads, from what is exact of those of their logits.
+    """Returns the exact losses and gradients of these heads, from those of their logits.
 
     Args:
-      kinds: of the arguments.
+      kinds: the kinds of the arguments.
       arguments: inputs ``[heads, examples, features]``, kernels and labels.
-      truth: losses ``[heads, examples]``, and their gradients for all logits.
+      truth: exact losses ``[heads, examples]``, and their gradients for all logits.
       mean: whether the losses of each head are averaged.
     """
     value, *gradients = truth
@@ -92,7 +92,7 @@ def _linear(x: Quantity, function: Callable[[Any], Any]) -> Quantity:
 
 
 def _product(x: Quantity, by: Any, transposed: bool) -> Quantity:
-    """With a matrix that is exact, on the right or, transposed, on the left."""
+    """Multiplies by an exact matrix from the right or, if `transposed`, from the left."""
 
     def times(a: Any, b: Any) -> Any:
         return b @ a if transposed else a @ b

@@ -10,7 +10,7 @@ from .rows import Row
 Array = np.ndarray[Any, Any]
 CLASSES = 8
 MANY = "softmax_cross_entropy_with_integer_labels"
-"""The loss that also meets a row of thousands of classes."""
+"""The loss that is also measured with thousands of classes."""
 
 NAMES = {
     ("logits",): "logits",
@@ -28,11 +28,11 @@ NAMES = {
     ("inputs", "kernel", "labels"): "head, labels",
     ("inputs", "kernel", "inputs", "kernel"): "two heads",
 }
-"""What a function's kinds of arguments are called here."""
+"""The names of the inputs, by the kinds of a function's arguments."""
 
 
 def names_of(row: Row) -> list[str]:
-    """The inputs that a row of the table meets."""
+    """The names of the inputs with which a row of the table is measured."""
     name = NAMES[(*row.kinds, "labels") if row.per_class else row.kinds]
     if row.binary:
         return ["two binary logits" if name == "two logits" else f"binary {name}"]
@@ -40,11 +40,11 @@ def names_of(row: Row) -> list[str]:
 
 
 def inputs() -> dict[str, tuple[Array, ...]]:
-    """Arguments by kind: integers are labels, all else is differentiated."""
+    """Returns arguments by kind. Integers are classes; all other arguments are differentiated."""
     rng = np.random.default_rng(0)
     z = _logits(rng)
     labels = np.arange(len(z), dtype=np.int32) % CLASSES
-    # Label margins, however the row came about: the label is the first class in the first half.
+    # The first half of the rows has its margins at class 0, so class 0 is the label there.
     labels[: len(z) // 2] = 0
     labels = np.where(np.isfinite(z[np.arange(len(z)), labels]), labels, 0).astype(np.int32)
     y = _soft_labels(rng, z, labels)
@@ -54,7 +54,7 @@ def inputs() -> dict[str, tuple[Array, ...]]:
         log_p, log_q = np.log(p), np.log(q)
     x, x_label, x_other = _binary(rng)
     certain = _probabilities(np.stack([np.zeros_like(x), x], axis=-1))[:, 1]
-    # Integer labels of what is possible at all.
+    # These labels name only classes whose probability is not 0.
     likely = np.where(p[np.arange(len(z)), labels] > 0, labels, np.argmax(p, axis=-1)).astype(
         np.int32
     )
@@ -82,7 +82,7 @@ def inputs() -> dict[str, tuple[Array, ...]]:
 
 
 def _logits(rng: np.random.Generator) -> Array:
-    """Label margins first, then scales, offsets, ties, and classes that do not exist."""
+    """Returns rows with label margins, offsets, scales and ties, and rows with missing classes."""
     ordinary = rng.normal(size=CLASSES)
     ahead = np.eye(CLASSES)[0]
     margins = [-100, -50, -20, -5, -1, 0, 1, 2, 5, 8, 12, 16, 20, 30, 50, 70, 100]
@@ -97,7 +97,7 @@ def _logits(rng: np.random.Generator) -> Array:
 
 
 def _soft_labels(rng: np.random.Generator, z: Array, labels: Array) -> Array:
-    """In turn one-hot, smoothed, uniform and random; nothing for a class that does not exist."""
+    """Returns labels, in turn one-hot, smoothed, uniform and random; 0 for missing classes."""
     hot = np.eye(CLASSES)[labels]
     weights = [hot, 0.9 * hot + 0.1 / CLASSES, np.ones_like(hot), rng.random(hot.shape) ** 4]
     y = np.stack([weights[i % 4][i] for i in range(len(z))]) * np.isfinite(z)
@@ -105,7 +105,7 @@ def _soft_labels(rng: np.random.Generator, z: Array, labels: Array) -> Array:
 
 
 def _targets(rng: np.random.Generator, z: Array) -> Array:
-    """In turn what nearly agrees, what agrees less, what is shifted, and what is far apart."""
+    """Returns other logits, in turn very near, near, noisy and shifted, reversed, and scaled."""
     noise = rng.normal(size=z.shape)
     others = [z + 1e-6 * noise, z + 1e-3 * noise, z + 3 * noise + 16, np.flip(z, -1), z * 1.01]
     other = np.stack([others[i % 5][i] for i in range(len(z))])
@@ -113,9 +113,9 @@ def _targets(rng: np.random.Generator, z: Array) -> Array:
 
 
 def _top_k(z: Array) -> tuple[Array, Array]:
-    """In turn the likeliest classes and those after the first; near, far, and one that is padding.
+    """Returns the likeliest classes, or those after the first, and near or far log-probabilities.
 
-    The probabilities leave something to the other classes, in every dtype.
+    Some rows end in padding. In every dtype the probabilities leave a rest to the other classes.
     """
     order, row = np.argsort(-z, axis=-1).astype(np.int32), np.arange(len(z))[:, None]
     index = np.where(row % 2, order[:, 1:4], order[:, :3])
@@ -134,7 +134,7 @@ def _binary(rng: np.random.Generator) -> tuple[Array, Array, Array]:
 
 
 def _probabilities(z: Array) -> Array:
-    """Softmax, with 0 for what float32 could not hold as a normal number."""
+    """Softmax, with 0 for what is below 1e-33, near the end of float32's normal numbers."""
     p = np.exp(z - z.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
     return np.where(p < 1e-33, 0.0, p)

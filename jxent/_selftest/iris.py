@@ -1,4 +1,4 @@
-"""The library at work: a softmax classifier for Fisher's iris, by gradient descent."""
+"""Trains a softmax classifier for Fisher's iris with the library, by gradient descent."""
 
 import csv
 from importlib import resources
@@ -25,7 +25,7 @@ def load() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 def train(
     steps: tuple[int, ...] = (0, 1, 10, 100, 1000), rate: float = 0.5
 ) -> tuple[list[tuple[int, float]], float]:
-    """The loss after each of these numbers of steps, and the accuracy at the end."""
+    """Trains, and returns the loss after each of these numbers of steps and the final accuracy."""
     measurements, species = load()
     features = jnp.asarray((measurements - measurements.mean(0)) / measurements.std(0))
     labels = jnp.asarray(species)

@@ -1,4 +1,4 @@
-"""The numerics report: which losses, within which bounds, beside what, and how it reads."""
+"""The numerics report: its losses, their bounds, what they are compared with, and its text."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -27,7 +27,7 @@ BOUNDS = {
     "probability": ("probabilities", (8, 0), (8, 0)),
     "log-probability": ("log-probabilities", (8, 0), (8, 1)),
 }
-"""Of each family of the table: its title, and the bounds of values and of gradients."""
+"""Each family's title in the report, and the bounds of its values and of its gradients."""
 
 FAMILIES = tuple(
     Family(
@@ -61,11 +61,11 @@ TEXTBOOK = SimpleNamespace(
     one_hot=jax.nn.one_hot,
     pick=_pick,
 )
-"""The arithmetic with which the table's formulas are what textbooks print."""
+"""JAX's arithmetic, with which the table's formulas are computed as textbooks print them."""
 
 
 def _of_whole_logits(row: Row, dense: Row) -> Callable[..., jax.Array]:
-    """What the textbook has of a head: its logits, and their loss."""
+    """Returns the textbook's loss of a head: it computes all logits, then their loss."""
     product = partial(jnp.matmul, precision="highest")
 
     def function(*arguments: jax.Array) -> jax.Array:
@@ -77,7 +77,7 @@ def _of_whole_logits(row: Row, dense: Row) -> Callable[..., jax.Array]:
 
 
 def _each_head(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The function of one head, of one after the other."""
+    """Returns a function that applies `function` to one head after the other."""
     return lambda *arguments: jax.lax.map(lambda head: function(*head), arguments)
 
 
@@ -93,11 +93,11 @@ HEADS: Functions = {
     ),
     "chunked": _each_head(_chunked),
 }
-"""How the library's functions over heads are called: in chunks, and several heads at once."""
+"""The library's functions over heads, called in chunks and for one head after the other."""
 
 
 def implementations() -> dict[str, Functions]:
-    """The library, the textbook and, where it is installed, optax."""
+    """Returns the functions of the library, the textbook and, where it is installed, optax."""
     plain: dict[str, Callable[..., Any]] = {}
     for row in TABLE.values():
         if row.formula:
@@ -112,7 +112,7 @@ def implementations() -> dict[str, Functions]:
 
 
 def missed(lines: Iterable[Line]) -> list[str]:
-    """What the library got wrong, each with the inputs to see it again."""
+    """Describes each error of the library beyond its bound, with inputs that reproduce it."""
     found = []
     for line in lines:
         for kind, error in zip(("value", "gradient"), line.errors["jxent"], strict=True):
@@ -126,7 +126,7 @@ def missed(lines: Iterable[Line]) -> list[str]:
 
 
 def verdict(lines: list[Line], complete: bool) -> str:
-    """Whether the device keeps the promise, in a sentence; `complete`: these are all losses."""
+    """Says whether the device keeps the promise; `complete` means that no loss is left out."""
     errors = [error for line in lines for error in line.errors["jxent"]]
     beyond, entries = sum(e.beyond for e in errors), sum(e.entries for e in errors)
     names = " and ".join(dict.fromkeys(line.loss[0] for line in lines))
@@ -140,13 +140,13 @@ def verdict(lines: list[Line], complete: bool) -> str:
 
 
 def as_text(lines: list[Line]) -> str:
-    """Two tables, of values and of gradients, and what they say."""
+    """Returns a legend, tables of values and of gradients, and how many are beyond bounds."""
     tables = [_table(lines, kind) for kind in (0, 1)]
     return "\n".join([LEGEND, *tables, *_beyond(lines)])
 
 
 def as_json(lines: Iterable[Line]) -> list[dict[str, Any]]:
-    """One object per loss and dtype; NaN and infinity as strings."""
+    """Returns one object per loss and dtype, with NaN and infinity as strings."""
     return [
         {
             "loss": line.loss[0],
@@ -224,7 +224,7 @@ def _in_words(bound: tuple[float, float]) -> str:
 
 
 def _short(x: float) -> str:
-    """At most five characters."""
+    """Writes a number in at most five characters."""
     if not math.isfinite(x):
         return str(float(x))
     return (
@@ -233,7 +233,7 @@ def _short(x: float) -> str:
 
 
 def _beyond(lines: list[Line]) -> list[str]:
-    """How many values and gradient entries lie beyond the bounds, by implementation."""
+    """Counts the values and gradient entries beyond the bounds, for each implementation."""
     text = ["", "Values and gradient entries beyond these bounds, NaN included:"]
     for who in dict.fromkeys(who for line in lines for who in line.errors):
         errors = [error for line in lines if who in line.errors for error in line.errors[who]]

@@ -1,4 +1,4 @@
-"""A row of the table of losses, and the truth about it."""
+"""A row of the table of losses, with its exact values and gradients."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,23 +15,23 @@ class Row:
 
     name: str
     kinds: tuple[str, ...]
-    """of its positional arguments"""
+    """The kinds of its positional arguments."""
     family: str = ""
-    """whose bounds it keeps"""
+    """The family whose bounds it keeps."""
     formula: Callable[..., Any] | None = None
-    """``(m, *arguments, **options)``; None for what is tested against another function"""
+    """``(m, *arguments, **options)``; None if it is tested against another function."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """those that may be traced, with examples for three classes"""
+    """The options that may be traced, with examples for three classes."""
     binary: bool = False
-    """whether each number is an example, and there is no axis of classes"""
+    """Whether each number is an example, so that there is no axis of classes."""
     per_class: bool = False
-    """whether the result has an axis of classes"""
+    """Whether the result has an axis of classes."""
     reported: bool = True
-    """whether it stands in the report"""
+    """Whether it stands in the report."""
     of_logits: "Row | None" = None
-    """the loss of logits that this is, where it takes inputs and kernels of linear heads"""
+    """The loss of logits that it computes from the inputs and kernels of linear heads."""
     mean: bool = False
-    """whether it averages the examples of a head"""
+    """Whether it averages the examples of a head."""
 
     def truth(
         self,
@@ -59,7 +59,7 @@ class Row:
         quantities = []
         for i, x in enumerate(numbers):
             size = written[i] if i < len(written) else None
-            # The logarithm of a probability is as exact as the difference of two logits.
+            # An exponential's relative error is the error of its exponent, which grows with |ln x|.
             size = size or sizes.of_itself(x, sizes.nats(x) if self.family == "softmax" else 0)
             steep = result.steep[i - 1] if i else np.zeros(x.shape, bool)
             quantities.append(sizes.Quantity(x, size.terms, size.extra + 0 * size.terms, steep))

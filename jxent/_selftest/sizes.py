@@ -1,14 +1,14 @@
-"""What an error is relative to, where that is not simply the result.
+"""The sizes that errors are relative to, where that is not simply the result.
 
-Rounding the terms of a sum costs so many eps of the sum of their absolute values, however much of
-it cancels. That sum is the size of a value or of a gradient entry. It is the number itself where
-the terms have one sign; where they have both, it stands here, under the loss's name. Beside each
-term stands what its own error may have on top, in eps: mostly the term times a logarithm, as of a
-probability, which is lost where a logit is subtracted from the largest one.
+Rounding the terms of a sum costs some eps of the sum of their absolute values, however much of it
+cancels. That sum is the size of a value or of a gradient entry. If all terms have one sign, it is
+the number itself. Otherwise a function here, with the loss's name, computes it. Each term also has
+an extra error of its own, in eps. It is mostly the term times a logarithm such as log p, because
+the subtraction of the largest logit loses so many eps.
 
 Each function takes the exact result, the arguments of the loss as arrays of decimals, and its
-options. It gives the size of the value, then those of the gradients for the floating-point
-arguments; None, or nothing, where the number itself is the size.
+options. It returns the size of the value, then those of the gradients for the floating-point
+arguments. A size that is None or missing is the number itself.
 """
 
 from decimal import Decimal
@@ -28,7 +28,7 @@ nats: Any = np.frompyfunc(exact.nats, 1, 1)
 
 
 class Size(NamedTuple):
-    """The sum of the absolute values of the terms, and what is allowed beside its units of eps."""
+    """The sum of the absolute values of the terms, and the sum of their extra errors in eps."""
 
     terms: Array
     extra: Array
@@ -38,7 +38,7 @@ Sizes = tuple[Size | None, ...]
 
 
 class Quantity(NamedTuple):
-    """Exact numbers, and their size; of gradients also where the derivative is infinite."""
+    """Exact numbers and their sizes; for gradients also where the derivative is infinite."""
 
     exact: Array
     terms: Array
@@ -47,7 +47,7 @@ class Quantity(NamedTuple):
 
 
 def of_terms(*terms: tuple[Any, Any]) -> Size:
-    """Of a sum of terms, each given as (term, its own additional error in eps)."""
+    """Returns the size of a sum of terms, each given as (term, its own extra error in eps)."""
     shape = np.broadcast_shapes(*(np.shape(term) for term, _ in terms))
     zero = np.full(shape, ZERO, object)
     return Size(
@@ -56,17 +56,17 @@ def of_terms(*terms: tuple[Any, Any]) -> Size:
 
 
 def of_itself(x: Array, extra: Any = ZERO) -> Size:
-    """Of a number whose relative error counts, and beside it so many eps of the number."""
+    """Returns the size of a number that is its own size; `extra` is in eps of the number."""
     return Size(abs(x), times(extra, abs(x)))
 
 
 def total(x: Array) -> Any:
-    """Over classes."""
+    """Sums over classes."""
     return np.sum(x, axis=-1, keepdims=True)
 
 
 def _distribution(z: Array) -> tuple[Any, Any]:
-    """Of logits: the probabilities, and their surprisals."""
+    """Returns the probabilities of logits, and their surprisals."""
     below = np.max(z, axis=-1, keepdims=True) - z
     e = exp(-below)
     return e / total(e), below + ln(total(e))
@@ -88,7 +88,7 @@ def _one_hot(labels: Array, classes: int) -> Array:
 
 
 def _reach(z: Array) -> Any:
-    """The size of a normaliser: that of the largest logit, and of the logarithm beside it."""
+    """The size of a normaliser: that of the largest logit plus the logarithm of the class count."""
     return abs(np.max(z, axis=-1)) + ln(Decimal(z.shape[-1]))
 
 
@@ -154,7 +154,7 @@ def softmax_cross_entropy_with_integer_labels(
     y = _one_hot(label, z.shape[-1])
     value, gradient = softmax_cross_entropy(result, z, y, **options)
     assert gradient is not None
-    # The label's entry may be as far off as the loss, whose logarithm it shares.
+    # The label's entry may have the loss's extra error: both come from the other classes' sum.
     as_loss = np.where(y == 1, nats(result.value)[..., None] * gradient.terms, ZERO)
     return value, gradient._replace(extra=np.maximum(gradient.extra, as_loss))
 
@@ -179,7 +179,7 @@ def poly_loss_cross_entropy(result: Result, z: Array, y: Array, epsilon: Any = 2
 def softmax_focal_loss_with_integer_labels(
     result: Result, z: Array, label: Array, gamma: Any = 2 * ONE, class_weights: Any = None
 ) -> Sizes:
-    """With the error of a power, which grows with the exponent."""
+    """Includes the error of a power, which grows with the exponent."""
     p, n = _distribution(z)
     y = _one_hot(label, z.shape[-1])
     missed, cost = total((1 - y) * p), total(times(y, n))
@@ -195,10 +195,10 @@ def softmax_focal_loss_with_integer_labels(
 
 
 def _less_its_mean(p: Array, t: Array) -> Size:
-    """Of ``p_j (t_j - sum_i p_i t_i)``.
+    """Returns the size of ``p_j (t_j - sum_i p_i t_i)``.
 
-    A shift of all t_j vanishes in it, so where these are near their mean they may be as far off,
-    in units of the family, as the differences from the others are large.
+    A shift of all t_j cancels in it, so t_j and the mean may both be small where t_j is far from
+    other t_i. The 64 eps of the family are then relative to these differences.
     """
     t = _finite(t)
     size = p * (abs(t) + abs(total(p * t)))
@@ -237,10 +237,10 @@ def _part(weight: Any, size: Size) -> Size:
 def softmax_kl_divergence_with_top_k_targets(
     result: Result, z_q: Array, index: Array, log_p: Array
 ) -> Sizes:
-    """With the error of the given logarithms, and of those that they are compared with.
+    """Includes the errors of the given logarithms and of those that they are compared with.
 
-    The probability that the named classes leave is as far off as theirs are. Classes without
-    probability say nothing.
+    The probability that the named classes leave has the error of their sum. Classes without
+    probability add nothing.
     """
     q, n = _distribution(z_q)
     is_named = index[..., None] == np.arange(z_q.shape[-1])
@@ -259,7 +259,7 @@ def softmax_kl_divergence_with_top_k_targets(
 
 
 def sigmoid_kl_divergence(result: Result, z_q: Array, z_p: Array) -> Sizes:
-    """Of the second class of two."""
+    """Takes the softmax divergence of two classes; the gradients are the second class's."""
     pairs = (np.stack([0 * z, z], axis=-1) for z in (z_q, z_p))
     _, *gradients = softmax_kl_divergence(result, *pairs)
     return None, *(Size(*(x[..., 1] for x in size)) for size in gradients if size)
@@ -285,7 +285,7 @@ def sigmoid_binary_cross_entropy(
 
 
 def _weights(y: Array, pos_weight: Any, label_smoothing: Any) -> tuple[Any, Any]:
-    """Of the two surprisals."""
+    """Returns the weights of the two surprisals, of yes and of no."""
     smoothed = (1 - label_smoothing) * y + label_smoothing / 2
     return pos_weight * smoothed, 1 - smoothed
 
@@ -298,7 +298,7 @@ def _to_binary_labels(p: Array, q: Array, pos_weight: Any, label_smoothing: Any)
 def sigmoid_focal_loss(
     result: Result, z: Array, y: Array, alpha: Any = None, gamma: Any = 2 * ONE
 ) -> Sizes:
-    """With the error of a power, which grows with the exponent."""
+    """Includes the error of a power, which grows with the exponent."""
     p, q = _sigmoid(z)
     yes, no = -ln(p), -ln(q)
     of_yes, of_no = (ONE, ONE) if alpha is None else (alpha, 1 - alpha)
@@ -336,7 +336,7 @@ def cross_entropy(result: Result, p: Array, q: Array) -> Sizes:
 
 
 def relative_entropy(result: Result, p: Array, q: Array) -> Sizes:
-    """The terms as written, or the excess over ``p - q``, never negative, and that difference."""
+    """Takes the smaller size: the terms as written, or ``sum(p - q)`` and the rest of the value."""
     t = _log_ratio(p, q)
     surplus = np.sum(p, axis=-1) - np.sum(q, axis=-1)
     size = np.minimum(abs(result.value - surplus) + abs(surplus), np.sum(abs(times(p, t)), axis=-1))
@@ -364,7 +364,7 @@ def binary_cross_entropy(
     )
 
 
-# Log-probabilities. The rounding of log p, where it is taken, cannot be seen past.
+# Log-probabilities. A loss that takes the logarithm of p keeps its rounding error.
 
 
 def kl_divergence(result: Result, log_q: Array, p: Array) -> Sizes:
@@ -380,7 +380,7 @@ def kl_divergence_with_log_targets(result: Result, log_q: Array, log_p: Array) -
 
 
 def generalized_kl_divergence(result: Result, log_q: Array, p: Array) -> Sizes:
-    """The terms as written, or the result, never negative, and the rounding of log p."""
+    """Takes the smaller size: the terms as written, or the result and the rounding of log p."""
     n, q = ln(p), exp(log_q)
     ratio = np.where(p == 0, ZERO, n - log_q)
     written = np.sum(abs(times(p, n)) + abs(times(p, log_q)) + p + q, axis=-1)

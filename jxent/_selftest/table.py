@@ -1,9 +1,9 @@
 """The table of losses: one row per public function, from which all other lists of them are made.
 
-A row is the function's formula, written once, as textbooks print it, for whatever arithmetic `m` it
-is given. With that of JAX it is the report's textbook column; with that of `exact.py`, in many
-digits, the truth for the report and for the tests. It takes the function's positional arguments,
-with the classes last, and the options by name, as left alone when they are not given.
+A row has the function's formula, written once, as textbooks print it, for any arithmetic `m`. With
+JAX's arithmetic it is the textbook column of the report. With that of `exact.py`, in many digits,
+it is the truth for the report and for the tests. It takes the function's positional arguments, with
+the classes last, and the options by name; those that are not given have their defaults.
 
 `m` has `sum` (over classes), `exp`, `log`, `softmax`, `sigmoid` (the probabilities of yes and of
 no), `one_hot(labels, classes)` and `pick(x, labels)`. Where terms of both signs cancel, `sizes.py`
@@ -27,7 +27,7 @@ def row(
     per_class: bool = False,
     reported: bool = True,
 ) -> Callable[[Formula], Formula]:
-    """Adds a formula to the table, under its name; what the parameters mean stands in `Row`."""
+    """Adds a formula to the table, under its name; `Row` explains the parameters."""
 
     def add(formula: Formula) -> Formula:
         name = formula.__name__
@@ -228,7 +228,7 @@ def binary_cross_entropy(
     return _surprisal(m, p, 1 - p, y, pos_weight, label_smoothing)
 
 
-# Of losses, and of a linear head
+# Reduction, and linear heads
 
 
 @row("losses", "weights", family="probability", reported=False)
@@ -250,7 +250,7 @@ TABLE["linear_softmax_cross_entropy"] = Row(
     mean=True,
 )
 
-# Of all that it makes, the divergence of two heads.
+# `chunked` takes any loss of logits; it is measured with the divergence of two heads.
 TABLE["chunked"] = Row(
     "chunked",
     ("inputs", "kernel", "inputs", "kernel"),
