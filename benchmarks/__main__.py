@@ -1,7 +1,7 @@
-"""``python benchmarks``: every table, as Markdown; each of them is a program of its own.
+"""``python benchmarks`` prints every table as Markdown. Each table has a program of its own.
 
-Times are those of the device that JAX has here. The compilers' figures for TPUs and an H100 take
-neither, but the extra `aot`; without it they say what is missing.
+Times are measured on the device that JAX finds. The compilers' figures for TPUs and an H100 need no
+such device but the extra `aot`; without it these programs say what is missing.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ TABLES = [
 
 
 def main():
-    """Run them in turn; the status is 1 if one of them failed."""
+    """Runs the programs in turn; the exit status is 1 if one of them failed."""
     failed = False
     for title, (file, *options) in TABLES:
         print(f"## {title}\n", flush=True)

@@ -1,12 +1,12 @@
-"""What the compilers for TPUs and for an H100 make of the losses, on a machine that has neither.
+"""Compiles the losses for TPUs and for an H100, on a machine that has neither.
 
 ``python benchmarks/compilers.py`` prints a Markdown table of passes (bytes moved, divided by the
 bytes of the logits), temporaries, and estimated time and cycles. Nothing runs: the figures are the
-compilers' own, and the same every time. It takes what ``pip install ".[aot]"`` installs. With tqdm
+compilers' own, and the same every time. It needs what ``pip install ".[aot]"`` installs. With tqdm
 installed, progress is shown.
 
-As a module: `compile_for` compiles a function for one of `devices`. Import it before JAX and in a
-process of its own, because it has JAX find no device but the CPU.
+Other programs import `compile_for`, which compiles a function for one of `devices`. They import it
+before JAX and in a process of its own, because it makes JAX find no device but the CPU.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-# No accelerator is looked for, neither here nor by asking the network; and several processes may
+# JAX looks for no accelerator, neither on this machine nor over the network. Several processes may
 # compile at once.
 os.environ.update(
     JAX_PLATFORMS="cpu",
@@ -40,7 +40,7 @@ try:
 except ImportError:
 
     def tqdm(rows):
-        """No progress bar."""
+        """Prints one line in place of a progress bar."""
         print(f"compiling {len(rows)} rows, some seconds each", file=sys.stderr)
         return rows
 
@@ -64,28 +64,28 @@ devices: dict[str, dict[str, str]] = {
     "v6e": {"platform": "tpu", "topology_name": "v6e:2x2"},
     "h100": {"platform": "cuda", "topology": "1x1x1", "target_config": _H100},
 }
-"""What JAX calls the devices."""
+"""JAX's descriptions of the devices, as arguments of `get_topology_desc`."""
 
 
 class Figures(NamedTuple):
-    """What a compiler says of a program.
+    """The figures that a compiler gives for a program.
 
-    The body of a loop is counted once, however often it runs: multiply, or compile without loops.
+    The body of a loop counts once, however often it runs: multiply, or compile without loops.
     """
 
     bytes_moved: int
     temporaries: int
     """The bytes it needs beside its arguments and results."""
     estimated_seconds: float | None
-    """On a TPU that of the bytes alone; on the H100 XLA's model of bytes and arithmetic."""
+    """On a TPU the time for the bytes alone; on the H100 XLA's model of bytes and arithmetic."""
     estimated_cycles: int | None
-    """On a TPU the estimates of all kernels, bytes and arithmetic; None on the H100."""
+    """On a TPU the sum over all kernels, for bytes and arithmetic; None on the H100."""
     text: str
     """The optimised HLO."""
 
 
 def unavailable(device: str) -> str | None:
-    """Why nothing can be compiled for `device`, or None."""
+    """Returns why nothing can be compiled for `device`, or None."""
     if jax.config.jax_platforms != "cpu":
         return "JAX_PLATFORMS must be cpu: import compilers before jax"
     on_tpu = devices[device]["platform"] == "tpu"
@@ -104,7 +104,7 @@ def _installed() -> dict[str, str]:
 
 @functools.cache
 def _sharding(device: str) -> jax.sharding.Sharding:
-    jax.devices()  # registers the plugins
+    jax.devices()  # this call registers the plugins
     (first, *_) = topologies.get_topology_desc(**devices[device]).devices
     return jax.sharding.SingleDeviceSharding(first)
 
@@ -112,7 +112,7 @@ def _sharding(device: str) -> jax.sharding.Sharding:
 def compile_for(
     device: str, function: Callable[..., Any], *arguments: jax.ShapeDtypeStruct
 ) -> Figures:
-    """Compiles `function` of arguments of these shapes and dtypes for one such device."""
+    """Compiles `function` for one such device, and arguments of these shapes and dtypes."""
     reason = unavailable(device)
     if reason:
         raise RuntimeError(f"nothing can be compiled for {device}: {reason}")
@@ -125,14 +125,14 @@ def compile_for(
     if on_tpu:
         cost = compiled.cost_analysis()
         estimates = map(int, re.findall(r'"estimated_cycles":"(\d+)"', text))
-        # A kernel that the model cannot judge has an absurd number.
+        # The model gives an absurdly large number for a kernel that it cannot judge.
         cycles = sum(n for n in estimates if n < 2**40)
         moved, seconds = int(cost["bytes accessed"]), cost.get("optimal_seconds", -1)
-    else:  # The first of the models' times that stand at each kernel.
+    else:  # Each kernel has the times of several models; the first counts.
         times = re.findall(r'"reification_cost":\[\{[^}]*"exec_time_us":([^,}]+)', text)
         moved, seconds = _bytes_moved(text), 1e-6 * sum(map(float, times))
     temporaries = compiled.memory_analysis().temp_size_in_bytes
-    # Of a program with a kernel that they cannot judge the models say less than nothing.
+    # The time is negative if the program has a kernel that the models cannot judge.
     return Figures(moved, temporaries, seconds if seconds > 0 else None, cycles, text)
 
 
@@ -152,9 +152,9 @@ _WIDTHS = {"token": 0, "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2
 
 
 def _bytes_moved(text: str) -> int:
-    """Bytes of operands and results of every kernel that the entry computation starts.
+    """Returns the bytes of operands and results of all kernels that the entry computation starts.
 
-    An operand counts whole, except where a kernel only gathers or slices from it.
+    An operand counts in full, unless a kernel only gathers or slices from it.
     """
     computations: dict[str, dict[str, _Instruction]] = {}
     entry = ""
@@ -206,7 +206,7 @@ _OPTIONS = {
     "with ignore_index": {"ignore_index": -100},
     "with where": {},
 }
-# Library, function, its second argument, and its options, of which some are arrays.
+# Each entry has a library, a function, its second argument and options, some of them arrays.
 _LOSSES = [
     *[(library, _SPARSE, "labels", on) for library, on in _CALLERS],
     ("jxent", _SPARSE, "labels", "with ignore_index"),
@@ -249,7 +249,7 @@ def _cells(device: str, dtype: str, loss: tuple[Any, ...], shape: list[int]) -> 
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", nargs="+", choices=devices, default=list(devices))
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])

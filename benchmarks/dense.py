@@ -1,12 +1,12 @@
-"""The dense losses beside optax's and PyTorch's, on whatever device JAX has: time and temporaries.
+"""Compares the dense losses with optax's and PyTorch's on JAX's device: time and temporaries.
 
-``python benchmarks/dense.py`` runs the libraries interleaved, in one process, and prints a
-Markdown table of the medians of their times relative to jxent's peers, and of what XLA needs
-beside arguments and results. PyTorch is compared on a CPU, where it is installed. With tqdm
-installed, progress is shown.
+``python benchmarks/dense.py`` runs the libraries in turn, in one process. It prints a Markdown
+table of jxent's median times relative to its peers', and of the memory that XLA needs beside
+arguments and results. PyTorch is compared on a CPU, where it is installed. With tqdm installed,
+progress is shown.
 
-``python benchmarks/dense.py --sweep`` compares one loss over many numbers of classes, and how long
-it takes to trace and lower, and to compile, with its gradient in float32.
+``python benchmarks/dense.py --sweep`` compares one loss over many numbers of classes. It also
+compares the times to trace and lower it, and to compile it, with its gradient in float32.
 """
 
 import argparse
@@ -27,7 +27,7 @@ try:
 except ImportError:
 
     def tqdm(rows, **_):
-        """No progress bar."""
+        """Returns the rows without a progress bar."""
         return rows
 
 
@@ -45,7 +45,7 @@ TIMED_WHEN_MADE = (KIND, "float32")
 
 
 def main():
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--compilations", type=int, default=5, help="of a program of the sweep")
@@ -80,7 +80,7 @@ def sweep(options):
     print("| classes | float32 | | with gradient | | bfloat16, with gradient | |", end="")
     print(" tracing and lowering | compiling |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for classes in tqdm(options.classes, leave=False):
-        # A multiple of 64, as batch sizes often are: XLA:CPU vectorises short rows only then.
+        # Batch sizes are often multiples of 64, and only then XLA:CPU vectorises short rows.
         examples = max(1, 2**options.log2 // options.part // classes // 64) * 64
         rng = np.random.default_rng(0)
         y = jnp.asarray(rng.integers(0, classes, examples))
@@ -99,9 +99,9 @@ def sweep(options):
 
 
 def made_in_turn(make, z, y, times):
-    """The loss of each library as a program, which is made so many times in turn.
+    """Compiles the loss of each library so many times, in turn.
 
-    And the median seconds of tracing and lowering it, and of compiling it.
+    Returns the programs, and the median seconds of tracing and lowering, and of compiling.
     """
     programs, taken = {}, {"jxent": [], "optax": []}
     for _ in range(times):
@@ -122,12 +122,12 @@ def show(row):
 
 
 def mean_loss(library, name, z, y):
-    """The loss of that name, of one number."""
+    """Returns the mean of the library's loss of that name."""
     return jnp.mean(getattr(library, name)(z, y))
 
 
 def compared(name, shape, dtype, with_torch, runs):
-    """The rows of the table for one loss."""
+    """Yields the rows of the table for one loss."""
     rng = np.random.default_rng(0)
     z = jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
     if name == SOFTMAX:
@@ -158,7 +158,7 @@ def compared(name, shape, dtype, with_torch, runs):
 
 
 def torch_program(name, kind, z, y):
-    """The same by PyTorch, a function of what it does not need: it has its own arrays."""
+    """Returns PyTorch's program, which ignores its arguments because it has its own arrays."""
     import torch
 
     z = torch.tensor(np.asarray(z, np.float32)).to(getattr(torch, z.dtype.name))
@@ -181,9 +181,9 @@ def torch_program(name, kind, z, y):
 
 
 def medians(programs, z, y, runs):
-    """Of the times of each program, all run in turn.
+    """Runs the programs in turn, and returns the median time of each.
 
-    An accelerator gets several calls at once: it computes while the next one is launched.
+    An accelerator gets several calls at once, so that it computes while the next is launched.
     """
     taken = {name: [] for name in programs}
     calls = 1 if jax.default_backend() == "cpu" else 10

@@ -1,11 +1,11 @@
-"""The linear head's loss and gradients beside those of whole logits: time, memory and error.
+"""Compares the linear head's loss and gradients with those of whole logits: time, memory, error.
 
-``python benchmarks/linear.py`` runs the libraries interleaved, in one process, on whatever device
-JAX has, and prints a Markdown table: optax (on logits that are made first), jxent, and tokamax
-where it is installed. ``--objectives`` compares other losses, through `jxent.chunked`, with the
-same on whole logits, and examples that are ignored with all. ``--vocabularies`` compiles for more
-and more classes instead, and prints what the programs need beside their arguments and results. With
-tqdm installed, progress is shown.
+``python benchmarks/linear.py`` runs the libraries in turn, in one process, on JAX's device. It
+prints a Markdown table of optax (on logits that are computed first), jxent, and tokamax where it is
+installed. ``--objectives`` compares other losses by `jxent.chunked` with those losses of whole
+logits, and ignored examples with counted ones. ``--vocabularies`` only compiles, for more and more
+classes, and prints the memory that the programs need beside their arguments and results. With tqdm
+installed, progress is shown.
 """
 
 import argparse
@@ -27,12 +27,12 @@ try:
 except ImportError:
 
     def tqdm(iterable, **_):
-        """No progress bar."""
+        """Returns the iterable without a progress bar."""
         return iterable
 
 
 def main():
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=4096)
     parser.add_argument("--features", type=int, default=512)
@@ -55,7 +55,7 @@ def main():
 
 
 def losses(chunk_size=None):
-    """The mean loss by each library, as a function of inputs, kernel and labels."""
+    """Returns the mean loss of each library, as a function of inputs, kernel and labels."""
     functions = {
         "optax": lambda x, w, y: jnp.mean(
             optax.softmax_cross_entropy_with_integer_labels(jnp.dot(x, w), y)
@@ -67,7 +67,7 @@ def losses(chunk_size=None):
         from tokamax import linear_softmax_cross_entropy_loss
 
         flags.FLAGS(sys.argv[:1])  # tokamax would read this program's options as its own.
-        for name in None, "chunked_xla":  # The first is what it takes by itself.
+        for name in None, "chunked_xla":  # None lets tokamax choose.
             functions["tokamax" + (f", {name}" if name else "")] = lambda x, w, y, name=name: (
                 linear_softmax_cross_entropy_loss(x, y, w, reduction="mean", implementation=name)
             )
@@ -75,7 +75,7 @@ def losses(chunk_size=None):
 
 
 def compiled(function, examples, features, classes, dtype):
-    """The program for value and gradients, and the bytes it needs on the way."""
+    """Returns the program for value and gradients, and the bytes of its temporaries."""
     shapes = [((examples, features), dtype), ((features, classes), dtype), ((examples,), "int32")]
     arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
     program = jax.jit(jax.value_and_grad(function, (0, 1))).lower(*arguments).compile()
@@ -83,7 +83,7 @@ def compiled(function, examples, features, classes, dtype):
 
 
 def print_comparison(options):
-    """A row for each library and number of classes."""
+    """Prints a row for each library and number of classes."""
     print("| classes | | time | temporary memory | error of the loss | of the gradients |")
     print("|---|---|---|---|---|---|")
     for classes in options.classes:
@@ -104,7 +104,7 @@ def print_comparison(options):
 
 
 def objectives(x, y, chunk_size=None):
-    """Pairs of functions of inputs and kernel: on whole logits, and what is compared with it."""
+    """Returns pairs of functions of inputs and kernel: a reference, and one compared with it."""
     rng = np.random.default_rng(1)
     advantages = jnp.asarray(rng.standard_normal(len(x), np.float32))
     teacher = jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype)
@@ -134,7 +134,7 @@ def objectives(x, y, chunk_size=None):
         nll, entropy = chunked(jxent.LinearLogits(x, w), y)
         return jnp.mean(advantages * nll - 0.01 * entropy)
 
-    # The teacher's kernel is the student's at the start, so that no third kernel is in memory.
+    # The teacher has the student's first kernel, so that no third kernel is in memory.
     def whole_distillation(x, w, frozen):
         return jnp.mean(
             jxent.softmax_kl_divergence(logits_of(x, w) / 2, logits_of(teacher, frozen) / 2)
@@ -164,7 +164,7 @@ def objectives(x, y, chunk_size=None):
 
 
 def print_objectives(options):
-    """A row for each loss: the time and the temporaries, relative to the same on whole logits."""
+    """Prints a row for each pair: the time and the temporaries, relative to the reference."""
     print("| classes | | time | temporary memory |")
     print("|---|---|---|---|")
     for classes in options.classes:
@@ -185,7 +185,7 @@ def print_objectives(options):
 
 
 def print_memory(options):
-    """A row for each number of classes."""
+    """Prints a row for each number of classes."""
     print("| classes | whole logits (optax) | jxent | |")
     print("|---|---|---|---|")
     functions = losses(options.chunk_size)
@@ -209,7 +209,7 @@ def _arrays(options, classes):
 
 
 def _run(programs, arrays, runs):
-    """What each returns, and its median time."""
+    """Runs the programs in turn, and returns each one's results and median time."""
     results, taken = {}, {name: [] for name in programs}
     for run in tqdm(range(runs + 1), desc="running", leave=False):
         for name, program in programs.items():
@@ -222,7 +222,7 @@ def _run(programs, arrays, runs):
 
 
 def _exact(x, w, y):
-    """Loss and gradients in float64, a few examples at a time."""
+    """Computes loss and gradients in float64, a few examples at a time."""
     x, w, y = np.asarray(x, np.float64), np.asarray(w, np.float64), np.asarray(y)
     loss, to_w, to_x = 0.0, np.zeros_like(w), np.zeros_like(x)
     for start in tqdm(range(0, len(x), 256), desc="exact", leave=False):
@@ -242,7 +242,7 @@ def _exact(x, w, y):
 
 
 def _error(got, exact):
-    """Relative, in the Frobenius norm."""
+    """Returns the relative error in the Frobenius norm."""
     return np.linalg.norm(np.asarray(got, np.float64) - exact) / np.linalg.norm(exact)
 
 

@@ -1,15 +1,15 @@
-"""What a linear head's loss needs on TPUs and an H100, by their compilers, on neither.
+"""Compiles a linear head's loss for TPUs and an H100, on a machine that has neither.
 
 ``python benchmarks/linear_compiled.py`` compiles value and gradients for each device and prints a
-Markdown table of their temporaries: optax's on logits that are made first, jxent's, and tokamax's
-where it is installed. It takes what ``pip install ".[aot]"`` installs.
+Markdown table of the temporaries of optax (on logits that are computed first), jxent, and tokamax
+where it is installed. It needs what ``pip install ".[aot]"`` installs.
 """
 
 import argparse
 import importlib.metadata
 import sys
 
-import compilers  # before JAX
+import compilers  # must come before JAX
 
 # isort: split
 import jax
@@ -17,7 +17,7 @@ import linear
 
 
 def main():
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", nargs="+", default=["v5p", "v6e", "h100"])
     parser.add_argument("--examples", type=int, default=8192)
@@ -41,7 +41,7 @@ def main():
 
 
 def temporaries(device, loss, options, classes):
-    """What the program needs beside arguments and gradients."""
+    """Returns the gigabytes that the program needs beside arguments and gradients."""
     sizes = (options.examples, options.features), (options.features, classes)
     inputs, kernel = (jax.ShapeDtypeStruct(shape, options.dtype) for shape in sizes)
     labels = jax.ShapeDtypeStruct((options.examples,), "int32")

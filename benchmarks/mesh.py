@@ -1,9 +1,9 @@
-"""The loss of a linear head over TPU meshes: what each chip computes, carries and keeps.
+"""Compiles a linear head's loss for TPU meshes: what each chip computes, carries and keeps.
 
 ``python benchmarks/mesh.py`` compiles value and gradients for TPUs on a machine that has none, as
-`compilers` does, and prints a Markdown table: jxent, and whole logits in float32 that XLA
-partitions by itself; then the same of a policy objective, by `jxent.chunked`. Nothing runs. It
-takes what ``pip install ".[aot]"`` installs.
+`compilers` does. It prints a Markdown table of jxent, and of whole logits in float32 that XLA
+partitions by itself. Two more rows are a policy objective, by `jxent.chunked` and of whole logits.
+Nothing runs. It needs what ``pip install ".[aot]"`` installs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import jxent
 
 
 class Setting(NamedTuple):
-    """A mesh of chips, data by model, and the arrays on it, in bfloat16."""
+    """A mesh of chips, data x model, and the sizes of the arrays on it, which are bfloat16."""
 
     topology: str
     data: int
@@ -41,15 +41,15 @@ SETTINGS = [
     Setting("v5e:16x16", 32, 8, 2**22, 2**18),
 ]
 CHUNK = 512
-"""Examples per chunk, a divisor of those of a chip: then the number of chunks is known."""
+"""Examples per chunk. It divides the examples of a chip, so the number of chunks is known."""
 WIDTHS = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 
 class Figures(NamedTuple):
-    """Of one chip."""
+    """The figures of one chip."""
 
     products: float
-    """Arithmetic, in products of the chip's examples, features and classes."""
+    """The arithmetic, in units of one matrix product of the chip's inputs and kernel."""
     carried: int
     """Bytes of the results of its collective operations."""
     temporaries: int
@@ -57,7 +57,7 @@ class Figures(NamedTuple):
 
 
 def losses() -> dict[str, Any]:
-    """The mean loss as a function of the mesh, inputs, kernel and labels."""
+    """Returns the mean losses as functions of the mesh, inputs, kernel and labels."""
 
     def fused(mesh, x, w, y):
         return jxent.linear_softmax_cross_entropy(
@@ -99,7 +99,7 @@ def losses() -> dict[str, Any]:
 
 
 def figures(setting: Setting, name: str) -> Figures:
-    """What the compiler makes of one of the losses and its gradients."""
+    """Compiles one of the losses with its gradients, and returns the compiler's figures."""
     chips = topologies.get_topology_desc(platform="tpu", topology_name=setting.topology).devices
     mesh = Mesh(np.array(chips).reshape(setting.data, setting.model), ("data", "model"))
     data, model = PartitionSpec("data"), PartitionSpec(None, "model")
@@ -113,7 +113,7 @@ def figures(setting: Setting, name: str) -> Figures:
     program = jax.value_and_grad(functools.partial(losses()[name], mesh), (0, 1))
     shardings = None, (arguments[0].sharding, arguments[1].sharding)
     compiled = jax.jit(program, out_shardings=shardings).lower(*arguments).compile()
-    # A loop's body is counted once, and has nearly everything: so this is no less than there is.
+    # A loop's body counts once and has nearly all the work, so this product is an upper bound.
     chunks = setting.examples // setting.data // CHUNK if name.startswith("jxent") else 1
     product = 2 * setting.examples * setting.features * setting.classes // mesh.size
     return Figures(
@@ -124,7 +124,7 @@ def figures(setting: Setting, name: str) -> Figures:
 
 
 def carried(text: str, chunks: int) -> int:
-    """Bytes of the results of all collective operations, those in loops once for each chunk."""
+    """Counts the bytes that all collective operations return, those in loops once per chunk."""
     bodies = set(re.findall(r"body=%([\w.-]+)", text))
     kinds = "all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
     total = 0
@@ -138,7 +138,7 @@ def carried(text: str, chunks: int) -> int:
 
 
 def cells(setting: Setting, name: str) -> list[str]:
-    """A row of the table."""
+    """Returns the cells of a row of the table."""
     chip, shape = setting.topology.split(":")
     head = [
         f"{chip} {shape}, {setting.data} data x {setting.model} model",
@@ -163,7 +163,7 @@ def cells(setting: Setting, name: str) -> list[str]:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.parse_args()
     reason = compilers.unavailable("v5e")

@@ -1,4 +1,4 @@
-"""Sphinx: the API reference from the docstrings, and the notebooks as they were committed."""
+"""Configures Sphinx: API reference from the docstrings, and notebooks with stored outputs."""
 
 import ast
 import inspect
@@ -31,12 +31,12 @@ nitpicky = True
 exclude_patterns = ["_build", "jupyter_execute"]
 templates_path = ["_templates"]
 
-# The outputs in the repository are shown: the tests execute the notebooks.
+# The pages show the outputs in the repository, because the tests execute the notebooks.
 nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
-# MathJax would set a space into names such as log1p.
+# MathJax would otherwise put a space into names such as log1p.
 mathjax3_config = {
     "tex": {"macros": {"operatorname": [r"\mathop{\mathrm{#1}}\nolimits", 1]}},
 }
@@ -48,7 +48,7 @@ napoleon_numpy_docstring = False
 default_role = "code"
 
 html_theme = "furo"
-# The default underlines modules, like links.
+# The default style underlines the names of modules as if they were links.
 pygments_dark_style = "github-dark"
 html_title = f"jxent {release}"
 html_show_copyright = False
@@ -64,7 +64,7 @@ OF_JAX = {
 
 
 def as_written(app, what, name, obj, options, signature, returned):
-    """The signature of a function with its types as its source names them, not what they mean."""
+    """Returns a function's signature with its types as the source names them."""
     if what != "function":
         return None
     (function,) = ast.parse(textwrap.dedent(inspect.getsource(obj))).body
@@ -72,7 +72,7 @@ def as_written(app, what, name, obj, options, signature, returned):
 
 
 def link_to_jax(app, env, node, content):
-    """A type of JAX leads to JAX's documentation."""
+    """Links a type of JAX to JAX's documentation."""
     if page := OF_JAX.get(node["reftarget"]):
         address = f"https://docs.jax.dev/en/latest/{page}"
         return nodes.reference("", "", content, refuri=address, internal=False)
@@ -80,7 +80,7 @@ def link_to_jax(app, env, node, content):
 
 
 def link_to_functions(app, doctree):
-    """The name of a public function leads to its page, wherever it stands in a text."""
+    """Links the name of a public function to its page, wherever it stands in a text."""
     here = app.env.docname
     names = {f.__name__ for functions in groups(vars(jxent)).values() for f in functions}
     for literal in list(doctree.findall(nodes.literal)):
@@ -96,7 +96,7 @@ def link_to_functions(app, doctree):
 
 
 def break_in_tables(app, doctree):
-    """Code in a table may be broken behind an underscore, a bracket or a sign."""
+    """Lets code in a table break after an underscore, a bracket, an equals sign or a dot."""
     for table in doctree.findall(nodes.table):
         for literal in list(table.findall(nodes.literal)):
             words = re.split(r"(?<=[_(=.])(?=\w)", literal.astext())
@@ -106,9 +106,9 @@ def break_in_tables(app, doctree):
 
 
 def link_to_notebooks(app, doctree):
-    """A link to a notebook's file leads to its page: `docs/notebooks` is a link of the file system.
+    """Turns a link to a notebook's file into a link to its page.
 
-    MyST follows it, and would look for the page outside of the documentation.
+    `docs/notebooks` is a symbolic link. MyST follows it, and would look outside `docs`.
     """
     outside = f"{Path(app.srcdir).resolve().parent}/notebooks/"
     for link in doctree.findall(pending_xref):
@@ -117,13 +117,13 @@ def link_to_notebooks(app, doctree):
 
 
 def in_chinese(app, page, template, context, doctree):
-    """Pages in Chinese say so, that a browser takes the glyphs of that language."""
+    """Marks the pages in Chinese as such, so that a browser takes the glyphs of that language."""
     if page.endswith(".zh"):
         context["language"] = "zh-CN"
 
 
 def setup(app):
-    """Called by Sphinx."""
+    """Connects the functions above to Sphinx's events; Sphinx calls it."""
     app.connect("doctree-read", link_to_functions)
     app.connect("doctree-read", break_in_tables)
     app.connect("doctree-read", link_to_notebooks)

@@ -25,7 +25,7 @@ TYPES = r"""
 
 
 def write_reference():
-    """A page that lists every public function, under the first lines of their modules."""
+    """Writes the page, which lists every public function under the first line of its module."""
     page = [
         "# Reference",
         "Every loss is a pure function of arrays. Logits, probabilities and log-probabilities have"

@@ -1,7 +1,7 @@
 """Lists the English sections that have changed since they were translated into Chinese.
 
-``translations.txt`` has a hash of each section's English text, as it was then. Once the Chinese
-pages say the same again, ``python docs/translations.py --update`` takes the hashes of today.
+``translations.txt`` has a hash of each section's English text at its translation. When the Chinese
+pages are up to date, ``python docs/translations.py --update`` stores the hashes of today.
 """
 
 import difflib
@@ -16,7 +16,7 @@ TRANSLATED = Path(__file__).with_suffix(".txt")
 
 
 def text(path):
-    """The text of a page or of a notebook's cells, in which only headings begin with #."""
+    """Returns the text of a page, or of a notebook's cells, in which only headings begin with #."""
     page = path.read_text("utf-8")
     if path.suffix == ".ipynb":
         cells = [(c["cell_type"], "".join(c["source"])) for c in json.loads(page)["cells"]]
@@ -25,7 +25,7 @@ def text(path):
 
 
 def today():
-    """The hash, page and heading of each English section that is translated."""
+    """Yields the hash, page and heading of each English section that is translated."""
     for translation in sorted(
         p for d in (".", "docs", "notebooks") for p in ROOT.glob(f"{d}/*.zh*")
     ):
@@ -36,7 +36,7 @@ def today():
 
 
 def stale():
-    """The pages and headings of the sections that are not what was translated."""
+    """Returns page and heading of each section that has changed since it was translated."""
     changes = difflib.ndiff(TRANSLATED.read_text("utf-8").splitlines(), list(today()))
     return list(dict.fromkeys(line[15:] for line in changes if line[0] in "+-"))
 
