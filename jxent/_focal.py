@@ -23,7 +23,7 @@ from ._numerics import (
 from ._rows import EVERYTHING, elements_of, labelled_rows, rows_of, weight_of_label
 from ._sigmoid import binary_loss, binary_weights, finite_binary_loss
 from ._statistics.primitive import statistics
-from ._statistics.row import Row, surprisals
+from ._statistics.row import Row, differentiated, surprisals
 
 
 def poly_loss_cross_entropy(
@@ -64,7 +64,9 @@ def poly_loss_cross_entropy(
     # Two terms use both arrays. Upcast here, their gradients are added before they are rounded.
     z, y = upcast(computed_once(z), y)
     losses = surprisals((), z, None, y, EVERYTHING).of_weights
-    return rows.zero_masked(losses + scalar("epsilon", epsilon, losses) * _missed(z, y))
+    # With the labels as weights these are the statistics of the losses, which XLA computes once.
+    row = Row(z, jax.lax.stop_gradient(statistics((), z.dtype, z, weights=y)))
+    return rows.zero_masked(losses + scalar("epsilon", epsilon, losses) * _missed(row, y))
 
 
 def softmax_focal_loss_with_integer_labels(
@@ -155,12 +157,17 @@ def sigmoid_focal_loss(
     return elements.zero_masked(losses)
 
 
-def _missed(z: jax.Array, labels: jax.Array) -> jax.Array:
-    """``sum_j y_j (1 - p_j)``, without the classes at -inf, under which the loss is infinite."""
-    # With the labels as weights these are the statistics of the cross-entropy, which XLA then
-    # computes once.
-    stats = jax.lax.stop_gradient(statistics((), z.dtype, z, weights=labels))
-    return jnp.sum(jnp.where(z > -jnp.inf, labels, 0.0) * Row(z, stats).complement(), axis=-1)
+# The gradient is minus that of the sum of c y_j p_j for the logits, and 1 - p_j for y_j.
+def _missed_bwd(c: jax.Array, row: Row, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    c = c[..., None]
+    to_labels = c * jnp.where(row.z > -jnp.inf, row.complement(), 0.0)
+    return -row.pull_probabilities(c * labels), to_labels
+
+
+@differentiated(_missed_bwd, of_classes=(True,))
+def _missed(row: Row, labels: jax.Array) -> jax.Array:
+    """``sum_j y_j (1 - p_j)``."""
+    return jnp.sum(labels * row.complement(), axis=-1)
 
 
 # ---------------------------------------- Focal losses

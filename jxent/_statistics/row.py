@@ -302,7 +302,8 @@ def surprisals(
     if labels is not None:
         nan_or_one = _nan_if_out_of_range(logits.astype(dtype), labels, axes)
         is_impossible = (raw.label_logit == -jnp.inf) & ~jnp.isnan(raw.sumexp_rest * nan_or_one)
-    stats = without_limit_nan(raw, is_impossible)
+    has_costs = labels is not None or weights is not None
+    stats = without_limit_nan(raw, is_impossible) if has_costs else raw
     of_label = of_weights = None
     if labels is not None:
         label, top = (jnp.where(is_impossible, 0.0, x) for x in (stats.label_logit, stats.maximum))

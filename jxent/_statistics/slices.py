@@ -36,8 +36,10 @@ def slice_parts(
             return x
         return jax.lax.slice_in_dim(x, start, start + width, axis=x.ndim - 1)
 
-    z, weights, mask = jax.tree.map(of_part, (logits, request.weights, request.mask))
-    return z, replace(request, weights=weights, mask=mask)
+    mask = request.mask
+    parts = logits, request.weights, mask.classes
+    z, weights, classes = jax.tree.map(of_part, parts)
+    return z, replace(request, weights=weights, mask=mask._replace(classes=classes))
 
 
 def merged_slices(
