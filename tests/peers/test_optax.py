@@ -1,22 +1,20 @@
 """Against optax: its own tests run on jxent's functions, and its values where they are right."""
 
-import inspect
 import re
 import unittest
 from collections import Counter
-from functools import partial
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax.losses
 import pytest
 from absl.testing import parameterized
 from optax.losses import _classification
 from optax.losses import _classification_test as optax_tests
 
 import jxent
-from support.cases import fast_jit
 
 pytestmark = pytest.mark.peer
 
@@ -34,32 +32,6 @@ OPTAX_TESTS = {
     "KLDivergenceWithLogTargetsTest": 7,
     "SigmoidFocalLossTest": 9,
 }
-
-
-def test_names():
-    """The functions that both libraries have."""
-    assert SHARED == [
-        "generalized_kl_divergence",
-        "kl_divergence",
-        "kl_divergence_with_log_targets",
-        "poly_loss_cross_entropy",
-        "safe_softmax_cross_entropy",
-        "sigmoid_binary_cross_entropy",
-        "sigmoid_focal_loss",
-        "softmax_cross_entropy",
-        "softmax_cross_entropy_with_integer_labels",
-    ]
-
-
-@pytest.mark.parametrize("name", SHARED)
-def test_signature(name):
-    """The same arguments in the same order, with the same defaults; more are keyword-only."""
-    ours = inspect.signature(getattr(jxent, name)).parameters.values()
-    theirs = inspect.signature(getattr(_classification, name)).parameters.values()
-    extra = [p for p in ours if p.kind is p.KEYWORD_ONLY]
-    assert [(p.name, p.default) for p in ours if p not in extra] == [
-        (p.name, p.default) for p in theirs
-    ]
 
 
 def _methods(name):
@@ -126,82 +98,97 @@ CLASSES = np.eye(4, dtype=bool)[Y] | (_rng.random((6, 4)) < 0.5)
 CLASSES[0], CLASSES[1] = True, False
 
 # Arguments of moderate size, where optax is right.
+SOFT, OF_LOGS = {"logits": Z, "labels": P}, {"log_predictions": LOG_Q, "targets": P}
 PLAIN = {
-    "softmax_cross_entropy": ((Z, P), {}),
-    "softmax_cross_entropy_with_integer_labels": ((Z, Y), {}),
-    "safe_softmax_cross_entropy": ((Z, P), {}),
-    "poly_loss_cross_entropy": ((Z, P), {"epsilon": 1.5}),
-    "sigmoid_binary_cross_entropy": ((Z, P), {}),
-    "sigmoid_focal_loss": ((Z, P), {"alpha": 0.3, "gamma": 1.5}),
-    "kl_divergence": ((LOG_Q, P), {}),
-    "kl_divergence_with_log_targets": ((LOG_Q, LOG_P), {}),
-    "generalized_kl_divergence": ((LOG_Q, P), {}),
+    "softmax_cross_entropy": SOFT,
+    "softmax_cross_entropy_with_integer_labels": {"logits": Z, "labels": Y},
+    "safe_softmax_cross_entropy": SOFT,
+    "poly_loss_cross_entropy": SOFT | {"epsilon": np.float32(1.5)},
+    "sigmoid_binary_cross_entropy": SOFT,
+    "sigmoid_focal_loss": SOFT | {"alpha": np.float32(0.3), "gamma": np.float32(1.5)},
+    "kl_divergence": OF_LOGS,
+    "kl_divergence_with_log_targets": {"log_predictions": LOG_Q, "log_targets": LOG_P},
+    "generalized_kl_divergence": OF_LOGS,
 }
-SOFT = ("softmax_cross_entropy", "poly_loss_cross_entropy")
-KL = ("kl_divergence", "kl_divergence_with_log_targets", "generalized_kl_divergence")
 INTEGER = "softmax_cross_entropy_with_integer_labels"
-WITH_OPTIONS = {
-    "axis": [(name, PLAIN[name][0], {"axis": 0}) for name in (*SOFT, *KL)],
-    "integer_axis": [(INTEGER, (Z, np.array([5, 0, 3, 2])), {"axis": 0})],
-    "axes": [(name, PLAIN[name][0], {"axis": (0, 1)}) for name in KL],
-    "integer_axes": [(INTEGER, (Z.reshape(2, 3, 2, 2), Y.reshape(2, 3)), {"axis": (-1, 2)})],
-    "classes": [(name, PLAIN[name][0], {"where": CLASSES}) for name in (*SOFT, INTEGER, *KL)],
-    "examples": [(name, PLAIN[name][0], {"where": EXAMPLES}) for name in (SOFT[0], INTEGER)],
+KL = [name for name in PLAIN if "kl" in name]
+OF_CLASSES = ["softmax_cross_entropy", "poly_loss_cross_entropy", *KL]
+OPTIONS = {
+    "an axis": {name: PLAIN[name] | {"axis": 0} for name in OF_CLASSES}
+    | {INTEGER: {"logits": Z, "labels": np.array([5, 0, 3, 2]), "axis": 0}},
+    "axes": {name: PLAIN[name] | {"axis": (0, 1)} for name in KL}
+    | {INTEGER: {"logits": Z.reshape(2, 3, 2, 2), "labels": Y.reshape(2, 3), "axis": (-1, 2)}},
+    "a mask of classes": {
+        name: PLAIN[name] | {"where": CLASSES} for name in (*OF_CLASSES, INTEGER)
+    },
+    "a mask of examples": {
+        name: PLAIN[name] | {"where": EXAMPLES} for name in (OF_CLASSES[0], INTEGER)
+    },
 }
+"""By what is given beside the arguments."""
 
 
-def _compare(name, args, options, compiled=fast_jit):
-    """Values and gradients, to the accuracy that optax has itself."""
-
-    def losses_and_gradients(function, args, traced):
-        floats = [i for i, x in enumerate(args) if np.issubdtype(x.dtype, np.floating)]
-        # Where something is left out, optax's gradient for the labels there is NaN.
-        floats = floats[:1] if "where" in options else floats
-        fixed = {key: value for key, value in options.items() if key not in traced}
-
-        def losses(floating, traced):
-            given = list(args)
-            for i, x in zip(floats, floating, strict=True):
-                given[i] = x
-            return function(*given, **traced, **fixed)
-
-        out, pullback = jax.vjp(losses, [args[i] for i in floats], traced)
-        return out, pullback(1 + jnp.arange(out.size, dtype=out.dtype).reshape(out.shape))
-
-    ours = compiled(partial(losses_and_gradients, getattr(jxent, name)))
-    theirs = fast_jit(partial(losses_and_gradients, getattr(_classification, name)))
-    traced = {key: np.float32(x) for key, x in options.items() if isinstance(x, float)}
-    chex.assert_trees_all_close(
-        ours(args, traced), theirs(args, traced), rtol=1e-5, atol=2e-6, strict=True
-    )
+def _losses_and_gradients(function, arrays, fixed):
+    # Where something is left out, optax's gradient for the labels is NaN.
+    unasked = ("labels", "targets", "log_targets") if "where" in arrays else ()
+    floats = {
+        name: x
+        for name, x in arrays.items()
+        if jnp.issubdtype(x.dtype, jnp.floating) and name not in unasked
+    }
+    out, pullback = jax.vjp(lambda floats: function(**(arrays | floats), **fixed), floats)
+    return out, pullback(1 + jnp.arange(out.size, dtype=out.dtype).reshape(out.shape))
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_against_optax(name):
-    """Every function."""
-    _compare(name, *PLAIN[name])
+def _compare(rows, variant):
+    """All functions in one program, to the accuracy that optax has itself."""
+    fixed = {name: {k: x for k, x in row.items() if k == "axis"} for name, row in rows.items()}
+    arrays = {name: {k: x for k, x in row.items() if k != "axis"} for name, row in rows.items()}
+
+    def of_both(arrays):
+        return [
+            {
+                name: _losses_and_gradients(getattr(library, name), arrays[name], fixed[name])
+                for name in rows
+            }
+            for library in (jxent, optax.losses)
+        ]
+
+    chex.assert_trees_all_close(*variant(of_both)(arrays), rtol=1e-5, atol=2e-6, strict=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "args", "options"),
-    [
-        # The last function of each option is in the quick tier.
-        pytest.param(*row, id=f"{kind}-{row[0]}", marks=() if row is rows[-1] else pytest.mark.full)
-        for kind, rows in WITH_OPTIONS.items()
-        for row in rows
-    ],
-)
-def test_options_against_optax(name, args, options):
-    """The options of the functions that have them."""
-    _compare(name, args, options)
+class AgainstOptax(chex.TestCase):
+    """Values and gradients for everything that is floating-point, options included."""
+
+    @chex.variants(with_jit=True)
+    def test_every_function(self):
+        """Every function."""
+        assert PLAIN.keys() == set(SHARED)
+        _compare(PLAIN, self.variant)
+
+    @chex.variants(without_jit=True, with_device=True, without_device=True)
+    def test_one_function_op_by_op(self):
+        """One of them, as each operation is compiled by itself."""
+        _compare({INTEGER: PLAIN[INTEGER]}, self.variant)
+
+    @chex.variants(with_jit=True)
+    @parameterized.named_parameters(*OPTIONS.items())
+    def test_options(self, rows):
+        """The options of the functions that have them."""
+        _compare(rows, self.variant)
 
 
 @pytest.mark.full
 class AgainstOptaxInEveryVariant(chex.TestCase):
-    """The same with chex's ways to call a function."""
+    """The same in the other ways of chex to call a function."""
 
-    @chex.variants(without_jit=True, with_pmap=True)
-    @parameterized.parameters(*PLAIN)
-    def test_against_optax(self, name):
+    @chex.variants(without_jit=True, with_device=True, without_device=True, with_pmap=True)
+    def test_every_function(self):
         """Every function."""
-        _compare(name, *PLAIN[name], compiled=self.variant)
+        _compare(PLAIN, self.variant)
+
+    @chex.variants(without_jit=True, with_device=True, without_device=True, with_pmap=True)
+    @parameterized.named_parameters(*OPTIONS.items())
+    def test_options(self, rows):
+        """The options of the functions that have them."""
+        _compare(rows, self.variant)
