@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from decimal import Decimal
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,9 @@ import jxent
 from jxent._selftest import sizes
 from jxent._selftest.table import TABLE
 from support import sweeps
-from support.accuracy import check, double_if
+from support.accuracy import check, compare, double_if, value_and_gradients
 from support.tiers import quick
-from support.tolerances import DTYPES, computing
+from support.tolerances import DTYPES, UNITS, computing, many_digits
 
 OPTIONS = {
     "label_smoothing": (0.1, 1e-6),
@@ -244,6 +245,23 @@ def test_accuracy(row, arguments, i, dtype):
     if row.name == "weighted_mean":
         fixed = {"axis": -1}
     check(row, dtype, args, options, cotangent, **fixed)
+
+
+@pytest.mark.parametrize("dtype", quick(DTYPES[:2]))
+@pytest.mark.parametrize(
+    "name", quick(["relative_entropy", "jensen_shannon_divergence", "cross_entropy"])
+)
+def test_what_is_left_does_not_sum_to_one(dtype, name):
+    """Of probabilities that are masked."""
+    p, q = two_distributions(dtype)
+    mask = np.random.default_rng(0).random(p.shape) < 0.5
+    with double_if(dtype), many_digits(dtype):
+        function = functools.partial(getattr(jxent, name), where=mask)
+        got = jax.jit(functools.partial(value_and_gradients, function, {}, None))(p, q)
+        kept = [np.where(mask, x, x.dtype.type(0)) for x in (p, q)]
+        value, *gradients = TABLE[name].truth(kept)
+        of_kept = [g._replace(exact=np.where(mask, g.exact, Decimal(0))) for g in gradients]
+        compare(got, [value, *of_kept], UNITS["probability"], dtype, (p, q))
 
 
 def possible(row, x, options):

@@ -6,13 +6,17 @@ logit of the label come from different looks, a confident prediction costs their
 Of logits that are given each loss is exact, as other tests see. Here it must be the same.
 """
 
+import functools
+import itertools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jxent
-from support.tiers import quick
+from support.tiers import quick_rows
 from support.tolerances import UNITS, eps
 
 # Elsewhere they may be computed again. Then a loss may be off by a rounding of the logits, and be
@@ -34,37 +38,59 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("classes", quick([2, 3, 10, 29, 37, 100, 1000], 3))
-@pytest.mark.parametrize("logits", LOGITS)
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_confident_prediction(loss, logits, classes):
+@functools.cache
+def arrays(classes):
+    """What the logits are made of, and labels far ahead."""
     rng = np.random.default_rng(classes)
     labels = rng.integers(classes, size=EXAMPLES)
     x = rng.normal(size=(EXAMPLES, classes)) + 18 * np.eye(classes)[labels]
     scale = rng.uniform(0.9, 1.3, size=(EXAMPLES, 1))
     shift = 1e-3 * rng.normal(size=(1, classes))
-    x, scale, shift = map(np.float32, (x, scale, shift))
+    return labels, *map(np.float32, (x, scale, shift))
 
-    def logits_of(x):
-        return LOGITS[logits](x, scale, shift)
 
-    def of_given(z):
-        losses, pull_back = jax.vjp(lambda z: LOSSES[loss](z, labels), z)
-        return losses, *pull_back(jnp.ones_like(losses))
+def value_and_gradient(function, x):
+    losses, pullback = jax.vjp(function, x)
+    return losses, *pullback(jnp.ones_like(losses))
+
+
+@functools.cache
+def of_given_logits(logits, classes):
+    """The logits, and of each loss the values and the gradient for what the logits are made of."""
+    labels, x, *others = arrays(classes)
 
     @jax.jit
-    def of_computed(x):
-        losses, pull_back = jax.vjp(lambda x: LOSSES[loss](logits_of(x), labels), x)
-        return losses, *pull_back(jnp.ones_like(losses))
+    def of_every_loss(x, z):
+        _, pullback = jax.vjp(lambda x: LOGITS[logits](x, *others), x)
+        results = {k: value_and_gradient(lambda z, f=f: f(z, labels), z) for k, f in LOSSES.items()}
+        return {name: (losses, *pullback(to_z)) for name, (losses, to_z) in results.items()}
 
-    z, pull_back = jax.vjp(jax.jit(logits_of), x)
-    losses, to_logits = jax.jit(of_given)(z)
-    (gradient,) = pull_back(to_logits)
+    z = jax.jit(LOGITS[logits])(x, *others)
+    return z, of_every_loss(x, z)
+
+
+# Each loss with one kind of logits, and two with the other one as well; --full: all with both, and
+# these two of any number of classes.
+_QUICK = [(loss, "affine", 3) for loss in LOSSES]
+_QUICK += [("integer", "centred", 3), ("entropy", "centred", 3)]
+_ROWS = list(itertools.product(LOSSES, LOGITS, [3, 100]))
+_ROWS += itertools.product(["integer", "entropy"], LOGITS, [2, 10, 29, 37, 1000])
+
+
+@pytest.mark.parametrize(
+    ("loss", "logits", "classes"), quick_rows(_ROWS, *map(_ROWS.index, _QUICK))
+)
+def test_a_confident_prediction(loss, logits, classes):
+    labels, x, *others = arrays(classes)
+    z, results = of_given_logits(logits, classes)
+    losses, gradient = results[loss]
+    found, found_gradient = jax.jit(
+        lambda x: value_and_gradient(lambda x: LOSSES[loss](LOGITS[logits](x, *others), labels), x)
+    )(x)
     # The logits may differ by a rounding between the two programs, and small losses by that part.
     rounding = np.spacing(np.float32(np.abs(z).max()))
     tolerance = UNITS["softmax"] * eps("float32") + rounding
     absolute = 0 if ARE_COMPUTED_ONCE else 8 * rounding
-    found, found_gradient = of_computed(x)
-    np.testing.assert_allclose(found, losses, rtol=tolerance, atol=absolute)
+    chex.assert_trees_all_close(found, losses, rtol=tolerance, atol=absolute, strict=True)
     largest = np.abs(gradient).max(axis=-1, keepdims=True)
     assert np.all(np.abs(found_gradient - gradient) <= tolerance * largest + absolute)

@@ -130,7 +130,29 @@ def _tangent_and_differences(case):
         return np.asarray(push(x)[1]), np.asarray((ahead - behind) / (2 * _STEP))
 
 
-@pytest.mark.parametrize("case", quick(ALL, *BARE), ids=str)
+# One of each family of rules; their arguments' number and kinds differ.
+_RULES = {
+    "logsumexp",
+    "softmax",
+    "softmax_entropy",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+    "softmax_focal_loss_with_integer_labels",
+    "softmax_kl_divergence",
+    "softmax_jensen_shannon_divergence",
+    "softmax_kl_divergence_with_top_k_targets",
+    "sigmoid_binary_cross_entropy",
+    "sigmoid_kl_divergence",
+    "sigmoid_focal_loss",
+    "relative_entropy",
+    "generalized_kl_divergence",
+    "cross_entropy_with_integer_labels",
+    "binary_cross_entropy",
+    "linear_softmax_cross_entropy",
+}
+
+
+@pytest.mark.parametrize("case", quick(ALL, *(c for c in BARE if c.name in _RULES)), ids=str)
 def test_value_and_pullback_together(case):
     """Differentiated again, with all second derivatives in it."""
     tangent, expected = _tangent_and_differences(case)

@@ -16,6 +16,10 @@ def double_if(dtype):
     return jax.enable_x64(dtype == "float64")
 
 
+ROWS = 512
+"""So many examples are given, repeated, so that every sweep of a function has one program."""
+
+
 def check(row, dtype, args, options=None, cotangent=None, **fixed):
     """Compares a function's value and gradients with those of its formula, its row in the table.
 
@@ -23,27 +27,36 @@ def check(row, dtype, args, options=None, cotangent=None, **fixed):
     each times its cotangent, for losses of whatever shape. `fixed` are keywords that the formula
     does without.
     """
+    number = len(args[0])
+    assert number <= ROWS
     with double_if(dtype), tolerances.many_digits(dtype):
-        function = functools.partial(getattr(jxent, row.name), **fixed)
-        got = value_and_gradients(function, args, cotangent, options or {})
-        exact = row.truth(args, options, cotangent)[: len(got)]
-        compare(got, exact, tolerances.UNITS[row.family], dtype, args)
+        exact = row.truth(args, options, cotangent)
+        given = [repeated(x) for x in args]
+        cotangent = None if cotangent is None else repeated(cotangent)
+        results = _program(row.name, tuple(fixed.items()))(options or {}, cotangent, *given)
+        got = [x[:number] for x in results]
+        compare(got, exact[: len(got)], tolerances.UNITS[row.family], dtype, args)
 
 
-def value_and_gradients(function, args, cotangent=None, options=None):
-    """The result, and the gradient for each floating-point argument, by one program.
+def repeated(x):
+    return jnp.asarray(np.resize(x, (ROWS, *x.shape[1:])))
 
-    The options are arguments of the program, so that other values need no other program.
+
+@functools.cache
+def _program(name, fixed):
+    function = functools.partial(getattr(jxent, name), **dict(fixed))
+    return jax.jit(functools.partial(value_and_gradients, function))
+
+
+def value_and_gradients(function, options, cotangent, *args):
+    """The result, and the gradient for each floating-point argument.
+
+    The options are arguments as well, so that other values need no other program.
     """
-    args = [jnp.asarray(x) for x in args]
     floats = [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.floating)]
-
-    def both(options, *args):
-        of_floats, given = of_some(functools.partial(function, **options), floats, args)
-        out, pullback = jax.vjp(of_floats, *given)
-        return out, *pullback(jnp.ones_like(out) if cotangent is None else jnp.asarray(cotangent))
-
-    return jax.jit(both)(options or {}, *args)
+    of_floats, given = of_some(functools.partial(function, **options), floats, args)
+    out, pullback = jax.vjp(of_floats, *given)
+    return out, *pullback(jnp.ones_like(out) if cotangent is None else cotangent)
 
 
 def compare(got, exact, units, dtype, args):

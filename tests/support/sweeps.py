@@ -166,6 +166,24 @@ def probability_pairs(classes=CLASSES):
     return a, b
 
 
+# Numbers of very different size, of which nothing may be rounded away.
+VERY_DIFFERENT = [
+    ([1e-8], [1.0]),
+    ([1e-20], [1e-3]),
+    ([2, 3, 4], [1e-99] * 3),
+    ([1.0], [1e99]),
+    ([1e-99, 0, 0], [1e-99, 1e99, 1]),
+    ([3e38, 3e38, 1e-30], [3e38, 3e38, 1]),
+    ([200, 300], [1e-37, 0.5]),
+]
+
+
+def _padded(pair, classes, least, most):
+    """Within the range, and with classes that do not count, whose probabilities are 0."""
+    inside = [np.where(np.equal(x, 0), 0, np.clip(x, least, most)) for x in pair]
+    return [np.pad(x, (0, classes - len(x))) for x in inside]
+
+
 @functools.cache
 def unnormalized_pairs(dtype, classes=CLASSES):
     """Two rows of non-negative numbers each, of every size that `dtype` has, in `dtype`."""
@@ -197,5 +215,6 @@ def unnormalized_pairs(dtype, classes=CLASSES):
     # Zeros, in both or in the first alone.
     pairs[::5, :, 2] = 0
     pairs[1::5, 0, 3] = 0
+    pairs = np.concatenate([pairs, [_padded(x, classes, least, most) for x in VERY_DIFFERENT]])
     a, b = np.transpose(pairs, (1, 0, 2)).astype(jnp.dtype(dtype))
     return a, b
