@@ -313,7 +313,7 @@ MUTANTS = [
         "log1p(-jnp.where(is_small, 0.5, others))",
         "log(jnp.where(is_small, 0.5, share))",
         "the derivative for gamma loses its bits for hard examples",
-        ("option_derivatives",),
+        ("extremes",),
         "focal and float32",
     ),
     Mutant(
@@ -560,7 +560,7 @@ MUTANTS = [
         "precision, checked_size(chunk_size))",
         "None, checked_size(chunk_size))",
         "the precision that is asked for does not reach the products",
-        ("linear_program",),
+        ("chunked_program",),
         "precision",
     ),
     Mutant(
@@ -608,7 +608,7 @@ MUTANTS = [
         "jax.checkpoint(partial(chunk, size=n), prevent_cse=False)",
         "partial(chunk, size=n)",
         "the gradient of a head without a reduction keeps the logits of every chunk",
-        ("linear_program",),
+        ("chunked_program",),
         "keep_no_logits",
     ),
     Mutant(
@@ -680,8 +680,7 @@ MUTANTS = [
         "changed[kernel] = jnp.where(mask[None, :], arrays[kernel], 0.0)",
         "pass",
         "NaN in the padding of a kernel reaches the gradients",
-        ("linear_policies",),
-        "padded",
+        ("rare_together",),
     ),
     Mutant(
         "_linear/mesh.py",
@@ -740,8 +739,7 @@ MUTANTS = [
         "losses + _zero_if_weightless(given[WEIGHTS], of_rest)",
         "losses + of_rest",
         "an impossible label of weight 0 gives its weight an infinite gradient",
-        ("linear_policies",),
-        "impossible",
+        ("rare_together",),
     ),
     Mutant(
         "_linear/rules.py",
@@ -988,7 +986,7 @@ MUTANTS = [
         "widened(mask.fill_logits(z), row.maximum.dtype)",
         "widened(z, row.maximum.dtype)",
         "on a GPU the logit of a label that does not count is not filled",
-        ("parts",),
+        ("row_sums",),
         "test_statistics and gpu",
     ),
     Mutant(
@@ -1115,7 +1113,7 @@ MUTANTS = [
         "start, start + width",
         "0, width",
         "every slice has the logits and weights of the first",
-        ("row_sums", "parts"),
+        ("row_sums",),
         "test_statistics or test_sums",
     ),
     Mutant(
@@ -1123,7 +1121,7 @@ MUTANTS = [
         "_request(given, args[1:])",
         "_request(given, primals[1:])",
         "the parts of weights have no tangent",
-        ("parts",),
+        ("row_sums",),
         "tangents",
     ),
     Mutant(
@@ -1267,7 +1265,7 @@ MUTANTS = [
         "exp(-gamma * jnp.abs(finite))",
         "jnp.where(gamma == 0, 1.0, 0.0)",
         "where 1 - p underflows a power of it, which need not be small, is lost",
-        ("option_ends",),
+        ("extremes",),
         "sigmoid_focal",
     ),
     Mutant(
@@ -1283,7 +1281,7 @@ MUTANTS = [
         "power(share, exponent) * (1 + x * (1 + x / 2 * (1 + x / 3)))",
         "power(share, exponent)",
         "a large gamma multiplies the rounding error of 1 - p",
-        ("option_ends",),
+        ("extremes",),
         "sigmoid_focal",
     ),
     Mutant(
@@ -1299,7 +1297,7 @@ MUTANTS = [
         "of_own, of_other = log_of_share(own, other), log_of_share(other, own) - t",
         "of_own, of_other = log(own), log(other) - t",
         "the logarithm of a weight that is nearly 1 has lost the other weight",
-        ("option_ends",),
+        ("extremes",),
         "jensen",
     ),
     Mutant(
@@ -1315,7 +1313,7 @@ MUTANTS = [
         "map(zero_if_weightless, weights, (from_p, from_q)) if weights else (from_p, from_q)",
         "(from_p, from_q)",
         "an infinite divergence without weight makes the Jensen-Shannon divergence NaN",
-        ("option_ends",),
+        ("extremes",),
         "jensen",
     ),
     Mutant(
@@ -1323,7 +1321,7 @@ MUTANTS = [
         "jnp.where(jnp.isinf(x), 0.0, x) for x in (*ratios, from_p, from_q)",
         "jnp.where(x == -jnp.inf, 0.0, x) for x in (*ratios, from_p, from_q)",
         "an infinite divergence without weight makes the gradient NaN",
-        ("option_ends",),
+        ("extremes",),
         "jensen",
     ),
     Mutant(

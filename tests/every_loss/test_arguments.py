@@ -1,5 +1,7 @@
 """Axes and masks in every form that is allowed, and the errors, word for word, for the others."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,7 +161,10 @@ def test_lists_and_numpy_arrays_and_scalars(case):
 
 @pytest.mark.parametrize(
     "labels",
-    [[2**32], [np.int64(2**32)], (np.uint64(2**63),), [np.array(2**32)], np.array([-(2**40)])],
+    [
+        *([2**32], [np.int64(2**32)], (np.uint64(2**63),), [np.array(2**32)], np.array([-(2**40)])),
+        *([-(2**31) - 1], 2**31),
+    ],
     ids=repr,
 )
 def test_integers_that_jax_would_cut(labels):
@@ -223,6 +228,7 @@ def test_no_examples(case, shape):
 Z, Y = np.zeros((2, 3), np.float32), np.zeros(2, np.int32)
 _SOFT, _INTEGER = "softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"
 _BINARY, _FOCAL = "sigmoid_binary_cross_entropy", "softmax_focal_loss_with_integer_labels"
+_TOP_K = "softmax_kl_divergence_with_top_k_targets"
 _HEAD, _SQUARE, _CLASSES = (
     "linear_softmax_cross_entropy",
     np.zeros((3, 3), np.float32),
@@ -384,6 +390,29 @@ _MISTAKES = [
      "label_smoothing must be a scalar, got shape (2,)"),
     (_INTEGER, (Z, Y), {"label_smoothing": "some"}, TypeError,
      "label_smoothing must be an array, got str"),
+    # A teacher's top k.
+    (_TOP_K, (Z, [[0.0], [1.0]], Z[:, :1]), {}, TypeError,
+     "target_indices must be integers, got dtype float32"),
+    (_TOP_K, (Z, [[0], [1]], [[0], [0]]), {}, TypeError,
+     "target_log_probs must have a floating-point dtype, got int32"),
+    (_TOP_K, (Z, [[0], [1]], Z[:, :2]), {}, ValueError,
+     "target_log_probs must have the shape of logits (2, 3) but for the axis 1 of the"
+     " classes, where both have k, got target_indices (2, 1) and target_log_probs (2, 2)"),
+    (_TOP_K, (Z, [[0], [1]], Z[:, :1], (0, 1)), {}, ValueError,
+     "axis must be a single one, got (0, 1)"),
+    # A linear head.
+    (_HEAD, (Z, _SQUARE[:2], Y), {}, ValueError,
+     "inputs and kernel must have the shapes [..., features] and [features, classes],"
+     " got (2, 3) and (2, 3)"),
+    (_HEAD, (Z, Z.T, Y), {"reduction": "average"}, ValueError,
+     "reduction must be 'mean', 'sum' or 'none', got 'average'"),
+    (_HEAD, (Z, Z.T, np.zeros(3, np.int32)), {}, ValueError,
+     "labels must have the shape of the examples of inputs @ kernel (2,) or be a scalar,"
+     " got shape (3,)"),
+    (_HEAD, (Z, Z.T, Y), {"weights": Z[:, :1]}, ValueError,
+     "weights must have the shape of the examples (2,) or be a scalar, got shape (2, 1)"),
+    (_HEAD, (Z.astype(np.int32), Z.T, Y), {}, TypeError,
+     "inputs must have a floating-point dtype, got int32"),
 ]  # fmt: skip
 
 
@@ -401,29 +430,17 @@ def test_a_mistake_shows_under_jit_as_well():
         jax.jit(jxent.softmax_cross_entropy_with_integer_labels)(Z, Z[:, 0])
 
 
-def test_traced_smoothing_is_taken_at_its_word():
-    loss = jax.jit(
-        lambda epsilon: jxent.softmax_cross_entropy_with_integer_labels(
-            Z, Y, label_smoothing=epsilon
-        )
-    )(1.5)
-    assert np.all(np.isfinite(loss))
-
-
+# What is no array is a name, or known when a program is traced.
+_NO_ARRAYS = {
+    *("axis", "class_axis_name", "ignore_index", "reduction", "chunk_size", "precision", "mesh"),
+    "example_spec",
+}
 _KINDS_OF_ARGUMENTS = [
-    *((_INTEGER, name) for name in ("logits", "labels", "where", "label_smoothing", "z_loss",
-                                    "class_weights")),
-    *((_SOFT, name) for name in ("logits", "labels", "where", "label_smoothing", "z_loss")),
-    *((_FOCAL, name) for name in ("logits", "labels", "gamma")),
-    *((_BINARY, name) for name in ("logits", "labels", "where", "pos_weight", "label_smoothing")),
-    *((_HEAD, name) for name in ("inputs", "kernel", "labels", "bias", "weights", "class_mask",
-                                 "class_weights", "z_loss", "logit_softcap")),
-    ("sigmoid_focal_loss", "alpha"), ("poly_loss_cross_entropy", "epsilon"),
-    ("sigmoid_kl_divergence", "target_logits"), ("softmax_kl_divergence", "target_logits"),
-    ("kl_divergence", "log_predictions"), ("kl_divergence", "targets"),
-    ("cross_entropy", "p"), ("cross_entropy", "q"), ("relative_entropy", "q"),
-    ("weighted_mean", "losses"), ("weighted_mean", "weights"),
-]  # fmt: skip
+    (case.name, name)
+    for case in BARE
+    for name in inspect.signature(case.function).parameters
+    if name not in _NO_ARRAYS
+]
 
 _NOT_IN_JAX = {
     "object": lambda x: x.astype(object),

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,10 +125,10 @@ def value_and_gradients(function, arguments):
 
 
 def assert_same(results, expected, rtol=1e-11):
+    chex.assert_trees_all_equal_structs(results, expected)
     for got, exact in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
-        finite = np.abs(exact)[np.isfinite(exact)]
-        scale = np.max(finite, initial=0)
-        np.testing.assert_allclose(got, exact, rtol=rtol, atol=rtol * scale)
+        scale = np.max(np.abs(exact), where=np.isfinite(exact), initial=0)
+        chex.assert_trees_all_close(got, exact, rtol=rtol, atol=rtol * scale, strict=True)
 
 
 @functools.cache

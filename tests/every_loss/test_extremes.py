@@ -1,7 +1,12 @@
-"""Where a result is small against what it is made of, or as large as a number can be."""
+"""Numbers at the ends: small against what they are made of, and as large as a number can be.
+
+Options at the ends of their range, and the exact derivative for each of them.
+"""
 
 import functools
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +14,12 @@ import numpy as np
 import pytest
 
 import jxent
+from jxent._selftest.exact import Decimal, decimals
+from jxent._selftest.sizes import Quantity, exp, ln, nats, of_itself, times, total
 from jxent._selftest.table import TABLE
-from support import tolerances
+from support import sweeps, tolerances
 from support.accuracy import double_if
-from support.cases import fast_jit
+from support.cases import fast_jit, of_some
 from support.tiers import quick
 
 CHANGES = (1e-6, -1e-6, 1e-4, 3e-2)
@@ -185,3 +192,272 @@ def test_softmax_losses_of_the_largest_logits(dtype):
         for value, gradient in run(z, 1 - y):
             np.testing.assert_array_equal(value, 0)
             np.testing.assert_array_equal(gradient, 0)
+
+
+# Options at both ends of their range.
+
+ROWS = [row for row in TABLE.values() if row.formula and row.options]
+
+
+def ends(dtype):
+    """For each option: what leaves it alone, its ends, their neighbours, and ordinary numbers."""
+    info, one = np.finfo(dtype), np.ones((), dtype)
+    # A part of the least number must be a normal one: XLA counts others as 0.
+    least, below, above = 64 * info.tiny, np.nextafter(one, one - 1), np.nextafter(one, one + 1)
+    unit = [0, least, info.eps, 0.25, below, 1]
+    return {
+        "label_smoothing": unit,
+        "weight": [0.5, *unit, 1e-30, np.nextafter(one / 2, one)],
+        "alpha": unit,
+        "gamma": [0, least, 1e-10, 0.1, 0.5, below, 1, above, 2, 20, 1e4],
+        "epsilon": [0, least, -0.5, 2, 1e4],
+        "z_loss": [0, least, 1e-4, 10],
+        "class_weights": [[1, 1, 1], [0, 0, 0], [least, 1, 1], [0, 1, 2]],
+        "pos_weight": [[1] * 3, [0] * 3, [least, 1, 2], [1e4] * 3],
+    }
+
+
+def draws(row, dtype):
+    """Each option at each of its ends, the others left alone; then every two at their extremes."""
+    of = {name: ends(dtype)[name] for name in row.options}
+    alone = {name: values[0] for name, values in of.items()}
+    singles = [alone | {name: x} for name, values in of.items() for x in values]
+    pairs = itertools.combinations(of, 2)
+    return singles + [
+        alone | {a: x, b: y} for a, b in pairs for x in of[a][1::2] for y in of[b][1::2]
+    ]
+
+
+def arguments(row, dtype):
+    """Pairs of rows; margins at which exponentials, or their squares, underflow."""
+    far = 90 if dtype == "float32" else 800
+    z = [[0, 0, 0], [far, 0, 0], [0, far, 0], [0, 0, -far], [far, far, 0], [20, 0, 0], [61, 0, 0]]
+    z += [[2 * far, 0, -2 * far], [1e-6, 0, 0], [1e4, 1e4, 0], [1e3, 0, -1e3]]
+    z += [[0, -np.inf, 0], [-np.inf, far, 0], [0, -np.inf, -np.inf]]
+    soft = [[1, 0, 0], [0, 1, 0], [1 / 3] * 3, [0.25, 0.75, 0], [0, 0, 0]]
+    # Its complement has an exponential that underflows, but not beyond the digits of the truth.
+    least = 90 if dtype == "float32" else 710
+    binary = [[0, 1e-6, 20], [-20, 44.25, 48], [-48, least, -least], [1e4, -1e4, 3]]
+    labels = [[0, 1, 0.25], [1, 0, 0.5], [np.nextafter(np.ones((), dtype), 0), 1, 1]]
+    likely = [[1, 0.5, 1e-25], [0, 1, 0.5], [1e-6, 0.9, 1]]
+    kinds = {
+        "logits": binary if row.binary else z,
+        "target_logits": z,
+        "distributions": labels if row.binary else soft,
+        "predictions": likely if row.binary else soft,
+        "log_predictions": [[0, -far, -1e4], [-1, -0.5, -3]],
+        "labels": np.arange(3, dtype=np.int32),
+    }
+    found = zip(*itertools.product(*(kinds[kind] for kind in row.kinds)), strict=True)
+    return [
+        np.asarray(x, np.int32 if kind == "labels" else dtype)
+        for kind, x in zip(row.kinds, found, strict=True)
+    ]
+
+
+def program(row):
+    """The value, the gradients for the arguments, and those for the options."""
+    floats = [i for i, kind in enumerate(row.kinds) if kind != "labels"]
+
+    def both(options, *args):
+        def function(options, *given):
+            of_floats, _ = of_some(lambda *args: call(options, *args), floats, args)
+            return of_floats(*given)
+
+        def call(options, *args):
+            return getattr(jxent, row.name)(*args, **options)
+
+        out, pullback = jax.vjp(function, options, *(args[i] for i in floats))
+        to_options, *gradients = pullback(jnp.ones_like(out))
+        return [out, *gradients], to_options
+
+    return fast_jit(both)
+
+
+@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_values_and_gradients(row, dtype):
+    with double_if(dtype), tolerances.many_digits(dtype):
+        args, run, failed = arguments(row, dtype), program(row), []
+        for options in draws(row, dtype):
+            options = {name: np.asarray(x, dtype) for name, x in options.items()}
+            results, to_options = run(options, *args)
+            exact = row.truth(tuple(args), options)
+            # What an infinite loss does to its own gradient is a matter of policy.
+            finite = np.frompyfunc(lambda x: x.is_finite(), 1, 1)(exact[0].exact).astype(bool)
+            assert np.isposinf(np.asarray(results[0])[~finite]).all(), options
+            for got, right in zip(results, exact, strict=False):
+                right = Quantity(*(np.broadcast_to(x, right.exact.shape)[finite] for x in right))
+                worst, message = tolerances.worst_error(
+                    np.asarray(got)[finite], right, tolerances.UNITS[row.family], dtype
+                )
+                if not worst <= 1:
+                    failed.append(f"{options}: {message}")
+            if finite.all() and any(np.isnan(x).any() for x in to_options.values()):
+                failed.append(f"{options}: NaN for the options, {to_options}")
+        assert not failed, "\n".join(failed)
+
+
+# The derivative of each loss for each of its options, example by example.
+
+_WEIGHTS = np.linspace(0.25, 3, sweeps.CLASSES)
+
+
+class Row(NamedTuple):
+    """The arguments of a loss, its options, and the sizes of its derivatives' terms.
+
+    The sizes are for one option each, ``sizes(*args, **options) -> {option: (terms, extra)}``.
+    """
+
+    arguments: Callable
+    options: dict
+    sizes: Callable
+
+
+def _logits(dtype):
+    return sweeps.rounded(dtype, sweeps.logits()[np.all(np.isfinite(sweeps.logits()), axis=-1)])
+
+
+def _labelled(dtype):
+    (z,) = _logits(dtype)
+    return z, np.ones(len(z), np.int32)
+
+
+def _near(dtype):
+    z, y = _labelled(dtype)
+    near = np.ptp(z.astype(np.float64), axis=-1) < 80
+    return z[near], y[near]
+
+
+def _soft(dtype):
+    finite = np.all(np.isfinite(sweeps.logits()), axis=-1)
+    return sweeps.rounded(dtype, sweeps.logits()[finite], sweeps.soft_labels()[finite])
+
+
+def _binary(dtype):
+    z = np.repeat(sweeps.binary_logits(), 3)
+    z = z[np.abs(z) < 80]
+    return z.astype(dtype), np.resize([0, 1, 0.25], z.shape).astype(dtype)
+
+
+def _surprisals(z):
+    e = exp(z)
+    return -ln(e / total(e))
+
+
+def _normalizer_sizes(z):
+    lse = ln(np.sum(exp(z), axis=-1))
+    reach = 4 * (abs(np.max(z, axis=-1)) + Decimal(z.shape[-1]).ln())
+    return lse**2, 2 * abs(lse) * reach
+
+
+def _soft_sizes(z, y, label_smoothing, z_loss):
+    n = _surprisals(z)
+    own, uniform = np.sum(y * n, axis=-1), np.sum(n, axis=-1) / z.shape[-1]
+    extra = nats(own) * own
+    return {"label_smoothing": (own + uniform, extra), "z_loss": _normalizer_sizes(z)}
+
+
+def _integer_sizes(z, labels, label_smoothing, z_loss):
+    return _soft_sizes(z, decimals(np.eye(z.shape[-1])[labels]), label_smoothing, z_loss)
+
+
+def _poly_sizes(z, y, epsilon):
+    e = exp(z)
+    p = e / total(e)
+    terms = y * (1 - p)
+    missed = np.sum(terms, axis=-1)
+    return {"epsilon": (missed, np.sum(times(nats(1 - p), terms), axis=-1))}
+
+
+def _focal_sizes(z, labels, gamma):
+    n = _surprisals(z)[..., 1]
+    missed = 1 - exp(-n)
+    log_missed = abs(ln(missed))
+    size = missed**gamma * n * log_missed
+    reach = (1 + gamma) * nats(missed) + nats(n) + nats(log_missed)
+    return {"gamma": (size, size * reach)}
+
+
+def _binary_focal_sizes(z, y, alpha, gamma):
+    p, q = 1 / (1 + exp(-z)), 1 / (1 + exp(z))
+    missed, cost = y * q + (1 - y) * p, -y * ln(p) - (1 - y) * ln(q)
+    power = missed**gamma * cost
+    share = alpha * y + (1 - alpha) * (1 - y)
+    log_missed = abs(ln(missed))
+    to_gamma = share * power * log_missed
+    reach = (1 + gamma) * nats(missed)
+    of_gamma = (reach + nats(log_missed)) * to_gamma
+    return {"alpha": (power, reach * power), "gamma": (to_gamma, of_gamma)}
+
+
+def _binary_sizes(z, y, label_smoothing, pos_weight):
+    n, c = ln(1 + exp(-z)), ln(1 + exp(z))
+    positive = (1 - label_smoothing) * y + label_smoothing / 2
+    half = Decimal(1) / 2
+    size = pos_weight * abs(half - y) * n + abs(y - half) * c
+    return {"label_smoothing": (size, 0 * size), "pos_weight": (positive * n, 0 * n)}
+
+
+_TABLE = {
+    "softmax_cross_entropy_with_integer_labels": Row(
+        _labelled, {"label_smoothing": 0.1, "z_loss": 1e-4}, _integer_sizes
+    ),
+    "softmax_cross_entropy": Row(_soft, {"label_smoothing": 0.1, "z_loss": 1e-4}, _soft_sizes),
+    "poly_loss_cross_entropy": Row(_soft, {"epsilon": 2.0}, _poly_sizes),
+    "softmax_focal_loss_with_integer_labels": Row(_near, {"gamma": 2.0}, _focal_sizes),
+    "sigmoid_binary_cross_entropy": Row(
+        _binary, {"label_smoothing": 0.1, "pos_weight": 3.0}, _binary_sizes
+    ),
+    "sigmoid_focal_loss": Row(_binary, {"alpha": 0.25, "gamma": 2.0}, _binary_focal_sizes),
+}
+
+
+@pytest.mark.parametrize("dtype", quick(["float32", "float64", "bfloat16"]))
+@pytest.mark.parametrize("name", _TABLE)
+def test_derivative_for_an_option(name, dtype):
+    row, function = _TABLE[name], getattr(jxent, name)
+    with double_if(dtype), tolerances.many_digits(dtype):
+        args = row.arguments(dtype)
+        options = {o: np.asarray(v, tolerances.computing(dtype)) for o, v in row.options.items()}
+
+        def derivatives(*args):
+            return jax.grad(lambda options: function(*args, **options))(options)
+
+        results = fast_jit(jax.vmap(derivatives))(*args)
+        exact_options = {o: decimals(v)[()] for o, v in options.items()}
+        sizes = row.sizes(*map(decimals, args), **exact_options)
+        for option, exact in _exact_derivatives(TABLE[name], args, options).items():
+            worst, message = tolerances.worst_error(
+                results[option],
+                Quantity(exact, *sizes[option]),
+                tolerances.UNITS[TABLE[name].family],
+                dtype,
+            )
+            assert worst <= 1, f"{option}: {message}"
+
+
+def _exact_derivatives(row, args, options):
+    """For each option, of each example."""
+    examples = [row.truth([x[i : i + 1] for x in args], options) for i in range(len(args[0]))]
+    return {
+        name: np.array([truth[i - len(options)].exact[()] for truth in examples])
+        for i, name in enumerate(options)
+    }
+
+
+@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
+def test_derivative_for_class_weights(dtype):
+    """``y_j (-log p_j)``, whose errors are those of the surprisals."""
+    with double_if(dtype), tolerances.many_digits(dtype):
+        z, y = _soft(dtype)
+        weights = _WEIGHTS.astype(dtype)
+
+        def derivative(z, y):
+            return jax.grad(lambda w: jxent.softmax_cross_entropy(z, y, class_weights=w))(weights)
+
+        got = fast_jit(jax.vmap(derivative))(z, y)
+        exact = times(decimals(y), _surprisals(decimals(z)))
+        quantity = Quantity(exact, *of_itself(exact, nats(exact)))
+        worst, message = tolerances.worst_error(got, quantity, 16, dtype)
+        assert worst <= 1, message

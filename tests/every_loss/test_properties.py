@@ -132,18 +132,3 @@ def test_never_negative_and_never_nan(case, data):
     result, gradients = _run(case, data.draw(_arguments(case)))
     assert np.all(result >= 0)
     assert not any(np.any(np.isnan(g)) for g in gradients)
-
-
-@pytest.mark.full
-@every([c for c in _OF_LOGITS if c.kinds in (("logits",), ("logits", "labels"))])
-@_FEW
-@given(logits=_array(_LOGITS), labels=_KINDS["labels"])
-def test_infinite_logits_stay_in_their_example(case, logits, labels):
-    """Classes at -inf, or nothing but these: the other example has its own loss."""
-    args = [logits] if len(case.kinds) == 1 else [logits, labels]
-    both, gradients = _run(case, args)
-    for i in range(2):
-        lonely = [np.repeat(x[i : i + 1], 2, axis=0) for x in args]
-        alone, alone_gradients = _run(case, lonely)
-        np.testing.assert_array_equal(both[i], alone[i])
-        np.testing.assert_array_equal(gradients[0][i], alone_gradients[0][i])

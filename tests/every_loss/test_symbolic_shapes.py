@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,10 +30,7 @@ def exported(function, arrays, shapes):
 
 
 def assert_same(actual, expected):
-    for got, exact in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert got.shape == exact.shape
-        assert got.dtype == exact.dtype
-        np.testing.assert_allclose(got, exact, rtol=1e-11, atol=1e-13)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-11, atol=1e-13, strict=True)
 
 
 def value_and_gradients(function, arrays):
@@ -244,12 +242,9 @@ def test_derivatives_of_an_exported_head():
     specs = export.symbolic_args_specs(args, [shapes[k] for k in names])
     first, twice = (export.export(jax.jit(f), platforms=PLATFORMS)(*specs) for f in (loss, second))
     gradient, tangent = jax.jit(second)(*args)
-    for got, exact in (
-        (jax.grad(first.call)(*args), gradient),
-        (twice.call(*args)[0], gradient),
-        (twice.call(*args)[1], tangent),
-    ):
-        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-6)
+    results = jax.grad(first.call)(*args), *twice.call(*args)
+    exact = gradient, gradient, tangent
+    chex.assert_trees_all_close(results, exact, rtol=1e-5, atol=1e-6, strict=True)
 
 
 @pytest.mark.parametrize("reduction", quick(["mean", "none"]))

@@ -2,6 +2,7 @@
 
 import os
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +26,7 @@ from support.tiers import quick
 
 
 def _assert_close(actual, right, rtol=4e-6, atol=1e-7):
-    for x, y in zip(actual, right, strict=True):
-        assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+    chex.assert_trees_all_close(list(actual), list(right), rtol=rtol, atol=atol, strict=True)
 
 
 def _cotangent(case):

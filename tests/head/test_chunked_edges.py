@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,10 +84,10 @@ def test_low_precision(dtype):
             for make in (chunked, dense)
         ]
 
-    for got, expected in zip(*map(jax.tree.leaves, both(x, w, t, weights)), strict=True):
-        assert got.dtype == expected.dtype
-        got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
-        np.testing.assert_allclose(got, expected, rtol=2**-6, atol=2**-9)
+    results = both(x, w, t, weights)
+    chex.assert_trees_all_equal_shapes_and_dtypes(*results)
+    of_chunks, expected = jax.tree.map(np.float64, results)
+    chex.assert_trees_all_close(of_chunks, expected, rtol=2**-6, atol=2**-9, strict=True)
 
 
 def test_what_does_not_count_contributes_nothing():
@@ -141,8 +142,7 @@ def test_the_gradient_of_a_weight_of_zero():
     *without, entropies = fast_jit(lambda w: (*total(w), jxent.softmax_entropy(X @ W)))(weights)
     np.testing.assert_allclose(gradient, entropies, rtol=1e-6)
     np.testing.assert_allclose(value, np.vdot(weights, entropies), rtol=1e-6)
-    for got, exact in zip((value, aux), without, strict=True):
-        np.testing.assert_allclose(got, exact, rtol=1e-6)
+    chex.assert_trees_all_close([value, aux], without, rtol=1e-6, strict=True)
     np.testing.assert_array_equal(np.asarray(aux) != 0, weights != 0)
 
 

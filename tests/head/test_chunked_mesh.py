@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,8 +104,7 @@ def test_global_arrays(shape, class_axis_name, reduction, is_captured):
         results = fast_jit(functools.partial(one_way, **spread))(a)
         expected = fast_jit(one_way)(a)
     assert (np.abs(expected[0]["temperature"]) > 1e-3) == is_captured
-    for got, exact in zip(*map(jax.tree.leaves, (results, expected)), strict=True):
-        np.testing.assert_allclose(got, exact, rtol=1e-11, atol=1e-12)
+    chex.assert_trees_all_close(results, expected, rtol=1e-11, atol=1e-12, strict=True)
 
 
 @pytest.mark.full
@@ -139,8 +139,7 @@ def test_inside_shard_map():
         a = {name: numbers()[name] for name in specs}
         results = fast_jit(functools.partial(value_and_gradients, mapped))(a)
         expected = fast_jit(functools.partial(value_and_gradients, loss_of))(a)
-    for got, exact in zip(*map(jax.tree.leaves, (results, expected)), strict=True):
-        np.testing.assert_allclose(got, exact, rtol=1e-11, atol=1e-12)
+    chex.assert_trees_all_close(results, expected, rtol=1e-11, atol=1e-12, strict=True)
 
 
 def test_a_loss_must_know_of_the_mesh():
@@ -177,8 +176,8 @@ def test_what_a_loss_closes_over_may_change_between_calls(shape):
 
     before = value_and_gradient()
     number, array, settings.factor = 10.0, jnp.float32(-3.0), 0.125
-    for got, once in zip(value_and_gradient(), before, strict=True):
-        np.testing.assert_allclose(got, 5 * -1 * 0.125 * once, rtol=1e-6)
+    exact = jax.tree.map(lambda once: 5 * -1 * 0.125 * once, before)
+    chex.assert_trees_all_close(value_and_gradient(), exact, rtol=1e-6, strict=True)
 
 
 def test_what_has_no_weight_or_does_not_count_beside_a_closure():
@@ -199,9 +198,8 @@ def test_what_has_no_weight_or_does_not_count_beside_a_closure():
     given = np.float32(1.5), x, w, weights
     of_mesh = functools.partial(total, mesh=mesh_of(*BOTH))
     results, expected = (fast_jit(jax.grad(f, (0, 1, 2, 3)))(*given) for f in (of_mesh, total))
-    for got, exact in zip(results, expected, strict=True):
-        assert np.all(np.isfinite(exact))
-        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-7)
+    chex.assert_tree_all_finite(expected)
+    chex.assert_trees_all_close(results, expected, rtol=1e-5, atol=1e-7, strict=True)
 
 
 def test_explicit_axes():

@@ -7,6 +7,7 @@ the tangents are mapped before they are transposed.
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -267,6 +268,5 @@ def test_two_transformations(case, outer, inner):
 
     with jax.enable_x64(True):
         x, rest = jax.tree.map(jnp.asarray, (x, rest))
-        results, expected = map(jax.tree.leaves, fast_jit(of_both)(x, rest))
-    for got, exact in zip(results, expected, strict=True):
-        np.testing.assert_allclose(got, exact, rtol=1e-10, atol=1e-11)
+        results, expected = fast_jit(of_both)(x, rest)
+    chex.assert_trees_all_close(results, expected, rtol=1e-10, atol=1e-11, strict=True)

@@ -4,6 +4,7 @@ import functools
 import itertools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,8 +123,7 @@ def test_modes_of_differentiation():
         mapped = functools.partial(fused_head, mesh=mesh, class_axis_name="model", chunk_size=3)
         results = fast_jit(lambda: modes(mapped))()
         expected = fast_jit(lambda: modes(dense_head))()
-        for got, exact in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(got, exact, rtol=1e-11, atol=1e-13)
+        chex.assert_trees_all_close(results, expected, rtol=1e-11, atol=1e-13, strict=True)
 
 
 def small(examples=(8,), features=4, classes=16, dtype=np.float32):
@@ -269,63 +269,31 @@ MESH = {"mesh": BOTH, "class_axis_name": "model"}
 @pytest.mark.parametrize(
     ("examples", "classes", "options", "message"),
     [
-        (
-            (8,),
-            15,
-            {},
-            "the classes of kernel, 15, must be a multiple of 2, the size of the mesh axes"
-            " ('model',): pad kernel (bias, class_weights) by 1, to 16, and mask the padding with"
-            " class_mask=jnp.arange(16) < 15",
-        ),
-        (
-            (6,),
-            16,
-            {},
-            "dimension 0 of the examples, 6, must be a multiple of 4, the size of the mesh axes"
-            " ('data',): pad inputs and labels by 2, with labels that are ignore_index",
-        ),
-        (
-            (8,),
-            16,
-            {"class_axis_name": ("model", "tensor")},
-            "class_axis_name must name axes of the mesh ('data', 'model'), got tensor",
-        ),
-        (
-            (8,),
-            16,
-            {"class_axis_name": ("model", "model")},
-            "class_axis_name must be the name of a mesh axis or a tuple of different ones,"
-            " got ('model', 'model')",
-        ),
-        (
-            (8,),
-            16,
-            {"example_spec": P("data", "model")},
-            "example_spec must have at most one entry per dimension of the examples (8,),"
-            f" got {P('data', 'model')}",
-        ),
-        (
-            (8,),
-            16,
-            {"example_spec": P("model")},
-            "example_spec must not name the mesh axes of the classes, got ['model'] in both",
-        ),
-        (
-            (8,),
-            16,
-            {"mesh": None},
-            "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'model'",
-        ),
-        (
-            (8,),
-            16,
-            {"mesh": None, "class_axis_name": None, "example_spec": P("data")},
-            f"example_spec must come with a mesh, got {P('data')} alone",
-        ),
+        (8, 15, {},
+         "the classes of kernel, 15, must be a multiple of 2, the size of the mesh axes"
+         " ('model',): pad kernel (bias, class_weights) by 1, to 16, and mask the padding with"
+         " class_mask=jnp.arange(16) < 15"),
+        (6, 16, {},
+         "dimension 0 of the examples, 6, must be a multiple of 4, the size of the mesh axes"
+         " ('data',): pad inputs and labels by 2, with labels that are ignore_index"),
+        (8, 16, {"class_axis_name": ("model", "tensor")},
+         "class_axis_name must name axes of the mesh ('data', 'model'), got tensor"),
+        (8, 16, {"class_axis_name": ("model", "model")},
+         "class_axis_name must be the name of a mesh axis or a tuple of different ones,"
+         " got ('model', 'model')"),
+        (8, 16, {"example_spec": P("data", "model")},
+         "example_spec must have at most one entry per dimension of the examples (8,),"
+         f" got {P('data', 'model')}"),
+        (8, 16, {"example_spec": P("model")},
+         "example_spec must not name the mesh axes of the classes, got ['model'] in both"),
+        (8, 16, {"mesh": None},
+         "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'model'"),
+        (8, 16, {"mesh": None, "class_axis_name": None, "example_spec": P("data")},
+         f"example_spec must come with a mesh, got {P('data')} alone"),
     ],
-)
+)  # fmt: skip
 def test_mistakes(examples, classes, options, message):
     options = MESH | options
     options["mesh"] = options["mesh"] and mesh_of(*options["mesh"])
     with pytest.raises(ValueError, match=re.escape(message) + "$"):
-        jxent.linear_softmax_cross_entropy(*small(examples, classes=classes), **options)
+        jxent.linear_softmax_cross_entropy(*small((examples,), classes=classes), **options)

@@ -1,11 +1,15 @@
 """What counts for the loss of a linear head, shapes at the edge, and errors, word for word."""
 
 import functools
+import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jxent
 from support.cases import fast_jit
@@ -16,9 +20,8 @@ from support.heads import (
     FEATURES,
     IGNORED,
     arrays_of_head,
-    floats,
-    fused_head,
 )
+from support.meshes import BOTH, mesh_of
 from support.tiers import quick
 
 
@@ -31,29 +34,6 @@ def _head(**changes):
         reduction=a.get("reduction", "mean"),
         chunk_size=8,
     )
-
-
-@pytest.mark.parametrize("reduction", quick(["none", "mean"]))
-def test_what_does_not_count_contributes_nothing(reduction):
-    a = {k: np.asarray(v, np.float32) for k, v in floats(arrays_of_head()).items()}
-    a["inputs"], labels = a["inputs"][:16], arrays_of_head()["labels"][:16]
-    weights = np.where(np.arange(16) == 5, 0, a["weights"][:16])
-
-    @fast_jit
-    @functools.partial(jax.grad, argnums=(0, 1))
-    def gradients(x, w):
-        changes = {"inputs": x, "kernel": w, "labels": labels, "weights": weights}
-        return jnp.sum(_head(**changes, reduction=reduction))
-
-    clean_inputs, clean_kernel = gradients(a["inputs"], a["kernel"])
-    for poison in (np.nan, np.inf):
-        poisoned = a["inputs"].copy()
-        poisoned[[2, 5, 7]] = poison
-        to_inputs, to_kernel = gradients(poisoned, a["kernel"])
-        # A weight of 0 may have a loss: then other examples are in the same chunk.
-        np.testing.assert_allclose(to_kernel, clean_kernel, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(to_inputs, clean_inputs, rtol=1e-5, atol=1e-6)
-        assert np.all(np.asarray(to_inputs)[[2, 5, 7]] == 0)
 
 
 def test_nothing_counts():
@@ -93,22 +73,6 @@ def test_out_of_range_and_masked_labels():
     np.testing.assert_allclose(losses, [np.inf, np.log(CLASSES - 1), np.nan], rtol=1e-6)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "none"])
-def test_an_impossible_label_without_weight(reduction):
-    """It costs nothing, and its weight has no infinite gradient."""
-    x, w = np.ones((2, FEATURES), np.float32), np.ones((FEATURES, CLASSES), np.float32)
-
-    def total(weights):
-        losses = jxent.linear_softmax_cross_entropy(
-            x, w, [0, 1], weights=weights, class_mask=np.arange(CLASSES) > 0, reduction=reduction
-        )
-        return jnp.sum(losses)
-
-    value, gradient = fast_jit(jax.value_and_grad(total))(np.float32([0, 2]))
-    np.testing.assert_allclose(value, 2 * np.log(CLASSES - 1), rtol=1e-6)
-    np.testing.assert_allclose(gradient, [0.0, np.log(CLASSES - 1)], rtol=1e-6)
-
-
 def test_labels_of_8_bits_beside_300_classes():
     """They are numbers of classes as any others, and 44 is not 300."""
     rng, labels = np.random.default_rng(0), np.array([0, 44, 250, 255])
@@ -128,9 +92,8 @@ def test_labels_of_8_bits_beside_300_classes():
         ]  # fmt: skip
 
     results, expected = (losses(labels.astype(dtype)) for dtype in (np.uint8, np.int32))
-    for got, exact in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(got, exact, rtol=1e-6)
-        assert np.all(np.isfinite(got))
+    chex.assert_tree_all_finite(results)
+    chex.assert_trees_all_close(results, expected, rtol=1e-6, strict=True)
     assert results[1][0][3] == 0
     assert results[1][1][3] > 0
 
@@ -170,69 +133,144 @@ def test_a_negative_weight_that_is_traced():
                 assert np.all(np.isnan(got)) if is_nan else np.all(np.isfinite(got))
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        (
-            {"kernel": np.ones((5, CLASSES), np.float32)},
-            ValueError,
-            "inputs and kernel must have the shapes [..., features] and [features, classes],"
-            f" got ({EXAMPLES}, {FEATURES}) and (5, {CLASSES})",
-        ),
-        (
-            {"reduction": "average"},
-            ValueError,
-            "reduction must be 'mean', 'sum' or 'none', got 'average'",
-        ),
-        (
-            {"labels": np.zeros(3, np.int32)},
-            ValueError,
-            f"labels must have the shape of the examples of inputs @ kernel ({EXAMPLES},)"
-            " or be a scalar, got shape (3,)",
-        ),
-        (
-            {"weights": np.ones((EXAMPLES, 1), np.float32)},
-            ValueError,
-            f"weights must have the shape of the examples ({EXAMPLES},) or be a scalar,"
-            f" got shape ({EXAMPLES}, 1)",
-        ),
-        (
-            {"inputs": np.ones((EXAMPLES, FEATURES), np.int32)},
-            TypeError,
-            "inputs must have a floating-point dtype, got int32",
-        ),
-    ],
-)
-def test_mistakes(changes, error, message):
-    with pytest.raises(error) as caught:
-        _head(**changes)
-    assert str(caught.value) == message
+# Empty sizes, and arguments that are mistaken.
+
+REDUCTIONS = ("mean", "sum", "none")
 
 
-@pytest.mark.parametrize("reduction", quick(["mean", "none"]))
-def test_a_padded_table_is_as_good_as_the_table(reduction):
-    inputs, kernel, labels = (arrays_of_head()[k] for k in BASE)
-    inputs, labels = inputs[:16], labels[:16]
-    mask = np.arange(CLASSES + 7) < CLASSES
+# The examples, the features and the classes.
+EMPTY = [((5,), 0, 7), ((0,), 3, 7), ((2, 0), 3, 7), ((0,), 0, 7), ((5,), 0, 1), ((0,), 3, 1)]
 
-    def value_and_gradients(inputs, kernel, **options):
-        def total(inputs, kernel):
-            return jnp.sum(
-                fused_head(inputs, kernel, labels, reduction=reduction, chunk_size=8, **options)
+
+def test_empty_sizes():
+    """No feature makes every logit its bias, no example no loss; the gradients have the shapes."""
+    # Each reduction with and without options.
+    cases = [(*sizes, i % 2 == 0, REDUCTIONS[i % 3]) for i, sizes in enumerate(EMPTY)]
+
+    def bias_of(classes):
+        return np.linspace(-1, 2, classes, dtype=np.float32)
+
+    def value_and_gradients(case, floats):
+        examples, _, _, is_bare, reduction = case
+
+        def loss(x, w, bias):
+            options = {} if is_bare else {"bias": bias, "weights": np.full(examples, 2, "f")}
+            losses = jxent.linear_softmax_cross_entropy(
+                x, w, np.zeros(examples, int), **options, reduction=reduction, chunk_size=2
             )
+            return jnp.sum(losses), losses
 
-        value, (to_inputs, to_kernel) = jax.value_and_grad(total, (0, 1))(inputs, kernel)
-        return value, to_inputs, to_kernel[:, :CLASSES], to_kernel[:, CLASSES:]
+        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*floats)
 
-    @fast_jit
-    def both(inputs, table):
-        kernel = table[:, :CLASSES]
-        padded = value_and_gradients(inputs, table, class_mask=mask)
-        return padded, value_and_gradients(inputs, kernel)
+    floats = [
+        (np.ones((*examples, features), "f"), np.ones((features, classes), "f"), bias_of(classes))
+        for examples, features, classes, *_ in cases
+    ]
+    results = fast_jit(lambda floats: list(map(value_and_gradients, cases, floats)))(floats)
+    for case, ((_, losses), (to_x, to_w, to_bias)) in zip(cases, results, strict=True):
+        examples, features, classes, is_bare, reduction = case
+        logits = np.zeros(classes) if is_bare else bias_of(classes).astype(np.float64)
+        each = np.log(np.sum(np.exp(logits - logits[0])))
+        number, weight = np.prod(examples), 1 if is_bare else 2
+        total = {"mean": each * (number > 0), "sum": weight * number * each, "none": weight * each}
+        assert losses.shape == (examples if reduction == "none" else ()), case
+        right = np.full(losses.shape, total[reduction])
+        np.testing.assert_allclose(losses, right, rtol=1e-6, err_msg=str(case))
+        assert to_x.shape == (*examples, features), case
+        assert to_w.shape == (features, classes), case
+        assert not np.any(to_w), case
+        p = np.exp(logits) / np.sum(np.exp(logits)) - (np.arange(classes) == 0)
+        share = number > 0 if reduction == "mean" else weight * number
+        right = 0 if is_bare else share * p
+        np.testing.assert_allclose(to_bias, right, atol=0 if is_bare else 1e-6, err_msg=str(case))
 
-    for padding in (np.nan, np.inf, 7.0):
-        table = np.pad(kernel, ((0, 0), (0, 7)), constant_values=padding)
-        (*results, of_padding), (*expected, _) = both(inputs, table)
-        for x, y in zip(results, expected, strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-        np.testing.assert_array_equal(of_padding, 0.0)
+
+def test_one_class_is_certain():
+    """Its loss is the z-loss alone, whatever the logit."""
+    x, w = np.float32([[1.0], [30.0]]), np.float32([[2.0]])
+
+    def loss(w):
+        return jnp.sum(
+            jxent.linear_softmax_cross_entropy(
+                x, w, [0, 0], z_loss=0.25, label_smoothing=0.5, reduction="none", chunk_size=1
+            )
+        )
+
+    value, gradient = fast_jit(jax.value_and_grad(loss))(w)
+    np.testing.assert_allclose(value, 0.25 * (4 + 3600))
+    np.testing.assert_allclose(gradient, [[0.5 * (1 * 2 + 30 * 60)]], rtol=1e-6)
+
+
+def arguments(**changes):
+    arrays = {name: jnp.asarray(arrays_of_head()[name]) for name in BASE}
+    return {"ignore_index": IGNORED} | arrays | changes
+
+
+@pytest.mark.parametrize("features", [0, 3])
+@pytest.mark.parametrize("examples", [0, 4])
+def test_no_class_is_a_mistake(features, examples):
+    x, w = np.ones((examples, features), "f"), np.ones((features, 0), "f")
+    message = f"kernel must have at least one class, got shape ({features}, 0)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jxent.linear_softmax_cross_entropy(x, w, np.zeros(examples, int))
+
+
+@pytest.mark.parametrize("chunk_size", [2.0, True, "8", np.float32(8), np.bool_(True), [8], 1j])
+def test_chunk_size_is_an_integer(chunk_size):
+    message = re.escape(f"chunk_size must be an integer, got {chunk_size!r}")
+    with pytest.raises(TypeError, match=message):
+        jxent.linear_softmax_cross_entropy(**arguments(chunk_size=chunk_size))
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1, np.int32(0)])
+def test_chunk_size_is_positive(chunk_size):
+    with pytest.raises(ValueError, match=f"chunk_size must be at least 1, got {chunk_size}"):
+        jxent.linear_softmax_cross_entropy(**arguments(chunk_size=chunk_size))
+
+
+def test_chunk_size_of_any_integer_type():
+    """They make the same program."""
+
+    def lowered(size):
+        options = arguments(chunk_size=size)
+        return jax.jit(lambda: jxent.linear_softmax_cross_entropy(**options)).lower().as_text()
+
+    sizes = (8, np.uint8(8), jnp.array(8))
+    assert len(set(map(lowered, sizes))) == 1
+    assert lowered(8) != lowered(9)
+
+
+def test_explicitly_sharded_examples_need_a_mesh():
+    mesh = mesh_of(*BOTH, AxisType.Explicit)
+    args = {
+        "inputs": np.ones((8, 2), "f"),
+        "kernel": np.ones((2, 3), "f"),
+        "labels": np.zeros(8, int),
+        "weights": np.ones(8, "f"),
+    }
+    specs = [
+        ("inputs", P("data", None)),
+        ("inputs", P(None, "model")),
+        ("labels", P("data")),
+        ("weights", P("data")),
+    ]
+    loss = jxent.linear_softmax_cross_entropy
+    with jax.set_mesh(mesh):
+        sharded = [
+            args | {name: jax.device_put(args[name], NamedSharding(mesh, spec))}
+            for name, spec in specs
+        ]
+        for (name, spec), some in zip(specs, sharded, strict=True):
+            message = (
+                f"{name} must not be sharded explicitly without mesh=, the mesh to compute on,"
+                f" got {spec}"
+            )
+            for chunk_size in (None, 2):
+                with pytest.raises(ValueError, match=re.escape(message)):
+                    loss(**some, chunk_size=chunk_size)
+        _, by_feature, labels, weights = sharded
+        by_example = sharded[0] | {"labels": labels["labels"], "weights": weights["weights"]}
+        losses = fast_jit(lambda *given: [loss(**some, mesh=mesh, chunk_size=2) for some in given])(
+            by_example, by_feature
+        )
+    np.testing.assert_allclose(losses, np.log(3), rtol=1e-6)

@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,9 +50,9 @@ def test_the_same_as_in_one_process():
     results = [json.loads(out.splitlines()[-1]) for out in run_together(commands(), BOUND)]
     loss, gradients = jax.jit(value_and_gradients)(*map(jnp.asarray, arrays().values()))
     for result in results:
-        np.testing.assert_allclose(result["loss"], loss, rtol=1e-6)
-        for got, expected in zip(result["gradients"], gradients, strict=True):
-            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+        of_both = np.float32(result["loss"]), tuple(map(np.float32, result["gradients"]))
+        chex.assert_trees_all_close(of_both[0], loss, rtol=1e-6)
+        chex.assert_trees_all_close(of_both[1], gradients, rtol=1e-5, atol=1e-7, strict=True)
 
 
 @pytest.mark.full
