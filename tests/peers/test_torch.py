@@ -4,6 +4,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,11 +65,13 @@ def _compare(theirs, ours, names=tuple(ARRAYS), arrays=ARRAYS):
             return losses, pullback(cotangent)
 
         losses, gradients = losses_and_gradients(jnp.asarray(cotangent), given)
-        assert losses.dtype == jnp.float64
-        np.testing.assert_allclose(losses, expected.detach().numpy(), rtol=RTOL, atol=1e-15)
-        for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-            wanted = np.zeros(gradient.shape) if wanted is None else wanted.numpy()
-            np.testing.assert_allclose(gradient, wanted, rtol=1e-11, atol=1e-14)
+        wanted = expected.detach().numpy()
+        chex.assert_trees_all_close(losses, wanted, rtol=RTOL, atol=1e-15, strict=True)
+        wanted = tuple(
+            np.zeros_like(arrays[name]) if x is None else x.numpy()
+            for name, x in zip(wrt, expected_gradients, strict=True)
+        )
+        chex.assert_trees_all_close(gradients, wanted, rtol=1e-11, atol=1e-14, strict=True)
 
 
 def _evaluated(expression):
@@ -150,11 +153,6 @@ def test_divergence_of_yes_and_no_keeps_its_bits():
     np.testing.assert_allclose(fast_jit(_evaluated(row[1]))(t=t, p=p), exact, rtol=1e-3)
 
 
-WEIGHTED_AND_REDUCED = pytest.mark.parametrize(
-    ("weighted", "reduction"), quick_rows([(True, "mean"), (False, "none"), (False, "sum")], 0)
-)
-
-
 def _reduced(losses, reduction, total=None):
     """PyTorch's reductions; its mean divides by the weights of the labels, if there are any."""
     if reduction == "none":
@@ -165,63 +163,53 @@ def _reduced(losses, reduction, total=None):
 
 
 # The reductions are these tests' own arithmetic, so that they meet the options by turns.
-@pytest.mark.parametrize(
-    ("weighted", "smoothing", "ignore_index", "reduction"),
-    quick_rows(
-        [
-            (True, 0.3, IGNORED, "mean"),
-            (True, 0.0, 2, "sum"),
-            (False, 0.3, 2, "none"),
-            (False, 0.0, IGNORED, "mean"),
-        ],
-        0,
-    ),
-)
-def test_cross_entropy_with_integer_labels(weighted, smoothing, ignore_index, reduction):
-    """Class weights, ignored labels and label smoothing."""
-    arrays = ARRAYS | {"y": np.where(ARRAYS["y"] == IGNORED, ignore_index, ARRAYS["y"])}
-
-    def theirs(z, y, w):
-        return F.cross_entropy(
-            z,
-            y,
-            weight=w if weighted else None,
-            ignore_index=ignore_index,
-            label_smoothing=smoothing,
-            reduction=reduction,
-        )
-
-    def ours(z, y, w):
-        losses = jxent.softmax_cross_entropy_with_integer_labels(
-            z,
-            y,
-            class_weights=w if weighted else None,
-            label_smoothing=smoothing,
-            ignore_index=ignore_index,
-        )
-        total = jnp.sum(jnp.where(y == ignore_index, 0, w[y] if weighted else 1))
-        return _reduced(losses, reduction, total)
-
-    _compare(theirs, ours, ("z", "y", "w"), arrays)
+INTEGER, SOFT = jxent.softmax_cross_entropy_with_integer_labels, jxent.softmax_cross_entropy
+NLL = jxent.negative_log_likelihood
+_OF_CLASSES = [
+    (F.cross_entropy, INTEGER, "z y", True, {"label_smoothing": 0.3}, "mean"),
+    (F.cross_entropy, SOFT, "z t", True, {"label_smoothing": 0.3}, "mean"),
+    (F.nll_loss, NLL, "log_p y", True, {}, "mean"),
+    (F.cross_entropy, INTEGER, "z y", True, {"ignore_index": 2}, "sum"),
+    (F.cross_entropy, INTEGER, "z y", False, {"label_smoothing": 0.3, "ignore_index": 2}, "none"),
+    (F.cross_entropy, INTEGER, "z y", False, {}, "mean"),
+    (F.cross_entropy, SOFT, "z t", True, {}, "sum"),
+    (F.cross_entropy, SOFT, "z t", False, {"label_smoothing": 0.3}, "none"),
+    (F.nll_loss, NLL, "log_p y", False, {}, "none"),
+    (F.nll_loss, NLL, "log_p y", False, {}, "sum"),
+]
 
 
 @pytest.mark.parametrize(
-    ("weighted", "smoothing", "reduction"),
-    quick_rows([(True, 0.3, "mean"), (True, 0.0, "sum"), (False, 0.3, "none")], 0),
+    ("theirs", "ours", "names", "weighted", "options", "reduction"),
+    quick_rows(_OF_CLASSES, 0, 1, 2),
 )
-def test_cross_entropy_with_probabilities(weighted, smoothing, reduction):
-    """Distributions for labels: the mean divides by the number of examples."""
+def test_losses_of_classes(theirs, ours, names, weighted, options, reduction):
+    """Class weights, ignored labels and label smoothing.
 
-    def theirs(z, t, w):
-        weight = w if weighted else None
-        return F.cross_entropy(z, t, weight=weight, label_smoothing=smoothing, reduction=reduction)
+    For distributions as labels the mean divides by the number of examples.
+    """
+    first, second = names.split()
+    ignored = {} if second == "t" else {"ignore_index": IGNORED} | options
+    options = options | ignored
+    arrays = dict(ARRAYS)
+    if ignored:
+        arrays["y"] = np.where(arrays["y"] == IGNORED, options["ignore_index"], arrays["y"])
 
-    def ours(z, t, w):
-        weights = w if weighted else None
-        losses = jxent.softmax_cross_entropy(z, t, class_weights=weights, label_smoothing=smoothing)
-        return _reduced(losses, reduction)
+    def of_torch(**a):
+        weight = a["w"] if weighted else None
+        return theirs(a[first], a[second], weight=weight, reduction=reduction, **options)
 
-    _compare(theirs, ours, ("z", "t", "w"))
+    def of_jxent(**a):
+        y, weights = a[second], a["w"] if weighted else None
+        losses = ours(a[first], y, class_weights=weights, **options)
+        if not ignored:
+            return _reduced(losses, reduction)
+        share = weights[y] if weighted else 1
+        return _reduced(
+            losses, reduction, jnp.sum(jnp.where(y == options["ignore_index"], 0, share))
+        )
+
+    _compare(of_torch, of_jxent, (first, second, "w"), arrays)
 
 
 def test_cross_entropy_of_pictures():
@@ -238,68 +226,39 @@ def test_cross_entropy_of_pictures():
     )
 
 
-@WEIGHTED_AND_REDUCED
-def test_nll_loss(weighted, reduction):
-    """Log-probabilities, with class weights and ignored labels."""
-
-    def ours(log_p, y, w):
-        losses = jxent.negative_log_likelihood(
-            log_p, y, class_weights=w if weighted else None, ignore_index=IGNORED
-        )
-        total = jnp.sum(jnp.where(y == IGNORED, 0, w[y] if weighted else 1))
-        return _reduced(losses, reduction, total)
-
-    _compare(
-        lambda log_p, y, w: F.nll_loss(log_p, y, w if weighted else None, reduction=reduction),
-        ours,
-        ("log_p", "y", "w"),
-    )
+_BINARY = [
+    (F.binary_cross_entropy_with_logits, jxent.sigmoid_binary_cross_entropy, "z"),
+    (F.binary_cross_entropy, jxent.binary_cross_entropy, "p"),
+    (F.multilabel_soft_margin_loss, jxent.sigmoid_binary_cross_entropy, "z"),
+]
+_OF_ELEMENTS = [
+    (*row, *rest)
+    for rest in ((True, True, "mean"), (False, True, "sum"), (True, False, "none"))
+    for row in _BINARY
+]
 
 
 @pytest.mark.parametrize(
-    ("weighted", "positive", "reduction"),
-    quick_rows([(True, True, "mean"), (False, True, "sum"), (True, False, "none")], 0),
+    ("theirs", "ours", "first", "weighted", "positive", "reduction"),
+    quick_rows(_OF_ELEMENTS, 0, 1, 2),
 )
-def test_binary_cross_entropy_with_logits(weighted, positive, reduction):
-    """A weight multiplies; positive weights are an option."""
-    _compare(
-        lambda z, t, w, v: F.binary_cross_entropy_with_logits(
-            z, t, w if weighted else None, pos_weight=v if positive else None, reduction=reduction
-        ),
-        lambda z, t, w, v: _reduced(
-            (w if weighted else 1)
-            * jxent.sigmoid_binary_cross_entropy(z, t, pos_weight=v if positive else None),
-            reduction,
-        ),
-        ("z", "t", "w", "v"),
-    )
+def test_losses_of_elements(theirs, ours, first, weighted, positive, reduction):
+    """A weight multiplies; positive weights are an option of one function."""
+    positive = positive and theirs is F.binary_cross_entropy_with_logits
 
+    def of_torch(**a):
+        options = {"pos_weight": a["v"]} if positive else {}
+        weight = a["w"] if weighted else None
+        return theirs(a[first], a["t"], weight, reduction=reduction, **options)
 
-@WEIGHTED_AND_REDUCED
-def test_binary_cross_entropy(weighted, reduction):
-    """A weight multiplies."""
-    _compare(
-        lambda p, t, w: F.binary_cross_entropy(p, t, w if weighted else None, reduction=reduction),
-        lambda p, t, w: _reduced(
-            (w if weighted else 1) * jxent.binary_cross_entropy(p, t), reduction
-        ),
-        ("p", "t", "w"),
-    )
+    def of_jxent(**a):
+        options = {"pos_weight": a["v"]} if positive else {}
+        losses = (a["w"] if weighted else 1) * ours(a[first], a["t"], **options)
+        # The loss of many labels is the mean over the classes of each example.
+        is_mean = theirs is F.multilabel_soft_margin_loss
+        return _reduced(jnp.mean(losses, axis=-1) if is_mean else losses, reduction)
 
-
-@WEIGHTED_AND_REDUCED
-def test_multilabel_soft_margin_loss(weighted, reduction):
-    """The mean over the classes of each example."""
-    _compare(
-        lambda z, t, w: F.multilabel_soft_margin_loss(
-            z, t, w if weighted else None, reduction=reduction
-        ),
-        lambda z, t, w: _reduced(
-            jnp.mean((w if weighted else 1) * jxent.sigmoid_binary_cross_entropy(z, t), axis=-1),
-            reduction,
-        ),
-        ("z", "t", "w"),
-    )
+    _compare(of_torch, of_jxent, (first, "t", "w", "v"))
 
 
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
