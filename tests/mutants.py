@@ -380,8 +380,8 @@ MUTANTS = [
         "Row(named, row).probability() * total",
         "total",
         "the gradient of a named class has all of what the classes share",
-        "derivatives",
-        "top_k",
+        "accuracy",
+        "[softmax_kl_divergence_with_top_k",
     ),
     # Exact expressions.
     Mutant(
@@ -473,6 +473,7 @@ MUTANTS = [
         "dtypes",
         "same_program and sigmoid_binary",
     ),
+    # JAX 0.10 computes these logits once without being told to: there it survives.
     Mutant(
         "mlir.register_lowering",
         'mlir.register_lowering(_computed_once, _written, platform="cpu")',
