@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jxent
-from support.cases import fast_jit, of_some
+from support.cases import fast_jit
 from support.meshes import BOTH, CLASSES_ONLY, EXAMPLES_ONLY, THREE, mesh_of
 from support.tiers import quick, quick_rows
 
@@ -25,90 +25,65 @@ MESHES = [
 ]
 
 
-def integer_loss(z, labels, mask, weights, epsilon, zeta, **where):
-    return jxent.softmax_cross_entropy_with_integer_labels(
-        z,
-        labels,
-        where=mask,
-        class_weights=weights,
-        label_smoothing=epsilon,
-        z_loss=zeta,
-        ignore_index=IGNORED,
-        **where,
-    )
+FUNCTIONS = {
+    "integer_loss": functools.partial(
+        jxent.softmax_cross_entropy_with_integer_labels, ignore_index=IGNORED
+    ),
+    "soft_loss": jxent.softmax_cross_entropy,
+    "entropy": jxent.softmax_entropy,
+    "divergence": jxent.softmax_kl_divergence,
+}
 
 
-def soft_loss(z, labels, mask, weights, epsilon, zeta, **where):
-    return jxent.softmax_cross_entropy(
-        z,
-        labels,
-        where=mask,
-        class_weights=weights,
-        label_smoothing=epsilon,
-        z_loss=zeta,
-        **where,
-    )
-
-
-def entropy(z, mask, **where):
-    return jxent.softmax_entropy(z, where=mask, **where)
-
-
-def divergence(z, target, mask, **where):
-    return jxent.softmax_kl_divergence(z, target, where=mask, **where)
-
-
-def arrays(function):
-    """The arguments of each, by name, with ignored labels and an example without classes."""
+def arrays(name):
+    """The arguments of each, with ignored labels and an example without classes."""
     rng = np.random.default_rng(0)
     z, target = 2 * rng.normal(size=(2, EXAMPLES, CLASSES))
     y = np.exp(target) / np.exp(target).sum(-1, keepdims=True)
     mask = rng.random((EXAMPLES, CLASSES)) < 0.8
-    mask[2] = False
     labels = np.array([3, IGNORED, 0, 47, 24, 23, 11, 40])
     mask[range(EXAMPLES), labels % CLASSES] = True
     mask[2] = False
     options = {
-        "weights": rng.uniform(0.5, 2, CLASSES),
-        "epsilon": np.float64(0.125),
-        "zeta": np.float64(0.01),
+        "class_weights": rng.uniform(0.5, 2, CLASSES),
+        "label_smoothing": np.float64(0.125),
+        "z_loss": np.float64(0.01),
     }
-    return {
-        integer_loss: {"z": z, "labels": labels, "mask": mask} | options,
-        soft_loss: {"z": z, "labels": y, "mask": mask} | options,
-        entropy: {"z": z, "mask": mask},
-        divergence: {"z": z, "target": target, "mask": mask},
-    }[function]
-
-
-FUNCTIONS = [integer_loss, soft_loss, entropy, divergence]
+    of_function = {
+        "integer_loss": {"labels": labels} | options,
+        "soft_loss": {"labels": y} | options,
+        "entropy": {},
+        "divergence": {"target_logits": target},
+    }
+    return {"logits": z, "where": mask} | of_function[name]
 
 
 def specs_of(arguments, mesh, classes):
     """Examples over the other axes."""
     names = classes if isinstance(classes, tuple) else (classes,)
     data = tuple(axis for axis in mesh.axis_names if axis not in names)
-    return {
-        name: {2: P(data, classes), 1: P(classes) if name == "weights" else P(data), 0: P()}[x.ndim]
-        for name, x in arguments.items()
-    }, P(data)
+    by_rank = {2: P(data, classes), 1: P(data), 0: P()}
+    specs = {name: by_rank[x.ndim] for name, x in arguments.items()}
+    return specs | ({"class_weights": P(classes)} if "class_weights" in specs else {}), P(data)
+
+
+def whole(name):
+    return lambda a: FUNCTIONS[name](**a)
 
 
 def sharded(function, mesh, classes, arguments):
     """The function of whole arrays, computed by shards."""
     specs, out = specs_of(arguments, mesh, classes)
 
-    def mapped(*values):
-        local = lambda *values: function(*values, class_axis_name=classes)  # noqa: E731
-        return jax.shard_map(
-            local, mesh=mesh, in_specs=tuple(specs.values()), out_specs=out, check_vma=True
-        )(*values)
+    def mapped(a):
+        local = lambda a: function(**a, class_axis_name=classes)  # noqa: E731
+        return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=out, check_vma=True)(a)
 
     return mapped
 
 
 def floats(arguments):
-    return [i for i, x in enumerate(arguments.values()) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return {k: x for k, x in arguments.items() if jnp.issubdtype(x.dtype, jnp.floating)}
 
 
 def weighted(out):
@@ -116,12 +91,17 @@ def weighted(out):
     return jnp.sum(jnp.cos(jnp.arange(out.size, dtype=out.dtype)) * out)
 
 
-def value_and_gradients(function, arguments):
-    def total(*values):
-        out = function(*values)
-        return weighted(out), out
+def gradients_and_value(call):
+    """For everything that is floating-point."""
 
-    return jax.grad(total, floats(arguments), has_aux=True)
+    def function(a):
+        def total(floats):
+            out = call(a | floats)
+            return weighted(out), out
+
+        return jax.grad(total, has_aux=True)(floats(a))
+
+    return fast_jit(function)
 
 
 def assert_same(results, expected, rtol=1e-11):
@@ -132,91 +112,86 @@ def assert_same(results, expected, rtol=1e-11):
 
 
 @functools.cache
-def on_one_device(function):
+def on_one_device(name):
     with jax.enable_x64(True):
-        arguments = arrays(function)
-        return fast_jit(value_and_gradients(function, arguments))(*arguments.values())
+        return gradients_and_value(whole(name))(arrays(name))
 
 
 # Every function over three axes, and over other meshes one after the other.
-_OVER = [(function, *MESHES[3]) for function in FUNCTIONS]
-_OVER += [(function, *mesh) for function, mesh in zip(FUNCTIONS, MESHES[:3], strict=False)]
+_OVER = [(name, *MESHES[3]) for name in FUNCTIONS]
+_OVER += [(name, *mesh) for name, mesh in zip(FUNCTIONS, MESHES[:3], strict=False)]
 
 
-@pytest.mark.parametrize(("function", "shape", "classes"), quick_rows(_OVER, 0, 3))
-def test_values_and_gradients(function, shape, classes):
+@pytest.mark.parametrize(("name", "shape", "classes"), quick_rows(_OVER, 0, 3))
+def test_values_and_gradients(name, shape, classes):
     mesh = mesh_of(*shape)
     with jax.enable_x64(True):
-        arguments = arrays(function)
-        mapped = sharded(function, mesh, classes, arguments)
-        program = fast_jit(value_and_gradients(mapped, arguments))
-        assert_same(program(*arguments.values()), on_one_device(function))
+        mapped = sharded(FUNCTIONS[name], mesh, classes, arrays(name))
+        assert_same(gradients_and_value(mapped)(arrays(name)), on_one_device(name))
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("function", [entropy, integer_loss], ids=lambda f: f.__name__)
-def test_modes_of_differentiation(function):
+@pytest.mark.parametrize("name", ["entropy", "integer_loss"])
+def test_modes_of_differentiation(name):
     """Forward, second derivatives both ways, and vmap of gradients."""
     mesh = mesh_of(*BOTH)
     with jax.enable_x64(True):
-        arguments = arrays(function)
-        at = floats(arguments)
+        arguments = arrays(name)
 
-        def modes(call, *given):
-            f, values = of_some(lambda *values: weighted(call(*values)), at, given)
-            dots = [jnp.sin(5 * x) for x in values]
-            gradient = jax.grad(f, range(len(at)))
+        def modes(call, a):
+            def total(floats):
+                return weighted(call(a | floats))
 
-            def along(*values):
-                return sum(map(jnp.vdot, gradient(*values), dots))
+            x = floats(a)
+            dots = jax.tree.map(lambda x: jnp.sin(5 * x), x)
+            gradient = jax.grad(total)
 
-            stacked = [jnp.stack([x, 0.9 * x]) for x in values]
+            def along(x):
+                return sum(jnp.vdot(g, dots[k]) for k, g in gradient(x).items())
+
             return (
-                jax.jvp(f, values, dots)[1],
-                jax.jvp(gradient, values, dots)[1],
-                jax.grad(along, range(len(at)))(*values),
-                jax.vmap(gradient)(*stacked),
+                jax.jvp(total, (x,), (dots,))[1],
+                jax.jvp(gradient, (x,), (dots,))[1],
+                jax.grad(along)(x),
+                jax.vmap(gradient)(jax.tree.map(lambda x: jnp.stack([x, 0.9 * x]), x)),
             )
 
-        mapped = sharded(function, mesh, "model", arguments)
+        mapped = sharded(FUNCTIONS[name], mesh, "model", arguments)
         results, expected = (
-            fast_jit(functools.partial(modes, call))(*arguments.values())
-            for call in (mapped, function)
+            fast_jit(functools.partial(modes, call))(jax.tree.map(jnp.asarray, arguments))
+            for call in (mapped, whole(name))
         )
         assert_same(results, expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("function", quick(FUNCTIONS, integer_loss), ids=lambda f: f.__name__)
-def test_differentiated_inside(function):
+@pytest.mark.parametrize("name", quick(FUNCTIONS, "integer_loss"))
+def test_differentiated_inside(name):
     """A shard's gradient is that of its slice, and replicated arguments have the whole one."""
     mesh = mesh_of(*BOTH)
     with jax.enable_x64(True):
-        arguments = arrays(function)
-        at = floats(arguments)
+        arguments = arrays(name)
         specs, _ = specs_of(arguments, mesh, "model")
-        dots = [np.cos(7 * list(arguments.values())[i]) for i in at]
+        dots = jax.tree.map(lambda x: np.cos(7 * x), floats(arguments))
 
-        def local(counts, dots, *values):
-            def total(*values):
-                return jnp.vdot(counts, function(*values, class_axis_name="model"))
+        def local(counts, dots, a):
+            def total(x):
+                return jnp.vdot(counts, FUNCTIONS[name](**(a | x), class_axis_name="model"))
 
             # Over the data axis each shard has a loss of its own, so the sum is taken outside.
-            gradients = jax.grad(total, at)(*values)
-            _, dot = jax.jvp(*of_some(total, at, values), dots)
-            return gradients, jax.lax.psum(dot, "data")
+            _, dot = jax.jvp(total, (floats(a),), (dots,))
+            return jax.grad(total)(floats(a)), jax.lax.psum(dot, "data")
 
-        of_floats = [list(specs.values())[i] for i in at]
+        of_floats = {k: specs[k] for k in dots}
         program = jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(P("data"), of_floats, *specs.values()),
-            out_specs=(tuple(of_floats), P()),
+            in_specs=(P("data"), of_floats, specs),
+            out_specs=(of_floats, P()),
         )
-        counts = np.cos(np.arange(EXAMPLES))
-        gradients, dot = fast_jit(program)(counts, dots, *arguments.values())
-    expected, _ = on_one_device(function)
+        gradients, dot = fast_jit(program)(np.cos(np.arange(EXAMPLES)), dots, arguments)
+    expected, _ = on_one_device(name)
     assert_same(gradients, expected)
-    exact = sum(map(np.vdot, expected, dots))
+    exact = sum(np.vdot(expected[k], x) for k, x in dots.items())
     np.testing.assert_allclose(dot, exact, rtol=1e-9)
 
 
@@ -277,44 +252,35 @@ def regimes():
 
 
 @pytest.mark.parametrize("dtype", quick(["float32", "bfloat16"]))
-@pytest.mark.parametrize(
-    "function", quick(FUNCTIONS, integer_loss, divergence), ids=lambda f: f.__name__
-)
-def test_accuracy_where_others_fail(function, dtype):
+@pytest.mark.parametrize("name", quick(FUNCTIONS, "integer_loss", "divergence"))
+def test_accuracy_where_others_fail(name, dtype):
     """In single precision, as on one device to a few units in the last place."""
     mesh = mesh_of(*CLASSES_ONLY)
     z, labels = regimes()
     z = z.astype(jnp.dtype(dtype))
-    y = np.eye(CLASSES)[labels % CLASSES]
-    arguments = {"z": z}
-    if function is integer_loss:
-        arguments |= {"labels": labels}
-    if function is soft_loss:
-        arguments |= {"labels": y.astype(z.dtype)}
-    if function is divergence:
-        factors = 1 + 1e-4 * np.cos(np.arange(z.size)).reshape(z.shape)
-        near = z.astype(np.float32) * factors.astype(np.float32)
-        arguments |= {"target": near.astype(z.dtype)}
-
-    def bare(*values, **where):
-        options = [None] * (2 if function in (integer_loss, soft_loss) else 1)
-        rest = [0.0, 0.0] if len(options) == 2 else []
-        return function(*values, *options, *rest, **where)
+    factors = 1 + 1e-4 * np.cos(np.arange(z.size)).reshape(z.shape)
+    near = z.astype(np.float32) * factors.astype(np.float32)
+    arguments = {"logits": z} | {
+        "integer_loss": {"labels": labels},
+        "soft_loss": {"labels": np.eye(CLASSES)[labels % CLASSES].astype(z.dtype)},
+        "entropy": {},
+        "divergence": {"target_logits": near.astype(z.dtype)},
+    }[name]
 
     def each(call):
-        def gradient(*values):
-            out, pullback = jax.vjp(lambda z: call(z, *values[1:]), values[0])
+        def gradient(a):
+            out, pullback = jax.vjp(lambda z: call(a | {"logits": z}), a["logits"])
             return out, pullback(jnp.ones_like(out))[0]
 
-        return jax.tree.map(np.asarray, fast_jit(gradient)(*arguments.values()))
+        return jax.tree.map(np.asarray, fast_jit(gradient)(arguments))
 
     (losses, to_z), (exact, exact_to_z) = (
-        each(sharded(bare, mesh, "model", arguments)),
-        each(bare),
+        each(sharded(FUNCTIONS[name], mesh, "model", arguments)),
+        each(whole(name)),
     )
     # Each is within its units of the truth, so they are within twice of each other.
     eps = float(np.finfo(np.float32).eps)
-    units = 128 if function is divergence else 2 * (16 + np.abs(np.log(np.maximum(exact, 1e-33))))
+    units = 128 if name == "divergence" else 2 * (16 + np.abs(np.log(np.maximum(exact, 1e-33))))
     units = np.where(np.isfinite(exact), units, 0)
     np.testing.assert_array_equal(np.isfinite(losses), np.isfinite(exact))
     for loss, value, unit in zip(losses, exact, units, strict=True):
@@ -323,7 +289,7 @@ def test_accuracy_where_others_fail(function, dtype):
     np.testing.assert_array_equal(np.isnan(to_z).any(-1), np.isnan(exact_to_z).any(-1))
     # A gradient that is a difference may be as much off as its terms are; the others may not.
     scale = np.nanmax(np.abs(exact_to_z), axis=-1, initial=0, keepdims=True)
-    terms = scale if function in (entropy, divergence) else np.abs(exact_to_z)
+    terms = scale if name in ("entropy", "divergence") else np.abs(exact_to_z)
     units = 4 * np.max(units)
     bound = 2 * float(jnp.finfo(dtype).eps) * np.abs(exact_to_z) + units * eps * terms + 1e-33
     assert not np.any(np.abs(to_z - exact_to_z) > bound)
@@ -344,11 +310,11 @@ def test_a_shard_of_which_no_class_counts():
             z, labels, where=mask, label_smoothing=0.1, z_loss=0.1, **where
         )
 
-    arguments = {"z": z, "labels": labels, "mask": mask}
-    mapped = sharded(loss, mesh, "model", arguments)
-    got, to_z = fast_jit(jax.value_and_grad(lambda z: jnp.sum(mapped(z, labels, mask))))(poisoned)
-    whole = fast_jit(jax.value_and_grad(lambda z: jnp.sum(loss(z, labels, None))))
-    exact, exact_to_z = whole(z[:, :real])
+    rest = {"labels": labels, "mask": mask}
+    mapped = sharded(loss, mesh, "model", {"z": z} | rest)
+    got, to_z = fast_jit(jax.value_and_grad(lambda z: jnp.sum(mapped({"z": z} | rest))))(poisoned)
+    of_all = fast_jit(jax.value_and_grad(lambda z: jnp.sum(loss(z, labels, None))))
+    exact, exact_to_z = of_all(z[:, :real])
     np.testing.assert_allclose(got, exact, rtol=1e-6)
     to_z = np.asarray(to_z)
     np.testing.assert_allclose(to_z[:, :real], exact_to_z, rtol=1e-5, atol=1e-7)
@@ -372,29 +338,19 @@ def loss_over(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda: in_shards(loss_over("model"), check_vma=False),
-            "class_axis_name needs jax.shard_map with check_vma=True",
-        ),
-        (
-            lambda: in_shards(loss_over("models")),
-            "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'models'",
-        ),
-        (
-            lambda: loss_over("model")(np.zeros((2, 3)), np.zeros(2, int)),
-            "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'model'",
-        ),
-        (
-            lambda: in_shards(loss_over("model"), P("data", "model"), P(("data", "model"))),
-            "labels must be the same for every shard of the classes, but varies over the mesh"
-            " axes model",
-        ),
-        (
-            lambda: in_shards(loss_over(3)),
-            "class_axis_name must be the name of a mesh axis or a tuple of different ones, got 3",
-        ),
+        (lambda: in_shards(loss_over("model"), check_vma=False),
+         "class_axis_name needs jax.shard_map with check_vma=True"),
+        (lambda: in_shards(loss_over("models")),
+         "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'models'"),
+        (lambda: loss_over("model")(np.zeros((2, 3)), np.zeros(2, int)),
+         "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'model'"),
+        (lambda: in_shards(loss_over("model"), P("data", "model"), P(("data", "model"))),
+         "labels must be the same for every shard of the classes, but varies over the mesh"
+         " axes model"),
+        (lambda: in_shards(loss_over(3)),
+         "class_axis_name must be the name of a mesh axis or a tuple of different ones, got 3"),
     ],
-)
+)  # fmt: skip
 def test_mistakes(call, message):
     # JAX may add a remark of its own.
     with pytest.raises(ValueError, match=re.escape(message) + r"($|\n)"):

@@ -362,12 +362,12 @@ def _groups():
             rows = [row for row in rows_of_case if row.layout == layout]
             if not rows:
                 continue
-            # Op by op nothing depends on the layout.
-            eager = ["eager"] if layout == "plain" else []
-            mapped = [] if case.name in with_options else ["vmap"]
-            for mode in ["vmap"] if case.options else ["jit", *eager, *mapped]:
+            # Op by op, and mapped, nothing depends on the layout.
+            has_options = case.name in with_options
+            others = ["eager", "vmap"][: 1 if has_options else 2] if layout == "plain" else []
+            for mode in ["vmap"] if case.options else ["jit", *others]:
                 # What has options has the layouts with classes beside these.
-                is_plain = mode == "jit" and (layout == "plain" or mapped != [])
+                is_plain = mode == "jit" and (layout == "plain" or not has_options)
                 is_quick = layout not in _FULL and (case.options or is_plain)
                 marks = () if is_quick else pytest.mark.full
                 yield pytest.param(
