@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,7 +174,7 @@ def test_a_mask_of_labels_that_stand_for_unknown():
     expected = w * y * np.log1p(np.exp(-z)) + (1 - y) * np.log1p(np.exp(z))
     np.testing.assert_allclose(losses, np.where(known, expected, 0), rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(gradient)[~known], 0.0)
-    assert all(np.all(np.isfinite(x)) for x in (gradient, *to_options))
+    chex.assert_tree_all_finite((gradient, to_options))
 
 
 @pytest.mark.parametrize("name", quick(ELEMENTWISE, "sigmoid_focal_loss", "binary_cross_entropy"))
@@ -215,11 +216,11 @@ def test_every_integer_loss_ignores_labels(case):
         return jax.grad(total, has_aux=True)(x)
 
     gradient, losses = gradient_and_losses(first, np.array([1, -100, -100]))
-    np.testing.assert_array_equal(losses[1:], 0.0)
-    np.testing.assert_array_equal(gradient[1:], 0.0)
+    assert not np.any(losses[1:])
+    assert not np.any(gradient[1:])
     good, expected = gradient_and_losses(np.tile(first[0], (3, 1)), np.array([1, 1, 1]))
-    np.testing.assert_allclose(losses[0], expected[0], rtol=1e-6)
-    np.testing.assert_allclose(gradient[0], good[0], rtol=1e-6)
+    results, expected = (losses[0], gradient[0]), (expected[0], good[0])
+    chex.assert_trees_all_close(results, expected, rtol=1e-6, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_ignored_labels_with_class_weights_and_gamma():
     p = math.exp(0.25) / (math.exp(0.5) + 2 * math.exp(0.25))
     np.testing.assert_allclose(value, -2 * (1 - p) ** 1.5 * math.log(p), rtol=1e-6)
     np.testing.assert_array_equal(gradients[0][1], 0.0)
-    assert all(np.all(np.isfinite(g)) for g in gradients)
+    chex.assert_tree_all_finite(gradients)
 
 
 _INDICES = [
@@ -373,13 +374,12 @@ def test_one_hot_labels_of_any_dtype(name):
         )
 
     rows, single, swapped, low, shared, repeated, listed = results(_SQUARE)
-    for same in (rows, single, swapped):
-        for result in same[1:]:
-            assert jax.tree.all(jax.tree.map(np.array_equal, result, same[0]))
-    assert {x.dtype for x in jax.tree.leaves((rows, single, swapped, low))} == {np.dtype("float32")}
+    for same in filter(None, (rows, single, swapped)):
+        chex.assert_trees_all_equal(*same, strict=True)
+    chex.assert_type(jax.tree.leaves((rows, single, swapped, low)), np.float32)
     np.testing.assert_allclose(listed, rows[0][0], rtol=1e-6)
-    assert shared.shape == (3,)
-    np.testing.assert_allclose(shared, repeated, rtol=1e-6)
+    chex.assert_shape(shared, (3,))
+    chex.assert_trees_all_close(shared, repeated, rtol=1e-6, strict=True)
     if either:
         np.testing.assert_allclose(low, swapped[0], rtol=1e-6)
 
@@ -402,7 +402,7 @@ def test_masks_of_square_arrays_are_of_examples():
 
     results = fast_jit(lambda: [masked(case) for case in BARE if case.has_classes])
     for by_example, by_row, by_column in results():
-        np.testing.assert_array_equal(by_example, by_row)
+        chex.assert_trees_all_equal(by_example, by_row, strict=True)
         assert not np.array_equal(by_example, by_column)
 
 
@@ -421,7 +421,7 @@ def test_what_square_logits_share():
         )
 
     for shared, written_out in pairs(_SQUARE):
-        np.testing.assert_allclose(shared, written_out, rtol=1e-6)
+        chex.assert_trees_all_close(shared, written_out, rtol=1e-6, strict=True)
 
 
 def test_logsumexp_reduces_the_last_axis():

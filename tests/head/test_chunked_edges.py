@@ -48,10 +48,10 @@ def test_shapes_of_examples():
     p = np.exp([1, 1, 1, 0]) / np.sum(np.exp([1, 1, 1, 0]))
     entropy = -np.sum(p * np.log(p))
     for (shape, where), (out, mean) in zip(rows, results, strict=True):
-        assert out["loss"].shape == out["label"].shape == shape
+        chex.assert_shape([out["loss"], out["label"]], shape)
         right = entropy if where is None else np.where(where, entropy, 0)
         np.testing.assert_allclose(out["loss"], right, rtol=1e-6, err_msg=str(shape))
-        assert out["label"].dtype == np.int32
+        chex.assert_type(out["label"], np.int32)
         right = entropy if np.prod(shape) else 0
         np.testing.assert_allclose(mean, right, rtol=1e-6, err_msg=str(shape))
 
@@ -117,7 +117,7 @@ def test_what_does_not_count_contributes_nothing():
     np.testing.assert_allclose(value, few, rtol=1e-6)
     assert not np.any(np.asarray(aux[0])[~where])
     assert not np.any(np.asarray(aux[1])[~where])
-    assert aux[1].dtype == bool
+    chex.assert_type(aux[1], bool)
     for i in (0, 2):
         assert not np.any(np.asarray(gradients[i])[~where])
         np.testing.assert_allclose(np.asarray(gradients[i])[where], expected[i], rtol=1e-5)
@@ -140,7 +140,7 @@ def test_the_gradient_of_a_weight_of_zero():
     (value, aux), gradient = fast_jit(jax.value_and_grad(total, has_aux=True))(weights)
     # The program without gradients returns the same.
     *without, entropies = fast_jit(lambda w: (*total(w), jxent.softmax_entropy(X @ W)))(weights)
-    np.testing.assert_allclose(gradient, entropies, rtol=1e-6)
+    chex.assert_trees_all_close(gradient, entropies, rtol=1e-6, strict=True)
     np.testing.assert_allclose(value, np.vdot(weights, entropies), rtol=1e-6)
     chex.assert_trees_all_close([value, aux], without, rtol=1e-6, strict=True)
     np.testing.assert_array_equal(np.asarray(aux) != 0, weights != 0)
@@ -218,7 +218,7 @@ def test_a_pytree_of_axes():
     (entropy, likeliest), expected = fast_jit(
         lambda logits: (jax.vmap(function, in_axes=(axes,))(logits), jxent.softmax_entropy(whole))
     )(logits)
-    np.testing.assert_allclose(entropy, expected, rtol=1e-6)
+    chex.assert_trees_all_close(entropy, expected, rtol=1e-6, strict=True)
     np.testing.assert_array_equal(likeliest, np.argmax(whole, axis=-1))
 
 

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,7 +114,7 @@ def test_float32_against_float64():
         dense = fast_jit(functools.partial(value_and_gradients, dense_head))(double)
     for name, bound in (("value", 1e-6), ("inputs", 2e-6), ("kernel", 2e-6)):
         x, y = np.asarray(dense[name]), np.asarray(fused[name], np.float64)
-        assert fused[name].dtype == np.float32
+        chex.assert_type(fused[name], np.float32)
         assert np.linalg.norm(x - y) <= bound * np.linalg.norm(x), name
 
 
@@ -132,7 +133,7 @@ def test_low_precision(dtype, reduction):
             value_and_gradients, fused_head, cotangent=cotangent, chunk_size=8, reduction=reduction
         )
     )(arrays)
-    assert fused["value"].dtype == np.float32
+    chex.assert_type(fused["value"], np.float32)
     x, w = (np.asarray(a, np.float64) for a in (x, w))
     e = np.exp(x @ w)
     p = e / e.sum(-1, keepdims=True)
@@ -142,7 +143,7 @@ def test_low_precision(dtype, reduction):
         ("inputs", p @ w.T, abs(p) @ abs(w.T)),
         ("kernel", x.T @ p, abs(x.T) @ abs(p)),
     ):
-        assert fused[name].dtype == dtype
+        chex.assert_type(fused[name], dtype)
         assert np.all(np.abs(np.asarray(fused[name], np.float64) - gradient) <= 2**-8 * terms)
 
 

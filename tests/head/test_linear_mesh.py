@@ -156,8 +156,7 @@ def test_more_dimensions_of_examples(axis_type, reduction):
         )
     whole = functools.partial(jxent.linear_softmax_cross_entropy, reduction=reduction)
     expected = fast_jit(whole)(x, w, y)
-    assert loss.shape == expected.shape
-    np.testing.assert_allclose(loss, expected, rtol=2e-6)
+    chex.assert_trees_all_close(loss, expected, rtol=2e-6, strict=True)
 
 
 @pytest.mark.parametrize("offset", quick([0.0, 1e4], 1e4))
@@ -180,7 +179,7 @@ def test_a_certain_class_on_another_shard_than_the_next(offset):
     losses, to_bias = fast_jit(lambda bias: (mapped(bias), jax.jacrev(mapped)(bias)))(bias)
     expected = fast_jit(jax.jacrev(loss))(bias)
     np.testing.assert_allclose(losses, exact, rtol=4e-6 if offset == 0 else 1e-6)
-    np.testing.assert_allclose(to_bias, expected, rtol=2e-6)
+    chex.assert_trees_all_close(to_bias, expected, rtol=2e-6, strict=True)
     np.testing.assert_allclose(to_bias[0, 14], -np.exp(-20), rtol=1e-5)
 
 
@@ -227,7 +226,7 @@ def test_the_gradient_of_a_weight_of_zero():
     mapped = functools.partial(total, mesh=mesh_of(*BOTH), class_axis_name="model")
     none = np.zeros(8, np.float32)
     to_weights, expected = (fast_jit(jax.grad(f))(none) for f in (mapped, total))
-    np.testing.assert_allclose(to_weights, expected, rtol=2e-6)
+    chex.assert_trees_all_close(to_weights, expected, rtol=2e-6, strict=True)
     assert np.all(np.asarray(to_weights)[[0, 1, 2, 3, 6, 7]] > 0.1)
 
 

@@ -56,7 +56,7 @@ def test_leading_dimensions(reduction):
 
     inputs = [np.ones((*shape, FEATURES), np.float32) for shape in shapes]
     for shape, losses in zip(shapes, fast_jit(lambda xs: list(map(loss, xs)))(inputs), strict=True):
-        assert losses.shape == (shape if reduction == "none" else ())
+        chex.assert_shape(losses, shape if reduction == "none" else ())
         count = np.prod(shape) if reduction == "sum" else 1
         np.testing.assert_allclose(losses, count * np.log(CLASSES), rtol=1e-6)
 
@@ -173,11 +173,10 @@ def test_empty_sizes():
         each = np.log(np.sum(np.exp(logits - logits[0])))
         number, weight = np.prod(examples), 1 if is_bare else 2
         total = {"mean": each * (number > 0), "sum": weight * number * each, "none": weight * each}
-        assert losses.shape == (examples if reduction == "none" else ()), case
+        chex.assert_shape(losses, examples if reduction == "none" else ())
         right = np.full(losses.shape, total[reduction])
         np.testing.assert_allclose(losses, right, rtol=1e-6, err_msg=str(case))
-        assert to_x.shape == (*examples, features), case
-        assert to_w.shape == (features, classes), case
+        chex.assert_shape([to_x, to_w], [(*examples, features), (features, classes)])
         assert not np.any(to_w), case
         p = np.exp(logits) / np.sum(np.exp(logits)) - (np.arange(classes) == 0)
         share = number > 0 if reduction == "mean" else weight * number

@@ -134,7 +134,7 @@ def test_sums(way, classes):
     names = ("sumexp_rest", "weighted_gap", "weight_rest", "exp_gap")
     for name, right, units in zip(names, exact, allowed, strict=True):
         x = getattr(stats, name)
-        assert x.shape == (len(z), 1)
+        chex.assert_shape(x, (len(z), 1))
         error = np.abs(x[:, 0] - right)
         worst = error / (eps("float32") * np.maximum(right, 1e-30))
         assert np.all(error <= units * eps("float32") * right + 1e-33), (name, worst)

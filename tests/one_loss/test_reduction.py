@@ -33,8 +33,8 @@ def test_against_numpy(axis):
 def test_weights_without_scale():
     x, w = jnp.array(_LOSSES), jnp.array(_WEIGHTS)
     mean = jax.jit(jxent.weighted_mean)
-    np.testing.assert_allclose(mean(x, 64 * w), mean(x, w), rtol=1e-6)
-    np.testing.assert_allclose(mean(x, 1e-30 * w), mean(x, w), rtol=1e-6)
+    means = mean(x, 64 * w), mean(x, 1e-30 * w), mean(x, w)
+    chex.assert_trees_all_close(*means, rtol=1e-6, strict=True)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
@@ -47,10 +47,10 @@ def test_weightless_loss_contributes_nothing(loss):
     compiled = jax.jit(jax.value_and_grad(mean, (0, 1)))
     value, (gradient, of_weights) = compiled(losses.at[1, 1].set(loss), weights)
     expected, (expected_gradient, _) = compiled(losses, weights)
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6)
+    expected = expected, expected_gradient
+    chex.assert_trees_all_close((value, gradient), expected, rtol=1e-6, strict=True)
     assert gradient[1, 1] == 0
-    assert np.all(np.isfinite(np.delete(np.ravel(of_weights), 4)))
+    chex.assert_tree_all_finite(np.delete(np.ravel(of_weights), 4))
 
 
 def test_the_gradient_of_a_weight_of_zero():
@@ -84,7 +84,7 @@ def test_a_negative_weight_that_is_traced():
 def test_kinds_of_weights(weights):
     mean = jxent.weighted_mean([1.0, 5.0, 3.0], weights)
     assert mean == 2.0
-    assert mean.dtype == jnp.float32
+    chex.assert_type(mean, jnp.float32)
 
 
 @pytest.mark.parametrize("weights", [None, 0.0, []])
@@ -102,7 +102,7 @@ def test_accumulates_in_float32(dtype):
     """The sum of so many would stop growing, or overflow, in half precision."""
     losses = jnp.full(100_000, 1.5, dtype)
     mean = jax.jit(jxent.weighted_mean)(losses)
-    assert mean.dtype == jnp.float32
+    chex.assert_type(mean, jnp.float32)
     np.testing.assert_allclose(mean, 1.5, rtol=1e-6)
 
 

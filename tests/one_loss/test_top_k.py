@@ -70,7 +70,7 @@ def test_accuracy(k, dtype):
     with jax.enable_x64(dtype == "float64"):
         z, index, log_p = map(np.concatenate, zip(*rows, strict=True))
         got = np.asarray(fast_jit(loss)(z, index, log_p))
-    assert got.dtype == dtype
+    chex.assert_type(got, dtype)
     assert np.all(got >= 0)
     with many_digits(dtype):
         for x, *row in zip(got, z, index.tolist(), log_p, strict=True):
@@ -228,9 +228,9 @@ def test_rounded_targets(dtype):
         return losses, gradient, jxent.softmax_kl_divergence(z, log_p)
 
     losses, gradient, expected = both(z)
-    assert losses.dtype == jnp.float32
+    chex.assert_type(losses, jnp.float32)
     np.testing.assert_allclose(losses, expected, atol=0.03)
-    assert gradient.dtype == dtype
+    chex.assert_type(gradient, dtype)
 
 
 @pytest.mark.parametrize("dtype", quick(["float32", "float64"]))

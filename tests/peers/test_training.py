@@ -66,7 +66,7 @@ LOSSES = [_integer, _soft, _focal, _multi_label, _distillation]
 def _check(losses, predicted, labels):
     """The loss falls, to less than half, and what was learnt is right."""
     losses, predicted = np.asarray(losses), np.asarray(predicted)
-    assert np.all(np.isfinite(losses))
+    chex.assert_tree_all_finite(losses)
     assert losses[-1] < losses[0] / 2
     kept = np.asarray(labels) != IGNORED
     assert np.mean(predicted.argmax(-1)[kept] == np.asarray(labels)[kept]) > 0.9
@@ -93,7 +93,7 @@ def test_linen(loss):
     for _ in range(STEPS):
         params, state, value = step(params, state)
         losses.append(value)
-    assert value.dtype == jnp.float32
+    chex.assert_type(value, jnp.float32)
     _check(losses, model.apply(params, inputs), labels)
 
 
