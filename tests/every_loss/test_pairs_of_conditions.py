@@ -5,6 +5,7 @@ and options at their ends. The reference goes row by row, in the order of preced
 policies, with the textbook formula in float64.
 """
 
+import functools
 import itertools
 
 import jax
@@ -86,17 +87,38 @@ def assert_same(results, references, counted):
             np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=2e-5, err_msg=str(i))
 
 
-@pytest.mark.parametrize(
-    ("classes", "dtype", "mask"),
-    quick_rows(
-        [
-            (classes, dtype, mask)
-            for classes, dtype in ((5, np.int32), (5, np.uint8), (300, np.int8), (1, np.int32))
-            for mask in MASKS
-        ],
-        *(1, 5, 6),
-    ),
-)
+def every_choice(rng, loss, z, labels, mask, present, counted, reference):
+    """Results and references of each choice of options, of which `reference` makes one row's."""
+    where = {"none": None, "classes": present, "examples": counted}[mask]
+    here = present if mask == "classes" else np.ones_like(present)
+    counted = here.any(axis=-1) & (counted if mask == "examples" else True)
+
+    @fast_jit
+    def run(z, labels, epsilon, weights, zeta):
+        def total(z):
+            options = {"label_smoothing": epsilon, "class_weights": weights, "z_loss": zeta}
+            losses = loss(z, labels, where=where, **options)
+            return jnp.sum(losses), losses
+
+        gradient, losses = jax.grad(total, has_aux=True)(z)
+        return losses, gradient
+
+    classes = z.shape[-1]
+    for epsilon, zeta, weightless in OPTIONS:
+        weights = rng.uniform(0.5, 2, classes) * (rng.random(classes) < 0.6 if weightless else 1)
+        references = [reference(i, here[i], epsilon, weights, zeta) for i in range(EXAMPLES)]
+        options = np.float32(epsilon), weights.astype("f"), np.float32(zeta)
+        yield run(z.astype("f"), labels, *options), references, counted
+
+
+_INTEGER = [
+    (classes, dtype, mask)
+    for classes, dtype in ((5, np.int32), (5, np.uint8), (300, np.int8), (1, np.int32))
+    for mask in MASKS
+]
+
+
+@pytest.mark.parametrize(("classes", "dtype", "mask"), quick_rows(_INTEGER, 1, 5, 6))
 def test_integer_labels(classes, dtype, mask):
     rng = np.random.default_rng(classes)
     z, present, counted = draw(rng, classes)
@@ -105,35 +127,16 @@ def test_integer_labels(classes, dtype, mask):
     labels = rng.integers(0, most, EXAMPLES).astype(dtype)
     labels[rng.random(EXAMPLES) < 0.1] = ignored
     labels[rng.random(EXAMPLES) < 0.05] = min(classes + 1, np.iinfo(dtype).max)
-    where = {"none": None, "classes": present, "examples": counted}[mask]
+    hot = [np.eye(classes)[y] if 0 <= y < classes else None for y in labels.astype(int)]
+    loss = functools.partial(
+        jxent.softmax_cross_entropy_with_integer_labels, ignore_index=int(ignored)
+    )
 
-    @fast_jit
-    def run(z, epsilon, weights, zeta):
-        def total(z):
-            losses = jxent.softmax_cross_entropy_with_integer_labels(
-                z,
-                labels,
-                where=where,
-                label_smoothing=epsilon,
-                class_weights=weights,
-                z_loss=zeta,
-                ignore_index=int(ignored),
-            )
-            return jnp.sum(losses), losses
+    def reference(i, *rest):
+        return _of_label(z[i], hot[i], *rest)
 
-        gradient, losses = jax.grad(total, has_aux=True)(z)
-        return losses, gradient
-
-    here = present if mask == "classes" else np.ones_like(present)
-    of_loss = (labels != ignored) & (counted if mask == "examples" else True)
-    for epsilon, zeta, weightless in OPTIONS:
-        weights = rng.uniform(0.5, 2, classes) * (rng.random(classes) < 0.6 if weightless else 1)
-        hot = [np.eye(classes)[y] if 0 <= y < classes else None for y in labels.astype(int)]
-        references = [
-            _of_label(z[i], hot[i], here[i], epsilon, weights, zeta) for i in range(EXAMPLES)
-        ]
-        results = run(z.astype("f"), np.float32(epsilon), weights.astype("f"), np.float32(zeta))
-        assert_same(results, references, of_loss & here.any(axis=-1))
+    for *results, of_loss in every_choice(rng, loss, z, labels, mask, present, counted, reference):
+        assert_same(*results, of_loss & (labels != ignored))
 
 
 def _of_label(z, hot, here, epsilon, weights, zeta):
@@ -148,37 +151,16 @@ def _of_label(z, hot, here, epsilon, weights, zeta):
 @pytest.mark.parametrize("mask", quick(MASKS, "classes"))
 def test_soft_labels(mask):
     rng = np.random.default_rng(9)
-    classes = 5
-    z, present, counted = draw(rng, classes)
-    y = rng.dirichlet(np.ones(classes), EXAMPLES) * (rng.random((EXAMPLES, classes)) < 0.6)
-    y[::4] = np.eye(classes)[rng.integers(0, classes, len(y[::4]))]
-    where = {"none": None, "classes": present, "examples": counted}[mask]
+    z, present, counted = draw(rng, 5)
+    y = rng.dirichlet(np.ones(5), EXAMPLES) * (rng.random((EXAMPLES, 5)) < 0.6)
+    y[::4] = np.eye(5)[rng.integers(0, 5, len(y[::4]))]
+    loss, labels = jxent.softmax_cross_entropy, y.astype("f")
 
-    @fast_jit
-    def run(z, y, epsilon, weights, zeta):
-        def total(z):
-            losses = jxent.softmax_cross_entropy(
-                z, y, where=where, label_smoothing=epsilon, class_weights=weights, z_loss=zeta
-            )
-            return jnp.sum(losses), losses
+    def reference(i, *rest):
+        return softmax_reference(z[i], y[i], *rest)
 
-        gradient, losses = jax.grad(total, has_aux=True)(z)
-        return losses, gradient
-
-    here = present if mask == "classes" else np.ones_like(present)
-    of_loss = counted if mask == "examples" else here.any(axis=-1)
-    for epsilon, zeta, weightless in OPTIONS:
-        weights = rng.uniform(0.5, 2, classes) * (rng.random(classes) < 0.6 if weightless else 1)
-        references = [
-            softmax_reference(z[i], y[i], here[i], epsilon, weights, zeta) for i in range(EXAMPLES)
-        ]
-        results = run(
-            *(x.astype("f") for x in (z, y)),
-            np.float32(epsilon),
-            weights.astype("f"),
-            np.float32(zeta),
-        )
-        assert_same(results, references, of_loss)
+    for results in every_choice(rng, loss, z, labels, mask, present, counted, reference):
+        assert_same(*results)
 
 
 @pytest.mark.parametrize("gamma", quick([None, 0.0, 2.0], None, 2.0))
