@@ -411,6 +411,14 @@ _MISTAKES = [
      "weights must have the shape of the examples (2,) or be a scalar, got shape (2, 1)"),
     (_HEAD, (Z.astype(np.int32), Z.T, Y), {}, TypeError,
      "inputs must have a floating-point dtype, got int32"),
+    *[(_HEAD, (np.ones((n, k), "f"), np.ones((k, 0), "f"), np.zeros(n, int)), {}, ValueError,
+       f"kernel must have at least one class, got shape ({k}, 0)")
+      for n in (0, 4) for k in (0, 3)],
+    *[(_HEAD, (Z, Z.T, Y), {"chunk_size": size}, TypeError,
+       f"chunk_size must be an integer, got {size!r}")
+      for size in (2.0, True, "8", np.float32(8), np.bool_(True), [8], 1j)],
+    *[(_HEAD, (Z, Z.T, Y), {"chunk_size": size}, ValueError,
+       f"chunk_size must be at least 1, got {size}") for size in (0, -1, np.int32(0))],
 ]  # fmt: skip
 
 

@@ -205,28 +205,6 @@ def arguments(**changes):
     return {"ignore_index": IGNORED} | arrays | changes
 
 
-@pytest.mark.parametrize("features", [0, 3])
-@pytest.mark.parametrize("examples", [0, 4])
-def test_no_class_is_a_mistake(features, examples):
-    x, w = np.ones((examples, features), "f"), np.ones((features, 0), "f")
-    message = f"kernel must have at least one class, got shape ({features}, 0)"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        jxent.linear_softmax_cross_entropy(x, w, np.zeros(examples, int))
-
-
-@pytest.mark.parametrize("chunk_size", [2.0, True, "8", np.float32(8), np.bool_(True), [8], 1j])
-def test_chunk_size_is_an_integer(chunk_size):
-    message = re.escape(f"chunk_size must be an integer, got {chunk_size!r}")
-    with pytest.raises(TypeError, match=message):
-        jxent.linear_softmax_cross_entropy(**arguments(chunk_size=chunk_size))
-
-
-@pytest.mark.parametrize("chunk_size", [0, -1, np.int32(0)])
-def test_chunk_size_is_positive(chunk_size):
-    with pytest.raises(ValueError, match=f"chunk_size must be at least 1, got {chunk_size}"):
-        jxent.linear_softmax_cross_entropy(**arguments(chunk_size=chunk_size))
-
-
 def test_chunk_size_of_any_integer_type():
     """They make the same program."""
 
