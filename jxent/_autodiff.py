@@ -14,7 +14,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial, reduce
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import jax
@@ -78,7 +78,7 @@ def with_gradient(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Differentiates the decorated function by the rule `bwd`, in every mode and to any order.
 
-    The arguments and the result of the function are arrays or tuples of them, or None for what is
+    The arguments and the result of the function are arrays or trees of them, or None for what is
     absent.
 
     Args:
@@ -88,9 +88,9 @@ def with_gradient(
         of its argument. Its operations are transposed, so each of them must be linear in the
         cotangent: select by the arguments, never by the cotangent. Second derivatives are those of
         `bwd`, which may call the decorated function on its arguments.
-      of_classes: given where the classes may be spread over mesh axes. It says for each argument
-        whether every shard of the classes has its own; the other arguments and the output are the
-        same on all shards. Function and rule then take the mesh axes first.
+      of_classes: given where the first argument is a row whose classes may be spread over its
+        `mesh_axes`. It says for each argument whether every shard of the classes has its own; a row
+        says that itself. The other arguments and the output are the same on all shards.
       keeps: the function returns ``(out, kept)``, and `bwd` gets the tuple `kept` after the
         arguments. The decorated function returns `out`, and must not call itself.
     """
@@ -98,30 +98,39 @@ def with_gradient(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         fwd = function if keeps else lambda *args: (function(*args), ())
 
-        @lru_cache
-        def over(axes: MeshAxes) -> Callable[..., Any]:
-            forward, backward = (
-                (partial(fwd, axes), partial(bwd, axes)) if of_classes else (fwd, bwd)
-            )
+        def save(*args: Any) -> tuple[Any, Any]:
+            out, kept = fwd(*args)
+            return out, (args, kept)
 
-            def save(*args: Any) -> tuple[Any, Any]:
-                out, kept = forward(*args)
-                return out, (args, kept)
+        def pull_back(saved: Any, cotangent: Any) -> tuple[Any, ...]:
+            args, kept = saved
 
-            def pull_back(saved: Any, cotangent: Any) -> tuple[Any, ...]:
-                args, kept = saved
-                return tuple(
-                    None if c is None else jax.tree.map(lambda c, x: c.astype(x.dtype), c, x)
-                    for c, x in zip(backward(cotangent, *args, *kept), args, strict=True)
-                )
+            def cast(c: Any, x: Any) -> Any:
+                return None if c is None else c.astype(x.dtype)
 
-            reverse: jax.custom_vjp[Any] = jax.custom_vjp(lambda *args: forward(*args)[0])
-            reverse.defvjp(save, pull_back)
-            return in_every_mode(reverse, axes, of_classes)
+            cotangents = bwd(cotangent, *args, *kept)
+            pulled: tuple[Any, ...] = jax.tree.map(cast, cotangents, args, is_leaf=_is_none)
+            return pulled
 
-        return (lambda axes, *args: over(axes)(*args)) if of_classes else over(())
+        reverse: jax.custom_vjp[Any] = jax.custom_vjp(lambda *args: fwd(*args)[0])
+        reverse.defvjp(save, pull_back)
+        in_all_modes = in_every_mode(reverse)
+
+        def of_aligned(*args: Any) -> Any:
+            mesh_axes = args[0].mesh_axes if of_classes else ()
+            own = [
+                getattr(x, "of_classes", flag)
+                for x, flag in zip(args, of_classes or (True,) * len(args), strict=True)
+            ]
+            return in_all_modes(*aligned(args, mesh_axes, own))
+
+        return of_aligned
 
     return decorate
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
 
 
 def loss_with_partials(
@@ -148,10 +157,7 @@ def loss_with_partials(
 
 
 def in_every_mode(
-    reverse: jax.custom_vjp[Any],
-    mesh_axes: MeshAxes = (),
-    of_classes: tuple[bool | None, ...] = (),
-    of_aux: tuple[bool, ...] = (),
+    reverse: jax.custom_vjp[Any], of_aux: tuple[bool, ...] = ()
 ) -> Callable[..., Any]:
     """The function of a `jax.custom_vjp`, with forward mode added.
 
@@ -206,8 +212,8 @@ def in_every_mode(
         return value_with_rule(out, *args), tangent(tuple(args), dots)[1]
 
     # It is compiled as one program. Otherwise each eager call would dispatch some thirty programs.
-    compiled = jax.jit(function)
-    return lambda *args: compiled(*aligned(args, mesh_axes, of_classes or (True,) * len(args)))
+    compiled: Callable[..., Any] = jax.jit(function)
+    return compiled
 
 
 @custom_vmap
@@ -349,22 +355,23 @@ mlir.register_lowering(_pushforward, mlir.lower_fun(_written_out, multiple_resul
 # ---------------------------------------- 5. Arguments on a mesh
 
 
-def aligned(
-    args: tuple[Any, ...], mesh_axes: MeshAxes, of_classes: tuple[bool | None, ...]
-) -> list[Any]:
+def aligned(args: Leaves, mesh_axes: MeshAxes, of_classes: Leaves) -> list[Any]:
     """Inside `jax.shard_map`, makes the arguments vary over the same mesh axes.
 
     A rule must return cotangents that vary over the same axes as its arguments. Here replicated
     arguments become varying ones, and JAX transposes this step itself, into a sum over the axes.
     Only the arguments that are the same for every shard of the classes, and the output, do not
-    vary over the axes of the classes. An argument for which `of_classes` has None stays as it is.
+    vary over the axes of the classes. `of_classes` tells them apart, by a truth value or a tree of
+    them for each argument. An argument for which it has None stays as it is.
     """
     union = frozenset(mesh_axes).union(*map(varying_axes, jax.tree.leaves(args)))
 
-    def vary(own: bool | None, x: jax.Array) -> jax.Array:
-        return x if own is None else varying_over(union if own else union - set(mesh_axes), x)
+    def vary(own: bool | None, x: Any) -> Any:
+        axes = union if own else union - set(mesh_axes)
+        return x if own is None else jax.tree.map(partial(varying_over, axes), x)
 
-    return [jax.tree.map(partial(vary, own), x) for x, own in zip(args, of_classes, strict=True)]
+    varying: list[Any] = jax.tree.map(vary, list(of_classes), list(args), is_leaf=_is_none)
+    return varying
 
 
 # ---------------------------------------- 6. No derivative

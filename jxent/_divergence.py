@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, scalar
 from ._autodiff import with_gradient
-from ._dtypes import computing_dtype, upcast
+from ._dtypes import computing_dtype
 from ._numerics import (
     divergence_terms,
     excess,
@@ -23,10 +23,9 @@ from ._numerics import (
     zero_if_weightless,
 )
 from ._rows import Mask, rows_of
-from ._sharding import AxisName, MeshAxes, sum_classes
+from ._sharding import AxisName, sum_classes
 from ._statistics import Statistics
-from ._statistics.primitive import statistics
-from ._statistics.row import Row, differentiated, plain_surprisal
+from ._statistics.row import Row, plain_surprisal
 
 
 def softmax_kl_divergence(
@@ -73,7 +72,8 @@ def softmax_kl_divergence(
         "logits", logits, axis, where, class_axis_name, absent=None, target_logits=target_logits
     )
     z_p = rows.beside("target_logits", target_logits, absent=None)
-    return rows.zero_masked(_softmax_kl(rows.mesh_axes, z_q, z_p, rows.mask))
+    row_q, row_p = (Row(z, mesh_axes=rows.mesh_axes) for z in (z_q, z_p))
+    return rows.zero_masked(_softmax_kl(row_q, row_p, rows.mask))
 
 
 def softmax_jensen_shannon_divergence(
@@ -121,9 +121,9 @@ def softmax_jensen_shannon_divergence(
     rows, z_q = rows_of("logits", logits, axis, where, absent=None, target_logits=target_logits)
     z_p = rows.beside("target_logits", target_logits, absent=None)
     if isinstance(weight, float) and weight == 0.5:
-        return rows.zero_masked(_softmax_js(z_q, z_p, rows.mask))
+        return rows.zero_masked(_softmax_js(Row(z_q), Row(z_p), rows.mask))
     w = scalar("weight", weight, jnp.zeros((), computing_dtype(z_q, z_p)))
-    return rows.zero_masked(_softmax_js(z_q, z_p, rows.mask, w, 1 - w))
+    return rows.zero_masked(_softmax_js(Row(z_q), Row(z_p), rows.mask, w, 1 - w))
 
 
 # ---------------------------------------- Two rows beside each other
@@ -136,41 +136,29 @@ def softmax_jensen_shannon_divergence(
 # where p and q agree d and S are small without having been differences of anything large.
 
 
-def _known_of_both(
-    axes: MeshAxes, target_logits: jax.Array, logits: jax.Array, mask: Mask
-) -> tuple[Statistics, Statistics, jax.Array]:
-    """The statistics of p, those of q, and S as ``[..., 1]``."""
-    z_p, z_q = _filled_both(target_logits, logits, mask)
-    of_p = statistics(axes, z_p.dtype, target_logits, mask=mask)
-    of_q = statistics(axes, z_q.dtype, logits, mask=mask)
-    row_p, row_q = Row(z_p, of_p, axes), Row(z_q, of_q, axes)
+def _known_of_both(row_p: Row, row_q: Row, mask: Mask) -> tuple[Statistics, Statistics, jax.Array]:
+    """The statistics of p, those of q, and S as ``[..., 1]``, from logits as they were given."""
+    dtype = computing_dtype(row_p.z, row_q.z)
+    of_p, of_q = row_p.statistics(mask, dtype), row_q.statistics(mask, dtype)
+    row_p, row_q = row_p.filled(mask, dtype, of_p), row_q.filled(mask, dtype, of_q)
     d = _anchored_difference(row_p, row_q)
     near = row_p.exists & row_q.exists & (jnp.abs(d) < 1)
     p, q = row_p.probability(), row_q.probability()
     far = (1 + of_p.sumexp_rest) / (1 + of_q.sumexp_rest) * p - q
     terms = jnp.where(near, q * expm1(jnp.where(near, d, 0.0)), far)
-    return of_p, of_q, sum_classes(terms, axes)
+    return of_p, of_q, sum_classes(terms, row_p.mesh_axes)
 
 
-def _rows_after(
-    axes: MeshAxes, known: Any, target_logits: jax.Array, logits: jax.Array, mask: Mask
-) -> tuple[Row, Row, jax.Array]:
+def _rows_after(known: Any, row_p: Row, row_q: Row, mask: Mask) -> tuple[Row, Row, jax.Array]:
     """The rows of p and of q, and S, for the stage that comes after `known`.
 
     `known` begins with the statistics of p, those of q, and S. Without the barrier XLA:GPU would
     write to memory the arrays that both stages compute from the logits.
     """
     barrier: Any = jax.lax.optimization_barrier
-    target_logits, logits, (of_p, of_q, change, *_) = barrier((target_logits, logits, known))
-    z_p, z_q = _filled_both(target_logits, logits, mask)
-    return Row(z_p, of_p, axes), Row(z_q, of_q, axes), change
-
-
-def _filled_both(
-    target_logits: jax.Array, logits: jax.Array, mask: Mask
-) -> tuple[jax.Array, jax.Array]:
-    z_p, z_q = upcast(mask.fill_logits(target_logits), mask.fill_logits(logits))
-    return z_p, z_q
+    row_p, row_q, (of_p, of_q, change, *_) = barrier((row_p, row_q, known))
+    dtype = computing_dtype(row_p.z, row_q.z)
+    return row_p.filled(mask, dtype, of_p), row_q.filled(mask, dtype, of_q), change
 
 
 def _anchored_difference(row_p: Row, row_q: Row) -> jax.Array:
@@ -188,10 +176,11 @@ def _anchored_difference(row_p: Row, row_q: Row) -> jax.Array:
 # d log p_j = dz_j - sum_i p_i dz_i, for p and for q. The rule has the whole derivative for the
 # logits, so that S, like the statistics, gets none.
 def _log_ratio_bwd(c: jax.Array, row_p: Row, row_q: Row, change: jax.Array) -> tuple[Any, ...]:
-    return -row_p.pull_surprisals(c), row_q.pull_surprisals(c), None
+    to_p, to_q = -row_p.pull_surprisals(c), row_q.pull_surprisals(c)
+    return row_p.gradient(to_p), row_q.gradient(to_q), None
 
 
-@differentiated(_log_ratio_bwd, rows=2, of_classes=(False,))
+@with_gradient(_log_ratio_bwd, (True, True, False))
 def _log_ratio(row_p: Row, row_q: Row, change: jax.Array) -> jax.Array:
     """``log p_j - log q_j``, `change` being S."""
     of_p, of_q = row_p.stats, row_q.stats
@@ -213,34 +202,27 @@ def _log_ratio(row_p: Row, row_q: Row, change: jax.Array) -> jax.Array:
 # With D = sum_j p_j t_j and t = log p - log q, the gradient is q_j - p_j = -q_j expm1(t_j) for
 # the logits of q, and p_j (t_j - D) for those of p.
 def _softmax_kl_bwd(
-    axes: MeshAxes,
-    cotangent: jax.Array,
-    logits: jax.Array,
-    target_logits: jax.Array,
-    mask: Mask,
-    *known: Any,
-) -> tuple[jax.Array | None, ...]:
-    rows, divergence = _rows_after(axes, known, target_logits, logits, mask), known[-1]
+    cotangent: jax.Array, row_q: Row, row_p: Row, mask: Mask, *known: Any
+) -> tuple[Row | None, ...]:
+    rows, divergence = _rows_after(known, row_p, row_q, mask), known[-1]
     t = _log_ratio(*rows)
     p, q = (row.probability() for row in rows[:2])
     near = t < 1
     to_q = jnp.where(near, -q * expm1(jnp.where(near, t, 0.0)), q - p)
     to_p = p * (jnp.where(t == -jnp.inf, 0.0, t) - divergence[..., None])
-    to_both = (mask.fill(cotangent[..., None] * x, 0.0, 0.0) for x in (to_q, to_p))
-    return *to_both, None
+    to_q, to_p = (mask.fill(cotangent[..., None] * x, 0.0, 0.0) for x in (to_q, to_p))
+    return row_q.gradient(to_q), row_p.gradient(to_p), None
 
 
 @with_gradient(_softmax_kl_bwd, (True, True, True), keeps=True)
-def _softmax_kl(
-    axes: MeshAxes, logits: jax.Array, target_logits: jax.Array, mask: Mask
-) -> tuple[jax.Array, Any]:
-    known = _known_of_both(axes, target_logits, logits, mask)
-    rows = _rows_after(axes, known, target_logits, logits, mask)
+def _softmax_kl(row_q: Row, row_p: Row, mask: Mask) -> tuple[jax.Array, Any]:
+    known = _known_of_both(row_p, row_q, mask)
+    rows = _rows_after(known, row_p, row_q, mask)
     t = _log_ratio(*rows)
     terms = divergence_terms(t, *(row.probability() for row in rows[:2]))
     # Without the barrier XLA would join this sum with one over the examples that follows, and where
     # the gradient needs both, write the terms to memory: on an H100 4 passes of bfloat16 more.
-    divergence = jax.lax.optimization_barrier(sum_classes(terms, axes)[..., 0])
+    divergence = jax.lax.optimization_barrier(sum_classes(terms, row_q.mesh_axes)[..., 0])
     return divergence, (*known, divergence)
 
 
@@ -260,10 +242,10 @@ def _mixture_ratios(t: jax.Array, *weights: jax.Array) -> tuple[jax.Array, jax.A
 # w p_j (u_j - sum_i p_i u_i) for the logits of p, likewise for q, and D(p, m) - D(q, m) for w. Only
 # with a weight of 0 a divergence from the mixture is infinite: it then counts as 0.
 def _softmax_js_bwd(
-    cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array, mask: Mask, *given: Any
-) -> tuple[jax.Array | None, ...]:
+    cotangent: jax.Array, row_q: Row, row_p: Row, mask: Mask, *given: Any
+) -> tuple[Any, ...]:
     *weights, of_p, of_q, change, from_p, from_q = given
-    rows = _rows_after((), (of_p, of_q, change, from_p, from_q), target_logits, logits, mask)
+    rows = _rows_after((of_p, of_q, change, from_p, from_q), row_p, row_q, mask)
     p, q = (row.probability() for row in rows[:2])
     ratios = _mixture_ratios(_log_ratio(*rows), *weights)
     u, v, from_p, from_q = (jnp.where(jnp.isinf(x), 0.0, x) for x in (*ratios, from_p, from_q))
@@ -275,18 +257,17 @@ def _softmax_js_bwd(
         return mask.fill(gradient * (ratio - divergence[..., None]), 0.0, 0.0)
 
     w_p, w_q = weights or (0.5, 0.5)
-    to_logits = gradient(w_q, q, v, from_q), gradient(w_p, p, u, from_p)
+    to_q, to_p = gradient(w_q, q, v, from_q), gradient(w_p, p, u, from_p)
+    to_logits = row_q.gradient(to_q), row_p.gradient(to_p)
     if not weights:
         return *to_logits, None
     return *to_logits, None, jnp.sum(cotangent * from_p), jnp.sum(cotangent * from_q)
 
 
 @with_gradient(_softmax_js_bwd, keeps=True)
-def _softmax_js(
-    logits: jax.Array, target_logits: jax.Array, mask: Mask, *weights: jax.Array
-) -> tuple[jax.Array, Any]:
-    known = _known_of_both((), target_logits, logits, mask)
-    rows = _rows_after((), known, target_logits, logits, mask)
+def _softmax_js(row_q: Row, row_p: Row, mask: Mask, *weights: jax.Array) -> tuple[jax.Array, Any]:
+    known = _known_of_both(row_p, row_q, mask)
+    rows = _rows_after(known, row_p, row_q, mask)
     of_p, of_q = weights or (0.5, 0.5)
     p, q = (row.probability() for row in rows[:2])
     m = of_p * p + of_q * q

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, scalar
-from ._autodiff import computed_once, with_partials
+from ._autodiff import computed_once, with_gradient, with_partials
 from ._dtypes import upcast
 from ._numerics import (
     exp,
@@ -23,7 +23,7 @@ from ._numerics import (
 from ._rows import EVERYTHING, elements_of, labelled_rows, rows_of, weight_of_label
 from ._sigmoid import binary_loss, binary_weights, finite_binary_loss
 from ._statistics.primitive import statistics
-from ._statistics.row import Row, differentiated, surprisals
+from ._statistics.row import Row, surprisals
 
 
 def poly_loss_cross_entropy(
@@ -63,9 +63,9 @@ def poly_loss_cross_entropy(
     y = rows.distributions("labels", labels, z, "jax.nn.one_hot")
     # Two terms use both arrays. Upcast here, their gradients are added before they are rounded.
     z, y = upcast(computed_once(z), y)
-    losses = surprisals((), z, None, y, EVERYTHING).of_weights
+    losses = surprisals(Row(z), None, y, EVERYTHING).of_weights
     # With the labels as weights these are the statistics of the losses, which XLA computes once.
-    row = Row(z, jax.lax.stop_gradient(statistics((), z.dtype, z, weights=y)))
+    row = Row(z, jax.lax.stop_gradient(statistics(z, z.dtype, weights=y)))
     return rows.zero_masked(losses + scalar("epsilon", epsilon, losses) * _missed(row, y))
 
 
@@ -105,7 +105,7 @@ def softmax_focal_loss_with_integer_labels(
       0.1733
     """
     rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, class_weights)
-    losses = surprisals((), z, y, None, rows.mask).of_label
+    losses = surprisals(Row(z), y, None, rows.mask).of_label
     losses = _focal(losses, scalar("gamma", gamma, losses))
     weights = rows.class_weights("class_weights", class_weights, losses)
     if weights is not None:
@@ -158,13 +158,13 @@ def sigmoid_focal_loss(
 
 
 # The gradient is minus that of the sum of c y_j p_j for the logits, and 1 - p_j for y_j.
-def _missed_bwd(c: jax.Array, row: Row, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _missed_bwd(c: jax.Array, row: Row, labels: jax.Array) -> tuple[Row, jax.Array]:
     c = c[..., None]
     to_labels = c * jnp.where(row.z > -jnp.inf, row.complement(), 0.0)
-    return -row.pull_probabilities(c * labels), to_labels
+    return row.gradient(-row.pull_probabilities(c * labels)), to_labels
 
 
-@differentiated(_missed_bwd, of_classes=(True,))
+@with_gradient(_missed_bwd, (True, True))
 def _missed(row: Row, labels: jax.Array) -> jax.Array:
     """``sum_j y_j (1 - p_j)``."""
     return jnp.sum(labels * row.complement(), axis=-1)

@@ -44,7 +44,7 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
       1001.3133
     """
     rows, z = rows_of("logits", logits, axis, where, absent=None)
-    normalizer = surprisals((), z, None, None, rows.mask).normalizer
+    normalizer = surprisals(Row(z), None, None, rows.mask).normalizer
     return rows.fill_examples(normalizer, -jnp.inf)
 
 
@@ -74,7 +74,7 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
       [-2.0612e-09 -2.0000e+01]
     """
     rows, z = rows_of("logits", logits, axis, where, absent=None)
-    return rows.to_user_layout(rows.mask.fill(_log_softmax((), z, rows.mask), -jnp.inf, -jnp.inf))
+    return rows.to_user_layout(rows.mask.fill(_log_softmax(Row(z), rows.mask), -jnp.inf, -jnp.inf))
 
 
 def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -100,7 +100,7 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
       [0.5 0.5]
     """
     rows, z = rows_of("logits", logits, axis, where, absent=None)
-    return rows.to_user_layout(rows.mask.fill(_softmax((), z, rows.mask), 0.0, 0.0))
+    return rows.to_user_layout(rows.mask.fill(_softmax(Row(z), rows.mask), 0.0, 0.0))
 
 
 def softmax_entropy(
@@ -134,7 +134,7 @@ def softmax_entropy(
       [6.9315e-01 1.7418e-16]
     """
     rows, z = rows_of("logits", logits, axis, where, class_axis_name, absent=None)
-    return rows.zero_masked(_softmax_entropy(rows.mesh_axes, z, rows.mask))
+    return rows.zero_masked(_softmax_entropy(Row(z, mesh_axes=rows.mesh_axes), rows.mask))
 
 
 _softmax = of_logits(Row.probability)
@@ -205,7 +205,7 @@ def softmax_cross_entropy(
         epsilon = scalar("label_smoothing", label_smoothing, share)
         scale = jnp.reshape(1 - epsilon, (1,) * y.ndim)
         weights = weights._replace(scale=scale, offset=epsilon * share)
-    of_row = surprisals(rows.mesh_axes, z, None, weights, rows.mask)
+    of_row = surprisals(Row(z, mesh_axes=rows.mesh_axes), None, weights, rows.mask)
     return rows.zero_masked(sum(_z_terms(rows, z_loss, of_row.normalizer), of_row.of_weights))
 
 
@@ -264,7 +264,7 @@ def softmax_cross_entropy_with_integer_labels(
     weights, smoothed = rows.class_weights("class_weights", class_weights, z), None
     if not is_off(label_smoothing):
         smoothed = _weighted(_uniform(rows, z), weights)
-    of_row = surprisals(rows.mesh_axes, z, y, smoothed, rows.mask)
+    of_row = surprisals(Row(z, mesh_axes=rows.mesh_axes), y, smoothed, rows.mask)
     losses, terms = of_row.of_label, _z_terms(rows, z_loss, of_row.normalizer)
     # All factors of the label are one weight. Where it is 0 the label's loss may be infinite.
     weight = None if weights is None else weight_of_label(weights, y, rows.mesh_axes)

@@ -167,7 +167,7 @@ def _renormalized(log_p: jax.Array, is_lost: jax.Array) -> jax.Array:
 
 def _log_complement(log_p: jax.Array) -> jax.Array:
     """``log(1 - sum_i p_i)`` as ``[..., 1]``; -inf where they sum to 1, or to more."""
-    normalizer = surprisals((), log_p, None, None, EVERYTHING).normalizer[..., None]
+    normalizer = surprisals(Row(log_p), None, None, EVERYTHING).normalizer[..., None]
     return log_of_complement(jnp.minimum(normalizer, 0.0))
 
 
@@ -239,7 +239,7 @@ def _log_shares(logits: jax.Array, index: jax.Array, mask: Mask) -> Any:
     whose share is 0.
     """
     dtype, mask_of_others = computing_dtype(logits), _without(index, mask, logits)
-    row = statistics((), dtype, logits, mask=mask)
+    row = statistics(logits, dtype, mask=mask)
     others = row_statistics(logits, Request(mask=mask_of_others), dtype)
     # Where no other class is possible the maximum of the others, and so this, is -inf.
     ratio = log1p(others.sumexp_rest) - log1p(row.sumexp_rest)

@@ -42,7 +42,7 @@ def values_of(plan: Plan) -> Any:
         return _cotangents(plan, gradients, arrays)
 
     reverse.defvjp(fwd, bwd, symbolic_zeros=True)
-    return in_every_mode(reverse, plan.mesh_axes, of_classes(plan), _of_aux(plan))
+    return in_every_mode(reverse, _of_aux(plan))
 
 
 def total_of(plan: Plan) -> Any:
@@ -81,7 +81,7 @@ def total_of(plan: Plan) -> Any:
         return _cotangents(plan, scaled, dtypes)
 
     reverse.defvjp(fwd, bwd, symbolic_zeros=True)
-    return in_every_mode(reverse, plan.mesh_axes, of_classes(plan), _of_aux(plan))
+    return in_every_mode(reverse, _of_aux(plan))
 
 
 def of_classes(plan: Plan) -> tuple[bool | None, ...]:

@@ -25,16 +25,16 @@ from .slices import as_arrays
 
 
 def statistics(
-    axes: MeshAxes, dtype: np.dtype[Any], logits: jax.Array, **request: Any
+    logits: jax.Array, dtype: np.dtype[Any], axes: MeshAxes = (), **request: Any
 ) -> Statistics:
     """The statistics of each row of logits, with NaN where softmax has no limit."""
-    return without_limit_nan(raw_statistics(axes, dtype, logits, **request))
+    return without_limit_nan(raw_statistics(logits, dtype, axes, **request))
 
 
 def raw_statistics(
-    axes: MeshAxes,
-    dtype: np.dtype[Any],
     logits: jax.Array,
+    dtype: np.dtype[Any],
+    axes: MeshAxes = (),
     labels: jax.Array | None = None,
     weights: Weights | None = None,
     mask: Mask = EVERYTHING,

@@ -12,14 +12,15 @@ need sums over the other classes that never contain the term of k. To subtract i
 all classes would lose the bits of the others.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from .._autodiff import with_gradient
-from .._dtypes import computing_dtype, upcast, widened
+from .._dtypes import computing_dtype, widened
 from .._numerics import expm1, nan_where, plain_log1p
 from .._rows import Mask, in_range, is_label
 from .._sharding import MeshAxes, number_of_shards, sum_classes
@@ -27,60 +28,26 @@ from . import IfRequested, Statistics, Weights, as_array, finite_shift, shift, u
 from .merging import without_limit_nan
 from .primitive import raw_statistics, statistics
 
-Gradients = Sequence[jax.Array | None]
+# ---------------------------------------- Rules of rows
 
-
-def differentiated(
-    bwd: Callable[..., Gradients], rows: int = 1, of_classes: tuple[bool, ...] = ()
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Differentiates a function whose first arguments are rows by the rule `bwd`.
-
-    Args:
-      bwd: ``bwd(cotangent, *args)``, the gradients for the logits of each row, and then for the
-        other arguments.
-      rows: how many of the arguments are rows.
-      of_classes: as in `with_gradient`, for the other arguments.
-    """
-    flags = (True,) * rows + (False,) * rows + of_classes
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        def as_rows(axes: MeshAxes, args: tuple[Any, ...]) -> list[Any]:
-            pairs = zip(args[:rows], args[rows : 2 * rows], strict=True)
-            return [Row(z, stats, axes) for z, stats in pairs] + list(args[2 * rows :])
-
-        def rule(axes: MeshAxes, cotangent: Any, *args: Any) -> tuple[Any, ...]:
-            gradients = bwd(cotangent, *as_rows(axes, args))
-            return *gradients[:rows], *[None] * rows, *gradients[rows:]
-
-        @with_gradient(rule, flags)
-        def of_arrays(axes: MeshAxes, *args: Any) -> Any:
-            return function(*as_rows(axes, args))
-
-        def of_rows(*args: Any) -> Any:
-            given, others = args[:rows], args[rows:]
-            arrays = [row.z for row in given] + [row.stats for row in given]
-            return of_arrays(given[0].mesh_axes, *arrays, *others)
-
-        return of_rows
-
-    return decorate
+Gradients = tuple[Any, ...]
 
 
 def _probability_bwd(c: jax.Array, row: "Row") -> Gradients:
-    return (row.pull_probabilities(c),)
+    return (row.gradient(row.pull_probabilities(c)),)
 
 
 def _complement_bwd(c: jax.Array, row: "Row") -> Gradients:
-    return (-row.pull_probabilities(c),)
+    return (row.gradient(-row.pull_probabilities(c)),)
 
 
 def _log_probability_bwd(c: jax.Array, row: "Row") -> Gradients:
-    return (-row.pull_surprisals(c),)
+    return (row.gradient(-row.pull_surprisals(c)),)
 
 
 # dH = -sum_j (1 + log p_j) dp_j = sum_j p_j (-log p_j - H) dz_j.
 def _entropy_bwd(c: jax.Array, row: "Row") -> Gradients:
-    return (c * row.probability() * (row.surprisal() - row.entropy()),)
+    return (row.gradient(c * row.probability() * (row.surprisal() - row.entropy())),)
 
 
 # dp_y = p_y ((1 - p_y) dz_y - sum_{i≠y} p_i dz_i), an entry for each class: nothing is added.
@@ -88,7 +55,7 @@ def _label_probability_bwd(c: Any, row: "Row", labels: jax.Array) -> Gradients:
     p_y, q_y = row.label_probability(labels)
     slope = (c[0] - c[1]) * p_y
     is_named = is_label(labels, row.z.shape[-1], row.mesh_axes)
-    return jnp.where(is_named, slope * q_y, -slope * row.probability()), None
+    return row.gradient(jnp.where(is_named, slope * q_y, -slope * row.probability())), None
 
 
 # The function is linear in the weights, so its tangents are sums of the same kind. They may have
@@ -97,30 +64,50 @@ def _other_weights_bwd(c: jax.Array, row: "Row", weights: jax.Array) -> Gradient
     return None, row.sum_of_others(c)
 
 
-class Row(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Row:
     """Rows of logits, their statistics, and the mesh axes that their classes are spread over."""
 
     z: jax.Array
-    """``[..., classes]`` in the computing dtype; -inf for a class that does not count"""
-    stats: Statistics
-    mesh_axes: MeshAxes = ()
+    """``[..., classes]``; beside statistics in the computing dtype, with masked entries filled"""
+    stats: Any = None
+    """`Statistics`; None if they are not known yet"""
+    mesh_axes: MeshAxes = dataclasses.field(default=(), metadata={"static": True})
+
+    @property
+    def of_classes(self) -> "Row":
+        """Whether every shard of the classes has its own: see `with_gradient`."""
+        return Row(cast(Any, True), False, self.mesh_axes)
+
+    def gradient(self, to_z: jax.Array) -> "Row":
+        """The cotangent of a row: statistics get none."""
+        return Row(to_z, None, self.mesh_axes)
+
+    def filled(self, mask: Mask, dtype: Any, stats: Any) -> "Row":
+        """The row with its statistics, from logits as they were given."""
+        return Row(widened(mask.fill_logits(self.z), dtype), stats, self.mesh_axes)
+
+    def statistics(self, mask: Mask, dtype: Any, **request: Any) -> Statistics:
+        """The statistics of logits as they were given."""
+        return statistics(self.z, dtype, self.mesh_axes, mask=mask, **request)
 
     @property
     def exists(self) -> jax.Array:
         """Whether the class has a probability."""
         return shift(self.z, self.stats.maximum) > -jnp.inf
 
-    @differentiated(_probability_bwd)
+    @with_gradient(_probability_bwd, (True,))
     def probability(self) -> jax.Array:
         """``p_j``."""
         return _probability(self.z, self.stats)
 
-    @differentiated(_complement_bwd)
+    @with_gradient(_complement_bwd, (True,))
     def complement(self) -> jax.Array:
         """``1 - p_j``."""
         return _complement(self.z, self.stats)
 
-    @differentiated(_log_probability_bwd)
+    @with_gradient(_log_probability_bwd, (True,))
     def log_probability(self) -> jax.Array:
         """``log p_j``, -inf where the logit is."""
         return -plain_surprisal(self.z, self.stats)
@@ -129,19 +116,19 @@ class Row(NamedTuple):
         """``-log p_j``, 0 where the logit is -inf: there the class does not exist."""
         return jnp.where(self.exists, -self.log_probability(), 0.0)
 
-    @differentiated(_entropy_bwd)
+    @with_gradient(_entropy_bwd, (True,))
     def entropy(self) -> jax.Array:
         """``sum_j p_j (-log p_j)`` as ``[..., 1]``, with ``-log p_j = log1p(s) + (m - z_j)``."""
         mean_gap: jax.Array = self.stats.exp_gap / (1 + self.stats.sumexp_rest)
         return plain_log1p(self.stats.sumexp_rest) + mean_gap
 
-    @differentiated(_label_probability_bwd, of_classes=(False,))
+    @with_gradient(_label_probability_bwd, (True, False))
     def label_probability(self, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """``p_y`` and ``1 - p_y`` as ``[..., 1]`` for the integer labels y."""
         z_y = self.stats.label_logit
         return _probability(z_y, self.stats), _complement(z_y, self.stats)
 
-    @differentiated(_other_weights_bwd, of_classes=(True,))
+    @with_gradient(_other_weights_bwd, (True, True))
     def other_weights(self, weights: jax.Array) -> jax.Array:
         """``sum_{i≠j} w_i``, none of them negative, for each class j."""
         others: jax.Array = self.stats.weight_rest + (self.stats.max_weight - weights)
@@ -191,33 +178,25 @@ def plain_surprisal(z: jax.Array, stats: Statistics) -> jax.Array:
     return plain_log1p(stats.sumexp_rest) - shift(z, stats.maximum)
 
 
-def filled(logits: jax.Array, mask: Mask) -> jax.Array:
-    """The logits in their computing dtype, with masked entries filled."""
-    z: jax.Array
-    (z,) = upcast(mask.fill_logits(logits))
-    return z
-
-
 def of_logits(function: Callable[[Row], jax.Array], **request: Any) -> Callable[..., jax.Array]:
-    """Makes a function of rows one of ``(mesh axes, logits, mask)``, with the same gradient.
+    """Makes a function of rows one of logits as they were given, and a mask, with its gradient.
 
     `request` says which statistics it needs, as in `Request`.
     """
 
-    def bwd(
-        axes: MeshAxes, cotangent: jax.Array, logits: jax.Array, mask: Mask, stats: Statistics
-    ) -> tuple[jax.Array, None]:
-        of_z, z = lambda z: function(Row(z, stats, axes)), filled(logits, mask)
-        (to_logits,) = jax.vjp(of_z, z)[1](cotangent)
-        return mask.fill(to_logits, 0.0, 0.0), None
+    def bwd(cotangent: jax.Array, row: Row, mask: Mask, stats: Statistics) -> Gradients:
+        known = row.filled(mask, computing_dtype(row.z), stats)
+        of_z = lambda z: function(dataclasses.replace(known, z=z))  # noqa: E731
+        (to_z,) = jax.vjp(of_z, known.z)[1](cotangent)
+        return row.gradient(mask.fill(to_z, 0.0, 0.0)), None
 
     @with_gradient(bwd, (True, True), keeps=True)
-    def of_arrays(axes: MeshAxes, logits: jax.Array, mask: Mask) -> Any:
-        z = filled(logits, mask)
-        stats = statistics(axes, z.dtype, logits, mask=mask, **request)
-        return function(Row(z, stats, axes)), (stats,)
+    def of_rows(row: Row, mask: Mask) -> Any:
+        dtype = computing_dtype(row.z)
+        stats = row.statistics(mask, dtype, **request)
+        return function(row.filled(mask, dtype, stats)), (stats,)
 
-    return of_arrays
+    return of_rows
 
 
 # ---------------------------------------- The core of the softmax losses
@@ -244,16 +223,15 @@ def _nan_if_out_of_range(x: jax.Array, labels: jax.Array, axes: MeshAxes) -> jax
 # at the label, which is taken as -(1 - p_y) from sums without the label, and p_j elsewhere; and
 # from the weights p_j sum_i w_i - w_j = p_j sum_{i≠j} w_i - w_j (1 - p_j). For w_j it is -log p_j.
 def _surprisals_bwd(
-    axes: MeshAxes,
     cotangents: Surprisals,
-    logits: jax.Array,
+    logits: Row,
     labels: jax.Array | None,
     weights: Weights | None,
     mask: Mask,
     raw: Statistics,
-) -> tuple[Any, ...]:
-    dtype = computing_dtype(logits, *jax.tree.leaves(weights))
-    row = Row(widened(mask.fill_logits(logits), dtype), without_limit_nan(raw), axes)
+) -> Gradients:
+    dtype, axes = computing_dtype(logits.z, *jax.tree.leaves(weights)), logits.mesh_axes
+    row = logits.filled(mask, dtype, without_limit_nan(raw))
     of_label, of_weights, normalizer = jax.tree.map(lambda x: x[..., None], tuple(cotangents))
     p = row.probability()
     if labels is None:
@@ -266,7 +244,7 @@ def _surprisals_bwd(
         to_others, to_label = jax.lax.optimization_barrier((normalizer + of_label, to_label))
         to_logits = jnp.where(is_label(labels, row.z.shape[-1], axes), to_label, p * to_others)
     if weights is None:
-        return mask.fill(to_logits, 0.0, 0.0), None, None, None
+        return row.gradient(mask.fill(to_logits, 0.0, 0.0)), None, None, None
 
     def of_each_row(parts: Weights) -> jax.Array:
         return jnp.broadcast_to(as_array(parts, mask, dtype), row.z.shape)
@@ -277,30 +255,24 @@ def _surprisals_bwd(
     to_weights = of_weights * row.surprisal()
     to_logits = mask.fill(to_logits + of_weights * gradient, 0.0, 0.0)
     (to_weights,) = to_parts(to_weights.astype(whole.dtype))
-    return to_logits, None, to_weights, None
+    return row.gradient(to_logits), None, to_weights, None
 
 
 @with_gradient(_surprisals_bwd, (True, False, True, True), keeps=True)
-def surprisals(
-    axes: MeshAxes,
-    logits: jax.Array,
-    labels: jax.Array | None,
-    weights: Weights | None,
-    mask: Mask,
-) -> Any:
+def surprisals(logits: Row, labels: jax.Array | None, weights: Weights | None, mask: Mask) -> Any:
     """The costs of integer labels ``[...]`` and of weights ``[..., classes]``, and the normaliser.
 
-    The logits are ``[..., classes]``, and the result is `Surprisals`. A masked class counts as a
+    The logits are as they were given, and the result is `Surprisals`. A masked class counts as a
     logit of -inf and as a weight of 0.
     """
-    dtype = computing_dtype(logits, *jax.tree.leaves(weights))
-    raw = raw_statistics(axes, dtype, logits, labels, weights, mask)
+    dtype, axes = computing_dtype(logits.z, *jax.tree.leaves(weights)), logits.mesh_axes
+    raw = raw_statistics(logits.z, dtype, axes, labels, weights, mask)
     m, normalizer = raw.maximum, plain_log1p(raw.sumexp_rest)
     # A label at -inf costs +inf even where every logit is -inf and softmax has no limit; but where
     # a logit is NaN, or the label names no class, the loss stays NaN.
     nan_or_one, is_impossible = jnp.ones((), dtype), False
     if labels is not None:
-        nan_or_one = _nan_if_out_of_range(logits.astype(dtype), labels, axes)
+        nan_or_one = _nan_if_out_of_range(logits.z.astype(dtype), labels, axes)
         is_impossible = (raw.label_logit == -jnp.inf) & ~jnp.isnan(raw.sumexp_rest * nan_or_one)
     has_costs = labels is not None or weights is not None
     stats = without_limit_nan(raw, is_impossible) if has_costs else raw
