@@ -186,7 +186,10 @@ def of_logits(function: Callable[[Row], jax.Array], **request: Any) -> Callable[
 
     def bwd(cotangent: jax.Array, row: Row, mask: Mask, stats: Statistics) -> Gradients:
         known = row.filled(mask, computing_dtype(row.z), stats)
-        of_z = lambda z: function(dataclasses.replace(known, z=z))  # noqa: E731
+
+        def of_z(z: jax.Array) -> jax.Array:
+            return function(dataclasses.replace(known, z=z))
+
         (to_z,) = jax.vjp(of_z, known.z)[1](cotangent)
         return row.gradient(mask.fill(to_z, 0.0, 0.0)), None
 
