@@ -315,9 +315,9 @@ def test_a_shard_of_which_no_class_counts():
     got, to_z = fast_jit(jax.value_and_grad(lambda z: jnp.sum(mapped({"z": z} | rest))))(poisoned)
     of_all = fast_jit(jax.value_and_grad(lambda z: jnp.sum(loss(z, labels, None))))
     exact, exact_to_z = of_all(z[:, :real])
-    np.testing.assert_allclose(got, exact, rtol=1e-6)
+    chex.assert_trees_all_close(got, exact, rtol=1e-6, strict=True)
     to_z = np.asarray(to_z)
-    np.testing.assert_allclose(to_z[:, :real], exact_to_z, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(to_z[:, :real], exact_to_z, rtol=1e-5, atol=1e-7, strict=True)
     assert np.all(to_z[:, real:] == 0)
 
 

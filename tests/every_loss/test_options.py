@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,10 +106,11 @@ def test_an_infinite_cap_is_none(cap):
     """Nor is one beside which logits vanish, traced and concrete."""
     expected_gradients, expected = _capped(False)(INPUTS, KERNEL, 1.0)
     gradients, losses = _capped(True)(INPUTS, KERNEL, cap)
-    np.testing.assert_allclose(losses, expected, rtol=1e-6)
-    np.testing.assert_allclose(_head(INPUTS, KERNEL, LABELS, logit_softcap=cap), losses, rtol=1e-6)
-    for gradient, wanted in zip(gradients[:2], expected_gradients[:2], strict=True):
-        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-9)
+    concrete = _head(INPUTS, KERNEL, LABELS, logit_softcap=cap)
+    chex.assert_trees_all_close(losses, expected, concrete, rtol=1e-6, strict=True)
+    chex.assert_trees_all_close(
+        gradients[:2], expected_gradients[:2], rtol=1e-5, atol=1e-9, strict=True
+    )
     assert abs(gradients[2]) < 1e-20
 
 

@@ -382,11 +382,11 @@ def test_policy(case, layout, mode, rows):
     losses, gradients = jax.tree.map(np.asarray, function(*bad))
     good_losses, good_gradients = jax.tree.map(np.asarray, function(*good))
     count, positional = len(rows), len(case.kinds)
-    np.testing.assert_allclose(losses[count:], good_losses[count:], rtol=1e-6)
+    chex.assert_trees_all_close(losses[count:], good_losses[count:], rtol=1e-6, strict=True)
     kinds = [k for k in case.kinds if k not in INTEGERS]
     for i, (g, h) in enumerate(zip(gradients, good_gradients, strict=True)):
         if mode == "vmap" or case.differentiable[i] < positional:
-            np.testing.assert_allclose(g[count:], h[count:], rtol=1e-6, err_msg="good example")
+            chex.assert_trees_all_close(g[count:], h[count:], rtol=1e-6, strict=True)
     less = [i for i, row in enumerate(rows) if row.loss is AS_OF_TWO]
     of_two = _of_the_other_classes(case, mode, bad[1:], less) if less else None
     for i, row in enumerate(rows):

@@ -1,5 +1,6 @@
 """What holds for all arguments: symmetries, and what is never negative."""
 
+import chex
 import hypothesis.extra.numpy as arrays
 import hypothesis.strategies as st
 import numpy as np
@@ -120,9 +121,8 @@ def test_shifted_logits(case, data):
     ]
     loss, gradients = _run(case, args)
     shifted_loss, shifted_gradients = _run(case, shifted)
-    np.testing.assert_array_equal(shifted_loss, loss)
-    for g, h in zip(gradients, shifted_gradients, strict=True):
-        np.testing.assert_array_equal(h, g)
+    shifted = shifted_loss, shifted_gradients
+    chex.assert_trees_all_equal(shifted, (loss, gradients), strict=True)
 
 
 @every(_NEVER_NEGATIVE)

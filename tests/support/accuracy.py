@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,9 +63,9 @@ def value_and_gradients(function, options, cotangent, *args):
 def compare(got, exact, units, dtype, args):
     """Each result, the value first, with its exact quantity."""
     value, *gradients = got
-    assert value.dtype == tolerances.computing(dtype)
+    chex.assert_type(value, tolerances.computing(dtype))
     floats = [x for x in args if jnp.issubdtype(x.dtype, jnp.floating)]
-    assert [x.dtype for x in gradients] == [x.dtype for x in floats]
+    chex.assert_type(gradients, [x.dtype for x in floats])
     failed = []
     for i, (result, right) in enumerate(zip(got, exact, strict=True)):
         worst, message = tolerances.worst_error(np.asarray(result), right, units, dtype)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,8 +98,7 @@ def value_and_gradients(function, arrays, cotangent=None, **fixed):
 
 
 def assert_close(actual, expected, tolerance):
-    assert actual.keys() == expected.keys()
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
     for name, x in expected.items():
-        assert actual[name].dtype == x.dtype, name
         x, y = np.asarray(x, np.float64), np.asarray(actual[name], np.float64)
         assert np.linalg.norm(x - y) <= tolerance * np.linalg.norm(x) + 1e-18, name
