@@ -63,7 +63,7 @@ def poly_loss_cross_entropy(
     y = rows.distributions("labels", labels, z, "jax.nn.one_hot")
     # Two terms use both arrays. Upcast here, their gradients are added before they are rounded.
     z, y = upcast(computed_once(z), y)
-    losses = surprisals(Row(z), None, y, EVERYTHING).of_weights
+    losses = surprisals(Row(z), None, y, EVERYTHING, None).of_weights
     # With the labels as weights these are the statistics of the losses, which XLA computes once.
     row = Row(z, jax.lax.stop_gradient(statistics(z, z.dtype, weights=y)))
     return rows.zero_masked(losses + scalar("epsilon", epsilon, losses) * _missed(row, y))
@@ -105,7 +105,7 @@ def softmax_focal_loss_with_integer_labels(
       0.1733
     """
     rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, class_weights)
-    losses = surprisals(Row(z), y, None, rows.mask).of_label
+    losses = surprisals(Row(z), y, None, rows.mask, None).of_label
     losses = _focal(losses, scalar("gamma", gamma, losses))
     weights = rows.class_weights("class_weights", class_weights, losses)
     if weights is not None:

@@ -44,7 +44,7 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
       1001.3133
     """
     rows, z = rows_of("logits", logits, axis, where, absent=None)
-    normalizer = surprisals(Row(z), None, None, rows.mask).normalizer
+    normalizer = surprisals(Row(z), None, None, rows.mask, None).normalizer
     return rows.fill_examples(normalizer, -jnp.inf)
 
 
@@ -205,7 +205,7 @@ def softmax_cross_entropy(
         epsilon = scalar("label_smoothing", label_smoothing, share)
         scale = jnp.reshape(1 - epsilon, (1,) * y.ndim)
         weights = weights._replace(scale=scale, offset=epsilon * share)
-    of_row = surprisals(Row(z, mesh_axes=rows.mesh_axes), None, weights, rows.mask)
+    of_row = surprisals(Row(z, mesh_axes=rows.mesh_axes), None, weights, rows.mask, None)
     return rows.zero_masked(sum(_z_terms(rows, z_loss, of_row.normalizer), of_row.of_weights))
 
 
@@ -262,17 +262,19 @@ def softmax_cross_entropy_with_integer_labels(
         "logits", logits, labels, axis, where, ignore_index, class_weights, class_axis_name
     )
     weights, smoothed = rows.class_weights("class_weights", class_weights, z), None
-    if not is_off(label_smoothing):
-        smoothed = _weighted(_uniform(rows, z), weights)
-    of_row = surprisals(Row(z, mesh_axes=rows.mesh_axes), y, smoothed, rows.mask)
-    losses, terms = of_row.of_label, _z_terms(rows, z_loss, of_row.normalizer)
     # All factors of the label are one weight. Where it is 0 the label's loss may be infinite.
     weight = None if weights is None else weight_of_label(weights, y, rows.mesh_axes)
-    if of_row.of_weights is not None:
-        epsilon = scalar("label_smoothing", label_smoothing, losses)
-        terms.append(weighted_cost(epsilon, of_row.of_weights))
+    if not is_off(label_smoothing):
+        smoothed = _weighted(_uniform(rows, z), weights)
+        epsilon = scalar("label_smoothing", label_smoothing, jnp.zeros((), computing_dtype(z)))
         weight = 1 - epsilon if weight is None else (1 - epsilon) * weight
-    losses = losses if weight is None else weighted_cost(weight, losses)
+    is_weightless = None if weight is None else weight == 0
+    row = Row(z, mesh_axes=rows.mesh_axes)
+    of_row = surprisals(row, y, smoothed, rows.mask, is_weightless)
+    terms = _z_terms(rows, z_loss, of_row.normalizer)
+    if smoothed is not None:
+        terms.append(weighted_cost(epsilon, of_row.of_weights))
+    losses = of_row.of_label if weight is None else weighted_cost(weight, of_row.of_label)
     # The loss of an impossible label is +inf even where softmax has no limit. The other terms are
     # NaN there, and would make it NaN.
     is_impossible = losses == jnp.inf

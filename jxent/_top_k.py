@@ -167,7 +167,7 @@ def _renormalized(log_p: jax.Array, is_lost: jax.Array) -> jax.Array:
 
 def _log_complement(log_p: jax.Array) -> jax.Array:
     """``log(1 - sum_i p_i)`` as ``[..., 1]``; -inf where they sum to 1, or to more."""
-    normalizer = surprisals(Row(log_p), None, None, EVERYTHING).normalizer[..., None]
+    normalizer = surprisals(Row(log_p), None, None, EVERYTHING, None).normalizer[..., None]
     return log_of_complement(jnp.minimum(normalizer, 0.0))
 
 

@@ -231,6 +231,7 @@ def _surprisals_bwd(
     labels: jax.Array | None,
     weights: Weights | None,
     mask: Mask,
+    is_weightless: jax.Array | None,
     raw: Statistics,
 ) -> Gradients:
     dtype, axes = computing_dtype(logits.z, *jax.tree.leaves(weights)), logits.mesh_axes
@@ -247,7 +248,7 @@ def _surprisals_bwd(
         to_others, to_label = jax.lax.optimization_barrier((normalizer + of_label, to_label))
         to_logits = jnp.where(is_label(labels, row.z.shape[-1], axes), to_label, p * to_others)
     if weights is None:
-        return row.gradient(mask.fill(to_logits, 0.0, 0.0)), None, None, None
+        return row.gradient(mask.fill(to_logits, 0.0, 0.0)), None, None, None, None
 
     def of_each_row(parts: Weights) -> jax.Array:
         return jnp.broadcast_to(as_array(parts, mask, dtype), row.z.shape)
@@ -258,25 +259,34 @@ def _surprisals_bwd(
     to_weights = of_weights * row.surprisal()
     to_logits = mask.fill(to_logits + of_weights * gradient, 0.0, 0.0)
     (to_weights,) = to_parts(to_weights.astype(whole.dtype))
-    return row.gradient(to_logits), None, to_weights, None
+    return row.gradient(to_logits), None, to_weights, None, None
 
 
-@with_gradient(_surprisals_bwd, (True, False, True, True), keeps=True)
-def surprisals(logits: Row, labels: jax.Array | None, weights: Weights | None, mask: Mask) -> Any:
+@with_gradient(_surprisals_bwd, (True, False, True, True, False), keeps=True)
+def surprisals(
+    logits: Row,
+    labels: jax.Array | None,
+    weights: Weights | None,
+    mask: Mask,
+    is_weightless: jax.Array | None,
+) -> Any:
     """The costs of integer labels ``[...]`` and of weights ``[..., classes]``, and the normaliser.
 
     The logits are as they were given, and the result is `Surprisals`. A masked class counts as a
-    logit of -inf and as a weight of 0.
+    logit of -inf and as a weight of 0. `is_weightless` says where the cost of the label is
+    multiplied by 0.
     """
     dtype, axes = computing_dtype(logits.z, *jax.tree.leaves(weights)), logits.mesh_axes
     raw = raw_statistics(logits.z, dtype, axes, labels, weights, mask)
     m, normalizer = raw.maximum, plain_log1p(raw.sumexp_rest)
     # A label at -inf costs +inf even where every logit is -inf and softmax has no limit; but where
-    # a logit is NaN, or the label names no class, the loss stays NaN.
+    # a logit is NaN, the label names no class, or it has no weight, the loss stays NaN.
     nan_or_one, is_impossible = jnp.ones((), dtype), False
     if labels is not None:
         nan_or_one = _nan_if_out_of_range(logits.z.astype(dtype), labels, axes)
         is_impossible = (raw.label_logit == -jnp.inf) & ~jnp.isnan(raw.sumexp_rest * nan_or_one)
+        if is_weightless is not None:
+            is_impossible &= ~jnp.expand_dims(is_weightless, range(is_weightless.ndim, m.ndim))
     has_costs = labels is not None or weights is not None
     stats = without_limit_nan(raw, is_impossible) if has_costs else raw
     of_label = of_weights = None

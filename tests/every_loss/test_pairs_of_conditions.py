@@ -118,7 +118,7 @@ _INTEGER = [
 ]
 
 
-@pytest.mark.parametrize(("classes", "dtype", "mask"), quick_rows(_INTEGER, 1, 5, 6))
+@pytest.mark.parametrize(("classes", "dtype", "mask"), quick_rows(_INTEGER, 1, 5, 6, 9))
 def test_integer_labels(classes, dtype, mask):
     rng = np.random.default_rng(classes)
     z, present, counted = draw(rng, classes)
