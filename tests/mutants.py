@@ -229,11 +229,19 @@ MUTANTS = [
     ),
     Mutant(
         "softmax_cross_entropy_with_integer_labels",
-        "weighted_cost(weight, losses)",
-        "weight * losses",
+        "weighted_cost(weight, of_row.of_label)",
+        "weight * of_row.of_label",
         "a label without weight whose class is left out costs NaN: 0 times infinity",
         "pairs_of_conditions",
         "integer and 5-int32",
+    ),
+    Mutant(
+        "surprisals",
+        "is_impossible &= ~jnp.expand_dims(is_weightless, range(is_weightless.ndim, m.ndim))",
+        "pass",
+        "a row without a limit costs a number where its impossible label has no weight",
+        "pairs_of_conditions",
+        "integer and 1-int32",
     ),
     Mutant(
         "_z_terms",
@@ -692,8 +700,7 @@ MUTANTS = [
         "jnp.where(mask[None, :], arrays[kernel], 0.0)",
         "arrays[kernel]",
         "NaN in the padding of a kernel reaches the gradients",
-        "linear_policies",
-        "padded",
+        "rare_together",
     ),
     Mutant(
         "_mapped",
