@@ -340,7 +340,7 @@ def _tangents(primals: Leaves, tangents: Leaves, **parameters: Any) -> tuple[Any
     return out
 
 
-def _mapped(args: Leaves, dims: Leaves, **parameters: Any) -> tuple[Leaves, Leaves]:
+def _batched(args: Leaves, dims: Leaves, **parameters: Any) -> tuple[Leaves, Leaves]:
     out_dots = jax.vmap(partial(_written_out, **parameters), in_axes=tuple(dims))(*args)
     return out_dots, [0] * len(out_dots)
 
@@ -348,7 +348,7 @@ def _mapped(args: Leaves, dims: Leaves, **parameters: Any) -> tuple[Leaves, Leav
 _pushforward.def_impl(as_one_program(_written_out))
 ad.primitive_transposes[_pushforward] = _transposed
 ad.primitive_jvps[_pushforward] = _tangents
-batching.primitive_batchers[_pushforward] = _mapped
+batching.primitive_batchers[_pushforward] = _batched
 mlir.register_lowering(_pushforward, mlir.lower_fun(_written_out, multiple_results=True))
 
 

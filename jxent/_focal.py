@@ -152,8 +152,8 @@ def sigmoid_focal_loss(
     z, positive, negative = upcast(elements.fill_examples(array, 0.0), *weights)
     losses = _binary_focal(z, positive, negative, scalar("gamma", gamma, z))
     if alpha is not None:
-        share = scalar("alpha", alpha, losses)
-        losses = weighted_cost(share * positive + (1 - share) * negative, losses)
+        of_yes = scalar("alpha", alpha, losses)
+        losses = weighted_cost(of_yes * positive + (1 - of_yes) * negative, losses)
     return elements.zero_masked(losses)
 
 

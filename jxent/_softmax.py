@@ -201,10 +201,10 @@ def softmax_cross_entropy(
     y = rows.distributions("labels", labels, z, of_labels, absent=None)
     weights = _weighted(y, rows.class_weights("class_weights", class_weights, z))
     if not is_off(label_smoothing):
-        share = _share(rows, computing_dtype(z, y))
-        epsilon = scalar("label_smoothing", label_smoothing, share)
+        probability = _uniform_probability(rows, computing_dtype(z, y))
+        epsilon = scalar("label_smoothing", label_smoothing, probability)
         scale = jnp.reshape(1 - epsilon, (1,) * y.ndim)
-        weights = weights._replace(scale=scale, offset=epsilon * share)
+        weights = weights._replace(scale=scale, offset=epsilon * probability)
     of_row = surprisals(Row(z, mesh_axes=rows.mesh_axes), None, weights, rows.mask, None)
     return rows.zero_masked(sum(_z_terms(rows, z_loss, of_row.normalizer), of_row.of_weights))
 
@@ -317,13 +317,13 @@ def _uniform(rows: Rows, z: jax.Array) -> jax.Array:
 
     Over explicit axes it must have the sharding of the logits.
     """
-    share = _share(rows, computing_dtype(z))
+    probability = _uniform_probability(rows, computing_dtype(z))
     if explicit_sharding(z):
-        return jnp.zeros_like(z, share.dtype) + share
-    return jnp.broadcast_to(share, (*share.shape[:-1], z.shape[-1]))
+        return jnp.zeros_like(z, probability.dtype) + probability
+    return jnp.broadcast_to(probability, (*probability.shape[:-1], z.shape[-1]))
 
 
-def _share(rows: Rows, dtype: np.dtype[Any]) -> jax.Array:
+def _uniform_probability(rows: Rows, dtype: np.dtype[Any]) -> jax.Array:
     """``[..., 1]``: the probability of each class that counts, if all have the same."""
     number = rows.number_present()
     if rows.mask.classes is None:

@@ -266,7 +266,7 @@ def chunked(
         *args: Any, where: ArrayLike | None = None, weights: ArrayLike | None = None
     ) -> Any:
         """The loss of linear logits in place of logits."""
-        arguments = _checked(args)
+        arguments = _checked_arguments(args)
         arrays, examples = arguments.arrays, arguments.examples
         if where is not None:
             arrays[COUNTED] = boolean("where", where)
@@ -303,7 +303,7 @@ class _Arguments(NamedTuple):
     """The shape of the examples."""
 
 
-def _checked(args: tuple[Any, ...]) -> _Arguments:
+def _checked_arguments(args: tuple[Any, ...]) -> _Arguments:
     found, tree = jax.tree_util.tree_flatten_with_path(
         args, is_leaf=lambda x: isinstance(x, LinearLogits)
     )

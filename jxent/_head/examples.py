@@ -218,11 +218,13 @@ def _over_mesh(
     """
     if mesh is None:
         return function(plan, arrays)
-    spec = _checked_spec(mesh, example_spec, plan, arrays)
-    return made(_mapped, plan, function, mesh, spec)(*arrays.values())
+    spec = _spec_of_examples(mesh, example_spec, plan, arrays)
+    return made(_in_shard_map, plan, function, mesh, spec)(*arrays.values())
 
 
-def _mapped(plan: Plan, function: Any, mesh: AnyMesh, spec: PartitionSpec) -> Callable[..., Any]:
+def _in_shard_map(
+    plan: Plan, function: Any, mesh: AnyMesh, spec: PartitionSpec
+) -> Callable[..., Any]:
     in_specs = tuple(_spec_of(name, spec, plan.mesh_axes) for name in plan.names)
 
     def local(*values: jax.Array) -> Any:
@@ -247,7 +249,7 @@ def _axes_in(spec: PartitionSpec) -> MeshAxes:
     return sum(map(as_tuple, spec), ())
 
 
-def _checked_spec(
+def _spec_of_examples(
     mesh: AnyMesh, example_spec: PartitionSpec | None, plan: Plan, arrays: Arrays
 ) -> PartitionSpec:
     """The spec of the examples, with an entry for each of their dimensions."""

@@ -240,7 +240,7 @@ class UserLoss:
             def function(*leaves: jax.Array) -> list[jax.Array]:
                 assert self.function is not None
                 found = self.function(*jax.tree.unflatten(self.arguments, leaves))
-                outs, form = self._checked(found, size)
+                outs, form = self._checked_result(found, size)
                 traced.results[:] = [form]
                 return outs
 
@@ -264,7 +264,7 @@ class UserLoss:
     def mean_weights(self, arrays: Arrays) -> None:
         """Nothing but the weights divides a mean."""
 
-    def _checked(self, result: Any, size: Any) -> tuple[list[jax.Array], Result]:
+    def _checked_result(self, result: Any, size: Any) -> tuple[list[jax.Array], Result]:
         """The leaves of what the function returns, and their form."""
         if not self.has_aux:
             result = (result, ())

@@ -54,7 +54,7 @@ def merge_slices(
     if weights[0] is not None:
         largest, lighter = reduce(jax.lax.max, weights), _kept_and_others(weights)[1]
         gap = _weighted_gap(logits, weights, again)
-        row = row._replace(weighted_gap=gap, max_weight=largest, weight_rest=_sum(lighter))
+        row = row._replace(weighted_gap=gap, max_weight=largest, weight_rest=_added(lighter))
     if exp_gap:
         below = [jnp.where(z == again, -jnp.inf, z) for z in logits] if apart else others
         row = row._replace(exp_gap=_exp_gap(below, again))
@@ -80,7 +80,7 @@ def sums_given_max(
         is_heaviest = heaviest == maxima["max_weight"]
         lighter.append(jnp.where(is_heaviest, 0, heaviest))
         gap = _weighted_gap(logits, weights, m)
-        terms |= {"weighted_gap": gap, "weight_rest": _sum(lighter), "heaviest": is_heaviest}
+        terms |= {"weighted_gap": gap, "weight_rest": _added(lighter), "heaviest": is_heaviest}
     if exp_gap:
         terms["exp_gap"] = _exp_gap(others, m)
     return terms
@@ -90,14 +90,14 @@ def _sumexp(logits: Sequence[jax.Array], m: jax.Array) -> jax.Array:
     """``sum_j exp(z_j - m)`` of logits that are not above m."""
     anchor = jnp.broadcast_to(finite(m), logits[0].shape)
     # `jax.lax` is used because the operators would trace a promotion of dtypes for each slice.
-    return _sum([exp(jax.lax.sub(z, anchor)) for z in logits])
+    return _added([exp(jax.lax.sub(z, anchor)) for z in logits])
 
 
 def _weighted_gap(
     logits: Sequence[jax.Array], weights: Sequence[jax.Array], m: jax.Array
 ) -> jax.Array:
     gaps = [jnp.where(z == m, 0, m - z) for z in logits]
-    return _sum([w * jnp.where(w == 0, 0, gap) for w, gap in zip(weights, gaps, strict=True)])
+    return _added([w * jnp.where(w == 0, 0, gap) for w, gap in zip(weights, gaps, strict=True)])
 
 
 def _exp_gap(logits: Sequence[jax.Array], m: jax.Array) -> jax.Array:
@@ -105,7 +105,7 @@ def _exp_gap(logits: Sequence[jax.Array], m: jax.Array) -> jax.Array:
     downs = [z - anchor for z in logits]
     exponentials = [exp(down) for down in downs]
     pairs = zip(exponentials, downs, strict=True)
-    return _sum([e * jnp.where(e == 0, 0, -down) for e, down in pairs])
+    return _added([e * jnp.where(e == 0, 0, -down) for e, down in pairs])
 
 
 def _kept_and_others(arrays: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
@@ -121,7 +121,7 @@ def _kept_and_others(arrays: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.A
     return kept[0], others
 
 
-def _sum(terms: Sequence[jax.Array]) -> jax.Array:
+def _added(terms: Sequence[jax.Array]) -> jax.Array:
     return reduce(jax.lax.add, terms)
 
 

@@ -75,7 +75,7 @@ def _types(logits: Any, *arrays: Any, dtype: np.dtype[Any], tree: Any) -> list[A
     return [row] * len(jax.tree.unflatten(tree, arrays).names)
 
 
-def _mapped(
+def _batched(
     args: Sequence[jax.Array], dims: Sequence[Any], *, tree: Any, **parameters: Any
 ) -> tuple[Any, Any]:
     """The mapped dimension becomes the first one of every array; weights and masks may share it."""
@@ -113,20 +113,20 @@ def _tangents(
     z, z_dot = widened(z, dtype), z_dot.astype(dtype)
     e, down = unnormalized(z, stats.maximum), finite_shift(z, stats.maximum)
 
-    dots: dict[str, Any] = {"sumexp_rest": _sum(e * z_dot)}
+    dots: dict[str, Any] = {"sumexp_rest": _row_sum(e * z_dot)}
     if request.labels is not None:
         dots["label_logit"] = at_label(z_dot, request.labels)
     if request.weights is not None:
         w, w_dot = widened(w, dtype), w_dot.astype(dtype)
         gap_dot = w_dot * jnp.where(z > -jnp.inf, down, 0.0) + w * z_dot
-        dots |= {"weighted_gap": -_sum(gap_dot), "weight_rest": _sum(w_dot)}
+        dots |= {"weighted_gap": -_row_sum(gap_dot), "weight_rest": _row_sum(w_dot)}
     if request.exp_gap:
-        dots["exp_gap"] = _sum(jnp.where(e > 0, -e * (down + 1), 0.0) * z_dot)
+        dots["exp_gap"] = _row_sum(jnp.where(e > 0, -e * (down + 1), 0.0) * z_dot)
     none = ad.Zero(jax.typeof(stats.maximum).to_tangent_aval())
     return jax.tree.leaves(stats), [dots.get(name, none) for name in request.names]
 
 
-def _sum(x: jax.Array) -> jax.Array:
+def _row_sum(x: jax.Array) -> jax.Array:
     return jnp.sum(x, axis=-1, keepdims=True)
 
 
@@ -161,7 +161,7 @@ def _only_of(counted: IfRequested, stats: Statistics, classes: Any) -> Statistic
 
 _row_statistics.def_abstract_eval(_types)
 _row_statistics.def_impl(as_one_program(_row_statistics.bind))
-batching.primitive_batchers[_row_statistics] = _mapped
+batching.primitive_batchers[_row_statistics] = _batched
 ad.primitive_jvps[_row_statistics] = _tangents
 mlir.register_lowering(_row_statistics, _on("others"))
 for _platform in PLATFORMS:
