@@ -136,7 +136,7 @@ def over_examples(
 
 
 def _of_shard(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
-    """``((total, count), outputs per example)``; the first is ``()`` for the reduction "none"."""
+    """``((total, count), outputs per example)``; the count is for a mean, the total may be None."""
     shape = arrays[Name("inputs")].shape[:-1]
     arrays = _in_one_dimension(without_masked_classes(arrays))
     values = aligned(tuple(arrays.values()), plan.mesh_axes, of_classes(plan))
