@@ -21,6 +21,9 @@ pytestmark = pytest.mark.peer
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/pytorch.md").read_text("utf-8")
 TABLE = re.findall(r"^\| `(F\..*?)` \| `(.*?)` \|$", PAGE, re.MULTILINE)
+EVERY_ROW = pytest.mark.parametrize(("theirs", "ours"), TABLE, ids=[row[0] for row in TABLE])
+INTEGER, SOFT = jxent.softmax_cross_entropy_with_integer_labels, jxent.softmax_cross_entropy
+NLL = jxent.negative_log_likelihood
 
 RTOL = 1e-12
 IGNORED = -100
@@ -43,34 +46,26 @@ DIFFERENTIATED = ("z", "p", "log_p", "log_t")
 
 def _compare(theirs, ours, names=tuple(ARRAYS), arrays=ARRAYS):
     """`theirs` and `ours` take tensors and arrays by name; their losses and gradients agree."""
+    wrt = [name for name in names if name in DIFFERENTIATED]
+    tensors = {name: torch.tensor(arrays[name]).requires_grad_(name in wrt) for name in names}
+    expected = theirs(**tensors)
+    cotangent = 1 + np.arange(expected.numel(), dtype=float).reshape(tuple(expected.shape))
+    expected_gradients = torch.autograd.grad(
+        expected, [tensors[name] for name in wrt], torch.tensor(cotangent), materialize_grads=True
+    )
+
+    @fast_jit
+    def losses_and_gradients(cotangent, given):
+        floats = {name: given[name] for name in wrt}
+        losses, pullback = jax.vjp(lambda floats: ours(**(given | floats)), floats)
+        return losses, *pullback(cotangent)
+
     with jax.enable_x64(True):
-        tensors = {name: torch.tensor(arrays[name]) for name in names}
         given = {name: jnp.asarray(arrays[name]) for name in names}
-        wrt = [name for name in names if name in DIFFERENTIATED]
-        for name in wrt:
-            tensors[name].requires_grad_()
-        expected = theirs(**tensors)
-        cotangent = 1 + np.arange(expected.numel(), dtype=float).reshape(tuple(expected.shape))
-        expected_gradients = torch.autograd.grad(
-            expected, [tensors[name] for name in wrt], torch.tensor(cotangent), allow_unused=True
-        )
-
-        @fast_jit
-        def losses_and_gradients(cotangent, given):
-            rest = {name: x for name, x in given.items() if name not in wrt}
-            losses, pullback = jax.vjp(
-                lambda *xs: ours(**rest, **dict(zip(wrt, xs, strict=True))),
-                *(given[name] for name in wrt),
-            )
-            return losses, pullback(cotangent)
-
         losses, gradients = losses_and_gradients(jnp.asarray(cotangent), given)
         wanted = expected.detach().numpy()
         chex.assert_trees_all_close(losses, wanted, rtol=RTOL, atol=1e-15, strict=True)
-        wanted = tuple(
-            np.zeros_like(arrays[name]) if x is None else x.numpy()
-            for name, x in zip(wrt, expected_gradients, strict=True)
-        )
+        wanted = {name: x.numpy() for name, x in zip(wrt, expected_gradients, strict=True)}
         chex.assert_trees_all_close(gradients, wanted, rtol=1e-11, atol=1e-14, strict=True)
 
 
@@ -94,14 +89,14 @@ def test_table_was_found():
     }
 
 
-@pytest.mark.parametrize(("theirs", "ours"), TABLE, ids=[row[0] for row in TABLE])
+@EVERY_ROW
 def test_table(theirs, ours):
     """The expressions as they stand."""
     _compare(_evaluated(theirs), _evaluated(ours))
 
 
+@EVERY_ROW
 @pytest.mark.full
-@pytest.mark.parametrize(("theirs", "ours"), TABLE, ids=[row[0] for row in TABLE])
 def test_table_with_numpy_arrays(theirs, ours):
     """Op by op, where an index of -100 would be an IndexError of NumPy's."""
     with jax.enable_x64(True):
@@ -134,10 +129,7 @@ def test_smoothing_of_integer_labels_as_in_t5x_and_megatron():
         smoothed = np.where(np.arange(CLASSES) == labels[:, None], 0.9, 0.1 / (CLASSES - 1))
         expected = F.cross_entropy(torch.tensor(z), torch.tensor(smoothed), reduction="none")
         smoothing = 0.1 * CLASSES / (CLASSES - 1)
-        function = partial(
-            jxent.softmax_cross_entropy_with_integer_labels, label_smoothing=smoothing
-        )
-        losses = fast_jit(function)(z, labels)
+        losses = fast_jit(partial(INTEGER, label_smoothing=smoothing))(z, labels)
         np.testing.assert_allclose(losses, expected, rtol=RTOL)
 
 
@@ -157,14 +149,11 @@ def _reduced(losses, reduction, total=None):
     """PyTorch's reductions; its mean divides by the weights of the labels, if there are any."""
     if reduction == "none":
         return losses
-    if reduction == "sum" or total is not None:
-        return jnp.sum(losses) / (1 if reduction == "sum" else total)
-    return jnp.mean(losses)
+    mean = jnp.mean(losses) if total is None else jnp.sum(losses) / total
+    return jnp.sum(losses) if reduction == "sum" else mean
 
 
 # The reductions are these tests' own arithmetic, so that they meet the options by turns.
-INTEGER, SOFT = jxent.softmax_cross_entropy_with_integer_labels, jxent.softmax_cross_entropy
-NLL = jxent.negative_log_likelihood
 _OF_CLASSES = [
     (F.cross_entropy, INTEGER, "z y", True, {"label_smoothing": 0.3}, "mean"),
     (F.cross_entropy, SOFT, "z t", True, {"label_smoothing": 0.3}, "mean"),
@@ -189,11 +178,9 @@ def test_losses_of_classes(theirs, ours, names, weighted, options, reduction):
     For distributions as labels the mean divides by the number of examples.
     """
     first, second = names.split()
-    ignored = {} if second == "t" else {"ignore_index": IGNORED} | options
-    options = options | ignored
-    arrays = dict(ARRAYS)
-    if ignored:
-        arrays["y"] = np.where(arrays["y"] == IGNORED, options["ignore_index"], arrays["y"])
+    options = options if second == "t" else {"ignore_index": IGNORED} | options
+    ignored = options.get("ignore_index", IGNORED)
+    arrays = ARRAYS | {"y": np.where(ARRAYS["y"] == IGNORED, ignored, ARRAYS["y"])}
 
     def of_torch(**a):
         weight = a["w"] if weighted else None
@@ -202,28 +189,20 @@ def test_losses_of_classes(theirs, ours, names, weighted, options, reduction):
     def of_jxent(**a):
         y, weights = a[second], a["w"] if weighted else None
         losses = ours(a[first], y, class_weights=weights, **options)
-        if not ignored:
+        if second == "t":
             return _reduced(losses, reduction)
-        share = weights[y] if weighted else 1
-        return _reduced(
-            losses, reduction, jnp.sum(jnp.where(y == options["ignore_index"], 0, share))
-        )
+        share = jnp.where(y == ignored, 0, weights[y] if weighted else 1)
+        return _reduced(losses, reduction, jnp.sum(share))
 
     _compare(of_torch, of_jxent, (first, second, "w"), arrays)
 
 
 def test_cross_entropy_of_pictures():
     """PyTorch has the classes on axis 1."""
-    arrays = {
-        "z": _rng.normal(size=(2, CLASSES, 3, 2)),
-        "y": _rng.integers(CLASSES, size=(2, 3, 2)),
-    }
-    _compare(
-        lambda z, y: F.cross_entropy(z, y, reduction="none"),
-        lambda z, y: jxent.softmax_cross_entropy_with_integer_labels(z, y, axis=1),
-        ("z", "y"),
-        arrays,
-    )
+    z, y = _rng.normal(size=(2, CLASSES, 3, 2)), _rng.integers(CLASSES, size=(2, 3, 2))
+    theirs = _evaluated('F.cross_entropy(z, y, reduction="none")')
+    ours = _evaluated("jxent.softmax_cross_entropy_with_integer_labels(z, y, axis=1)")
+    _compare(theirs, ours, ("z", "y"), {"z": z, "y": y})
 
 
 _BINARY = [
@@ -246,14 +225,15 @@ def test_losses_of_elements(theirs, ours, first, weighted, positive, reduction):
     """A weight multiplies; positive weights are an option of one function."""
     positive = positive and theirs is F.binary_cross_entropy_with_logits
 
+    def options(a):
+        return {"pos_weight": a["v"]} if positive else {}
+
     def of_torch(**a):
-        options = {"pos_weight": a["v"]} if positive else {}
         weight = a["w"] if weighted else None
-        return theirs(a[first], a["t"], weight, reduction=reduction, **options)
+        return theirs(a[first], a["t"], weight, reduction=reduction, **options(a))
 
     def of_jxent(**a):
-        options = {"pos_weight": a["v"]} if positive else {}
-        losses = (a["w"] if weighted else 1) * ours(a[first], a["t"], **options)
+        losses = (a["w"] if weighted else 1) * ours(a[first], a["t"], **options(a))
         # The loss of many labels is the mean over the classes of each example.
         is_mean = theirs is F.multilabel_soft_margin_loss
         return _reduced(jnp.mean(losses, axis=-1) if is_mean else losses, reduction)
@@ -290,14 +270,10 @@ def test_what_differs():
 
     @fast_jit
     def ours():
-        integer, z = jxent.softmax_cross_entropy_with_integer_labels, np.zeros((2, 3), np.float32)
-        losses = integer(z, ignored, ignore_index=IGNORED)
-        mean = jxent.weighted_mean(losses, ignored != IGNORED)
-        return jxent.binary_cross_entropy(0.0, 1.0), mean, integer(z[0], 3)
+        z = np.zeros((2, 3), np.float32)
+        mean = jxent.weighted_mean(INTEGER(z, ignored, ignore_index=IGNORED), ignored != IGNORED)
+        return jxent.binary_cross_entropy(0.0, 1.0), mean, INTEGER(z[0], 3)
 
-    impossible, mean, out_of_range = ours()
-    assert impossible == np.inf
-    assert mean == 0
-    assert np.isnan(out_of_range)
+    np.testing.assert_array_equal(ours(), [np.inf, 0, np.nan])
     with pytest.raises(IndexError):
         F.cross_entropy(torch.zeros(1, 3), torch.tensor([3]))

@@ -157,55 +157,35 @@ def batches():
         yield window[:, :-1], window[:, -1]
 
 
-@functools.cache
-def value_and_gradients(head):
+def trained(head):
+    """The losses of all steps."""
+
     def loss(params, context, labels):
         features, embedding = LanguageModel().apply(params, context)
         return head(features, embedding.T, labels)
 
-    return jax.value_and_grad(loss)
-
-
-@functools.cache
-def trained(head):
-    """The losses of all steps, and the parameters before every twentieth."""
-
     @jax.jit
     def step(params, state, context, labels):
-        value, gradients = value_and_gradients(head)(params, context, labels)
+        value, gradients = jax.value_and_grad(loss)(params, context, labels)
         updates, state = OPTIMIZER.update(gradients, state)
         return optax.apply_updates(params, updates), state, value
 
     params = LanguageModel().init(jax.random.key(0), jnp.zeros((1, CONTEXT), int))
-    state, losses, seen = OPTIMIZER.init(params), [], []
-    for i, batch in enumerate(batches()):
-        if i % 20 == 0:
-            seen.append((params, batch))
+    state, losses = OPTIMIZER.init(params), []
+    for batch in batches():
         params, state, value = step(params, state, *batch)
         losses.append(value)
-    return np.asarray(losses), seen
+    return np.asarray(losses)
 
 
 @pytest.mark.full
-def test_it_learns():
-    """What context is good for: far less than the entropy of single bytes."""
+def test_language_model():
+    """What context is good for is learnt: far less than the entropy of single bytes.
+
+    Rounding differs, and training amplifies what differs: a little more than one loss's.
+    """
     frequencies = np.bincount(help_text(), minlength=BYTES) / len(help_text())
-    losses, _ = trained(fused)
+    losses = trained(fused)
     assert losses[0] == pytest.approx(np.log(BYTES), rel=0.5)
     assert np.mean(losses[-20:]) < 0.75 * jxent.entropy(frequencies)
-
-
-@pytest.mark.full
-def test_same_loss_and_gradients_on_the_way():
-    both = jax.jit(lambda *args: [value_and_gradients(head)(*args) for head in (fused, dense)])
-    for params, batch in trained(dense)[1]:
-        (value, gradients), (expected, exact) = both(params, *batch)
-        np.testing.assert_allclose(value, expected, rtol=1e-6)
-        for x, y in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
-            assert np.linalg.norm(x - y) <= 2e-6 * np.linalg.norm(y)
-
-
-@pytest.mark.full
-def test_same_training():
-    """Rounding differs, and training amplifies what differs: a little more than one loss's."""
-    np.testing.assert_allclose(trained(fused)[0], trained(dense)[0], rtol=1e-5)
+    np.testing.assert_allclose(losses, trained(dense), rtol=1e-5)
