@@ -1,12 +1,14 @@
-"""Bytes moved and temporaries of the functions, as the compilers for a TPU and an H100 count them.
+"""What the compilers for TPUs and an H100 make of the functions: bytes, memory, cycles, accuracy.
 
 The cross-entropies and the entropy keep what the documentation promises. Each function is bounded
 by what was measured, so that a change which makes XLA write the exponentials to memory is seen; one
 that has not been measured, by what two looks at its arguments take.
-``python tests/compiled/test_compiled.py`` measures, and prints the table that stands here.
+``python tests/compiled/test_compiled.py h100 of_functions`` prints the figures of a device, as
+rows of the table of what was measured.
 """
 
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,30 @@ from pathlib import Path
 
 import pytest
 
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("tests", "benchmarks")]
+    import compilers  # before JAX
+    import jax
+    import jax.numpy as jnp
+    import mesh
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    import jxent
+    from support import cases
+
 pytestmark = pytest.mark.aot
+
+
+def figures(device, part):
+    """From a process of its own, which runs `part` below: its compiler changes what JAX finds."""
+    command = [sys.executable, __file__, device, part]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    if "unavailable" in found:
+        pytest.skip(f"{device}: {found['unavailable']}")
+    return found
+
+
+# Every function, and what is promised of some.
 
 # More than the fast memory of any of the devices: what fits there would not count as moved.
 EXAMPLES, CLASSES, FEATURES = 4096, 50304, 512
@@ -42,7 +67,7 @@ KINDS = ("passes", "temporaries", "passes with gradient", "temporaries with grad
 
 # In bfloat16, forward, then value and gradient with respect to every argument that has one, on a
 # TPU these alone: bytes moved, and temporaries, each divided by the bytes of the logits.
-# A TPU has one function of each kind; `test_compiled_rows.py` has its divergence.
+# A TPU has one function of each kind; the sums of rows below have its divergence.
 MEASURED = {
     "v5e": {},
     "v6e": {
@@ -90,14 +115,12 @@ def bound(measured):
 
 @pytest.mark.parametrize("device", MEASURED)
 def test_bytes_moved_and_temporaries(device):
-    figures = run(device)
-    if "unavailable" in figures:
-        pytest.skip(f"{device}: {figures['unavailable']}")
-    # One read and one write, so that a format which is no longer understood does not pass.
-    assert figures.pop(COPY)[0] == pytest.approx(2, abs=0.01)
     # Not above: as a program, this file must be the first to import JAX.
     from support.cases import BARE
 
+    found = figures(device, "of_functions")
+    # One read and one write, so that a format which is no longer understood does not pass.
+    assert found.pop(COPY)[0] == pytest.approx(2, abs=0.01)
     rows = MEASURED[device]
     if device == "h100":
         rows = {case.name: two_looks(case) for case in BARE} | rows
@@ -105,14 +128,14 @@ def test_bytes_moved_and_temporaries(device):
         promised_name(*promised): promise(promised[1], TEMPORARIES[device])
         for promised in PROMISED[device]
     }
-    assert figures.keys() == expected.keys()
+    assert found.keys() == expected.keys()
     worse = [
-        f"{device}, {name}: {kind} {found:.3f}, allowed {allowed:.3f}"
-        for name, row in figures.items()
-        for kind, found, allowed in zip(
+        f"{device}, {name}: {kind} {is_now:.3f}, allowed {allowed:.3f}"
+        for name, row in found.items()
+        for kind, is_now, allowed in zip(
             KINDS[-len(row) :], row, expected[name][-len(row) :], strict=True
         )
-        if found > allowed
+        if is_now > allowed
     ]
     assert not worse, "\n".join(worse)
 
@@ -134,35 +157,20 @@ def promise(second, temporaries):
     return look + 0.1, temporaries, 2 * look + 1.1, temporaries
 
 
-def run(device):
-    """The figures for a device, from a process of its own: its compiler changes what JAX finds."""
-    command = [sys.executable, __file__, device]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+def relative(found, z):
+    """The bytes moved and the temporaries, each divided by the bytes of the logits."""
+    size = z.size * z.dtype.itemsize
+    return [found.bytes_moved / size, found.temporaries / size]
 
 
-def measure(device):
-    """Name of the function and dtype to the figures."""
-    root = Path(__file__).parents[2]
-    sys.path[:0] = [str(root / "tests"), str(root / "benchmarks")]
-    import compilers  # before JAX
+def of_functions(device):
+    """Name of the function to the figures."""
 
-    reason = compilers.unavailable(device)
-    if reason:
-        return {"unavailable": reason}
-
-    import jax
-    import jax.numpy as jnp
-
-    import jxent
-    from support import cases
-
-    def figures(call, differentiable, arguments, logits):
+    def row(call, differentiable, arguments, z):
         gradient = jax.value_and_grad(lambda *args: call(*args).sum(), differentiable)
-        size, row = logits.size * logits.dtype.itemsize, []
-        for function in [call, gradient] if device == "h100" else [gradient]:
-            found = compilers.compile_for(device, function, *arguments)
-            row += [round(found.bytes_moved / size, 3), round(found.temporaries / size, 3)]
-        return row
+        programs = [call, gradient] if device == "h100" else [gradient]
+        found = [compilers.compile_for(device, program, *arguments) for program in programs]
+        return [round(figure, 3) for each in found for figure in relative(each, z)]
 
     def of_case(case):
         # The length of the chunks is left to the function.
@@ -170,8 +178,8 @@ def measure(device):
         shapes = [SHAPES.get(kind, (EXAMPLES, CLASSES)) for kind in case.kinds]
         dtypes = ["int32" if kind in cases.INTEGERS else "bfloat16" for kind in case.kinds]
         arguments = list(map(jax.ShapeDtypeStruct, shapes, dtypes))
-        logits = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), "bfloat16")
-        return case.name, figures(case.call, case.differentiable, arguments, logits)
+        z = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), "bfloat16")
+        return case.name, row(case.call, case.differentiable, arguments, z)
 
     def of_promise(name, second, with_options):
         z = jax.ShapeDtypeStruct((4096, 32768), DTYPES[device])
@@ -181,32 +189,155 @@ def measure(device):
         if with_options:
             arguments.append(jax.ShapeDtypeStruct(z.shape[1:], "float32"))
             call = lambda *args: function(*args[:-1], class_weights=args[-1], **OPTIONS)  # noqa: E731
-        return promised_name(name, second, with_options), figures(call, 0, arguments, z)
+        return promised_name(name, second, with_options), row(call, 0, arguments, z)
 
     copied = jax.ShapeDtypeStruct((EXAMPLES, CLASSES), "float32")
-    copy = compilers.compile_for(device, jnp.negative, copied)
+    copy = relative(compilers.compile_for(device, jnp.negative, copied), copied)
     chosen = [c for c in cases.BARE if device == "h100" or c.name in MEASURED[device]]
     jobs = [lambda case=case: of_case(case) for case in chosen]
     jobs += [lambda promised=promised: of_promise(*promised) for promised in PROMISED[device]]
     with ThreadPoolExecutor(2) as threads:
-        table = dict(threads.map(lambda job: job(), jobs))
-    return {COPY: [copy.bytes_moved / (copied.size * 4)]} | table
+        return {COPY: copy, **dict(threads.map(lambda job: job(), jobs))}
 
 
-def main():
-    """Of one device as JSON; without an argument the table."""
-    if sys.argv[1:]:
-        print(json.dumps(measure(sys.argv[1])))
-        return
-    print("MEASURED = {")
-    for device in MEASURED:
-        print(f'    "{device}": {{')
-        for name, row in run(device).items():
-            if name != COPY and "promised" not in name:
-                print(f'        "{name}": {tuple(row)},')
-        print("    },")
-    print("}")
+# A row's sums, of integer labels without and with smoothing, class weights and z-loss.
+
+ROWS, FEW = (4096, 32768), 256
+# Cycles on a TPU, microseconds on an H100, at most. One pass reads the logits.
+ESTIMATES = {
+    "bfloat16": {"v5e": 0.8e6, "v6e": 0.55e6, "h100": 300},
+    "float32": {"v5e": 1.45e6, "v6e": 0.8e6, "h100": 350},
+    "bfloat16 with options": {"v6e": 0.76e6, "h100": 420},
+    "float32 with options": {"v6e": 0.8e6, "h100": 540},
+}
+# What is left out of an entropy is not written. Three looks at both arrays are the value of a
+# divergence, one more its gradient, which is written, and nothing else.
+PASSES = {"masked entropy": (["v6e"], 1, 1.05), "divergence": (["v6e", "h100"], 8.9, 9.1)}
+
+
+@pytest.mark.parametrize("device", ["v5e", "v6e", "h100"])
+def test_sums_of_rows(device):
+    found = figures(device, "of_rows")
+    for name in [name for name, row in ESTIMATES.items() if device in row]:
+        estimate, passes, _ = found.pop(name)
+        assert 0.3 < estimate / ESTIMATES[name][device] <= 1, name  # An absurd number says nothing.
+        assert 1 <= passes < 1.05, name
+    for name, (devices, least, most) in PASSES.items():
+        if device in devices:
+            _, passes, temporaries = found.pop(name)
+            assert least <= passes < most, name
+            assert temporaries < 0.01, name
+    if device == "v5e":
+        # To cut classes that XLA spreads into slices would be to move them between the devices.
+        assert 0 < found.pop("carried") <= 100 * FEW
+    assert not found
+
+
+def of_rows(device):
+    loss = jxent.softmax_cross_entropy_with_integer_labels
+
+    def of(function, z, *others):
+        found = compilers.compile_for(device, function, z, *others)
+        estimate = found.estimated_cycles or 1e6 * (found.estimated_seconds or 0)
+        return [estimate, *relative(found, z)]
+
+    def masked(z, labels):
+        """The logits that a mask fills must not be written."""
+        return loss(z, labels, ignore_index=-100)
+
+    def with_options(z, labels, weights):
+        return loss(z, labels, class_weights=weights, **OPTIONS)
+
+    def divergence(z, target):
+        return jxent.softmax_kl_divergence(z, target).sum()
+
+    labels = jax.ShapeDtypeStruct(ROWS[:1], "int32")
+    weights = jax.ShapeDtypeStruct(ROWS[1:], "float32")
+    half, single = (jax.ShapeDtypeStruct(ROWS, dtype) for dtype in ("bfloat16", "float32"))
+    found = {"bfloat16": of(loss, half, labels), "float32": of(masked, single, labels)}
+    if device == "v5e":
+        devices = compilers.topologies.get_topology_desc(**compilers.devices[device]).devices
+        spread = NamedSharding(Mesh(devices, ("model",)), PartitionSpec(None, "model"))
+        z = jax.ShapeDtypeStruct((FEW, ROWS[1]), "bfloat16", sharding=spread)
+        compiled = jax.jit(loss).lower(z, labels.update(shape=(FEW,))).compile()
+        return found | {"carried": mesh.carried(compiled.as_text(), 1)}
+    for z in half, single:
+        found[f"{z.dtype} with options"] = of(with_options, z, labels, weights)
+    found["divergence"] = of(jax.value_and_grad(divergence), half, half)
+    if device == "v6e":
+        entropy = lambda z, where: jxent.softmax_entropy(z, where=where)  # noqa: E731
+        found["masked entropy"] = of(entropy, single, labels.update(dtype="bool"))
+    return found
+
+
+# The accurate form of exponentials and logarithms is asked for.
+
+# With the options on one device, and without them on another: each program takes ten seconds.
+CASES = {"v5e": "CASES", "v6e": "BARE"}
+INEXACT = (
+    *("exponential", "exponential-minus-one", "log", "log-plus-one", "logistic", "power", "tanh"),
+    *("sqrt", "rsqrt", "cbrt", "sine", "cosine", "tan", "atan2", "erf"),
+)
+ACCURATE = "result_accuracy={mode=highest}"
+
+
+@pytest.mark.parametrize("device", CASES)
+def test_every_instruction_is_asked_for_accuracy(device):
+    """Of every value and gradient, in one program for each device."""
+    found = figures(device, "of_accuracy")
+    assert found["inexact"] == []
+    # Otherwise the format of programs is no longer understood.
+    assert {"exponential", "exponential-minus-one", "log", "log-plus-one"} <= set(found["accurate"])
+
+
+def of_accuracy(device):
+    """What is asked for accuracy, and what is not, with its origin."""
+    chosen = getattr(cases, CASES[device])
+
+    def program(*arguments):
+        given, results = iter(arguments), []
+        for case in chosen:
+            args = [next(given) for _ in case.args()]
+            total = lambda *args, case=case: case.call(*args).sum()  # noqa: E731
+            results.append(jax.value_and_grad(total, case.differentiable)(*args))
+        return results
+
+    arguments = [jax.typeof(x) for case in chosen for x in case.args()]
+    accurate, inexact = set(), []
+    for line in compilers.compile_for(device, program, *arguments).text.splitlines():
+        found = re.search(r" = \S+ ([\w-]+)\(", line)
+        if found and found[1] in INEXACT:
+            if ACCURATE in line:
+                accurate.add(found[1])
+            else:
+                inexact.append([found[1], *re.findall(r'op_name="([^"]*)"', line)])
+    return {"accurate": sorted(accurate), "inexact": inexact}
+
+
+# The loss of a linear head over 64 TPU chips: what a chip may compute, carry and keep.
+
+
+def test_no_more_than_whole_logits():
+    """Three products; two gradients to reduce, and less memory than whole logits take."""
+    found = figures("v5e", "of_mesh")
+    # The losses themselves take a few numbers for each example.
+    gradients = 2 * (8192 * 4096 + 4096 * 16032)
+    for objective in ("", ", policy"):
+        products, carried, temporaries = found["jxent" + objective]
+        whole = found["whole logits" + objective]
+        assert products == pytest.approx(3, rel=0.02)
+        assert gradients < whole[1]
+        assert gradients < carried < 1.002 * gradients
+        assert carried < 1.001 * whole[1]
+        assert temporaries < 0.75 * whole[2]
+
+
+def of_mesh(_):
+    return {name: mesh.figures(mesh.SETTINGS[0], name) for name in mesh.losses()}
 
 
 if __name__ == "__main__":
-    main()
+    device, part = sys.argv[1:]
+    reason = compilers.unavailable(device)
+    found = {"unavailable": reason} if reason else globals()[part](device)
+    print("{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in found.items()) + "}")
