@@ -78,13 +78,9 @@ def test_a_new_loss(tmp_path):
     program = f"from jxent._selftest import report; print({NAME!r} in str(report.FAMILIES))"
     assert run(copy, "-c", program).strip() == "True"
     chosen = f"{NAME} or test_public or test_typed or in_the_table or up_to_date"
-    out = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "-rA")
+    out = run(copy, "-m", "pytest", "--full", "-p", "no:cacheprovider", "-k", chosen, "-rA")
     of_the_loss = {line.split("::")[0] for line in out.splitlines() if NAME in line}
     # Its own doctest, and the tests of every kind that a case goes through.
-    assert {
-        f"PASSED tests/every_loss/test_{kind}.py"
-        for kind in ("accuracy", "arguments", "derivatives", "dtypes", "no_nans", "policies")
-    } | {
-        "PASSED jxent/_impurity.py",
-        "PASSED tests/every_loss/test_transformations.py",
-    } <= of_the_loss
+    kinds = ["accuracy", "arguments", "derivatives", "dtypes", "no_nans", "policies"]
+    files = [f"tests/every_loss/test_{kind}.py" for kind in [*kinds, "transformations"]]
+    assert {f"PASSED {file}" for file in ["jxent/_impurity.py", *files]} <= of_the_loss
