@@ -193,13 +193,9 @@ class AgainstOptax(chex.TestCase):
         """Every function, and the options of those that have them."""
         _compare(rows, self.variant)
 
-
-@pytest.mark.full
-class AgainstOptaxInEveryVariant(chex.TestCase):
-    """The same in the other ways of chex to call a function."""
-
     @chex.variants(without_jit=True, with_device=True, without_device=True, with_pmap=True)
     @parameterized.named_parameters(*OPTIONS.items())
-    def test_options(self, rows):
-        """Every function, and the options of those that have them."""
+    @pytest.mark.full
+    def test_options_in_every_variant(self, rows):
+        """The same in the other ways of chex to call a function."""
         _compare(rows, self.variant)

@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 import jxent
+from support.heads import dense_head, fused_head
 from support.tiers import quick
 
 pytestmark = pytest.mark.peer
@@ -130,18 +131,6 @@ class LanguageModel(nn.Module):
         return nn.LayerNorm()(nn.Dense(WIDTH)(x)), embedding.embedding
 
 
-def fused(features, kernel, labels):
-    """Five chunks, the last of them smaller."""
-    return jxent.linear_softmax_cross_entropy(
-        features, kernel, labels, chunk_size=80, precision="highest"
-    )
-
-
-def dense(features, kernel, labels):
-    logits = jnp.dot(features, kernel, precision="highest")
-    return jnp.mean(jxent.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
 @functools.cache
 def help_text():
     topics = pydoc_data.topics.topics
@@ -185,7 +174,8 @@ def test_language_model():
     Rounding differs, and training amplifies what differs: a little more than one loss's.
     """
     frequencies = np.bincount(help_text(), minlength=BYTES) / len(help_text())
-    losses = trained(fused)
+    # Five chunks, the last of them smaller.
+    losses = trained(functools.partial(fused_head, chunk_size=80))
     assert losses[0] == pytest.approx(np.log(BYTES), rel=0.5)
     assert np.mean(losses[-20:]) < 0.75 * jxent.entropy(frequencies)
-    np.testing.assert_allclose(losses, trained(dense), rtol=1e-5)
+    np.testing.assert_allclose(losses, trained(dense_head), rtol=1e-5)
