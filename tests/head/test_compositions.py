@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_chunked import total
 
 import jxent
 from support.cases import fast_jit
+from support.heads import IGNORED, fused_head, plain_chunked, plain_head, total
 from support.tiers import quick_rows
 
 EXAMPLES, FEATURES, CLASSES = 5, 3, 4
-IGNORED = -100
 HIGHEST = {"precision": "highest", "chunk_size": 2}
 
 
@@ -39,45 +38,26 @@ def numbers():
         "where": where,
         "weights": rng.uniform(0.5, 2, (2, EXAMPLES)),
         "temperature": rng.uniform(0.5, 2, 2),
-        "smoothing": rng.uniform(0.1, 0.5, 2),
+        "label_smoothing": rng.uniform(0.1, 0.5, 2),
     }
 
 
-def cross_entropy(z, labels, smoothing=0.0):
-    """As JAX itself has it, for labels that count."""
-    log_p = jax.nn.log_softmax(z)
-    of_label = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
-    return -(1 - smoothing) * of_label - smoothing * jnp.mean(log_p, axis=-1)
-
-
-def reduced(losses, a, reduction, weights=1.0):
-    share = jnp.where(a["where"], weights, 0.0)
-    if reduction == "none":
-        return share * losses
-    number = jnp.sum(share)
-    mean = jnp.sum(share * losses) / jnp.where(number == 0, 1, number)
-    return mean if reduction == "mean" else number * mean
-
-
-def logits_of(a):
-    """The logits, harmless where nothing counts."""
-    x = jnp.where(a["where"][:, None], a["inputs"], 0)
-    return jnp.dot(x, a["kernel"], precision="highest") + a["bias"][None, :]
-
-
 def of_linear(reduction):
+    names = ("inputs", "kernel", "labels", "bias", "weights", "label_smoothing")
+
     def head(a):
-        return jxent.linear_softmax_cross_entropy(
-            a["inputs"], a["kernel"], a["labels"], a["bias"],
-            weights=a["weights"], label_smoothing=a["smoothing"], ignore_index=IGNORED,
-            reduction=reduction, **HIGHEST,
-        )  # fmt: skip
+        return fused_head({k: a[k] for k in names}, reduction=reduction, chunk_size=2)
 
     def plain(a):
-        losses = cross_entropy(logits_of(a), a["labels"], a["smoothing"])
-        return reduced(losses, a, reduction, a["weights"])
+        return plain_head({k: a[k] for k in names}, reduction)
 
     return head, plain
+
+
+def cross_entropy(z, labels):
+    """As JAX itself has it, for labels that count."""
+    of_label = jnp.take_along_axis(jax.nn.log_softmax(z), jnp.maximum(labels, 0)[:, None], axis=-1)
+    return -of_label[:, 0]
 
 
 def of_chunked(reduction):
@@ -98,8 +78,10 @@ def of_chunked(reduction):
         return chunked(linear, a["labels"], weights, a["weights"], where=a["where"])
 
     def plain(a):
-        out = make(cross_entropy, a)(logits_of(a), a["labels"], a["weights"], None)
-        return jax.tree.map(lambda x: reduced(x, a, reduction), out)
+        x = jnp.where(a["where"][:, None], a["inputs"], 0)
+        linear = jxent.LinearLogits(x, a["kernel"], a["bias"])
+        chunked = plain_chunked(make(cross_entropy, a), reduction)
+        return chunked(linear, a["labels"], a["weights"], None, where=a["where"])
 
     return head, plain
 
@@ -107,18 +89,14 @@ def of_chunked(reduction):
 def of_integer_labels():
     def dense(a):
         return jxent.softmax_cross_entropy_with_integer_labels(
-            a["logits"], a["labels"], ignore_index=IGNORED, label_smoothing=a["smoothing"],
+            a["logits"], a["labels"], ignore_index=IGNORED, label_smoothing=a["label_smoothing"],
             class_weights=jnp.exp(a["bias"]), z_loss=a["temperature"],
         )  # fmt: skip
 
     def plain(a):
-        log_p, of_classes = jax.nn.log_softmax(a["logits"]), jnp.exp(a["bias"])
-        labels = jnp.maximum(a["labels"], 0)
-        of_label = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
-        losses = -(1 - a["smoothing"]) * of_classes[labels] * of_label
-        losses -= a["smoothing"] * jnp.mean(of_classes[None, :] * log_p, axis=-1)
-        losses += a["temperature"] * jax.nn.logsumexp(a["logits"], axis=-1) ** 2
-        return jnp.where(a["where"], losses, 0)
+        options = {"label_smoothing": a["label_smoothing"], "class_weights": jnp.exp(a["bias"])}
+        given = {"inputs": a["logits"], "kernel": jnp.eye(CLASSES), "labels": a["labels"]}
+        return plain_head(given | options | {"z_loss": a["temperature"]}, "none")
 
     return dense, plain
 
@@ -155,11 +133,10 @@ CASES = {
     "binary labels": of_binary_labels(),
 }
 
-
 OF_EXAMPLES = ("inputs", "labels", "where", "weights", "logits", "target_logits")
-HEAD = ("inputs", "kernel", "bias", "weights", "temperature", "smoothing")
-DENSE = ("logits", "target_logits", "bias", "temperature", "smoothing")
-SHARED = ("kernel", "bias", "temperature", "smoothing")
+HEAD = ("inputs", "kernel", "bias", "weights", "temperature", "label_smoothing")
+DENSE = ("logits", "target_logits", "bias", "temperature", "label_smoothing")
+SHARED = ("kernel", "bias", "temperature", "label_smoothing")
 
 
 def directions(tree):
