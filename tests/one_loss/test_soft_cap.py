@@ -39,19 +39,17 @@ def exact_derivatives(z, cap):
     }
 
 
-def derivative(orders, modes):
-    """The derivative of these orders of `soft_cap`, each step taken in one of the `modes`."""
-    function, arguments = soft_cap, [0] * orders[0] + [1] * orders[1]
-    for argument, mode in zip(arguments, modes, strict=False):
-        function = mode(function, argument)
-    return function
-
-
 def all_derivatives(z, cap):
-    """The ``[orders, ways]`` of one number."""
+    """By their orders the ``[ways]`` to the derivatives of one number, each step in any mode."""
+
+    def of(orders, *modes):
+        function = soft_cap
+        for argument, mode in zip([0] * orders[0] + [1] * orders[1], modes, strict=False):
+            function = mode(function, argument)
+        return function(z, cap)
+
     ways = list(itertools.product([jax.grad, jax.jacfwd], repeat=2))
-    orders = [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)]
-    return {n: [derivative(n, way)(z, cap) for way in ways] for n in orders}
+    return {orders: [of(orders, *way) for way in ways] for orders in exact_derivatives(1, 1)}
 
 
 @pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
@@ -84,15 +82,10 @@ def test_third_derivative():
 
     x = np.asarray([1e-3, 0.1, 0.5, 1.0, 2.0, 3.0, 6.0], dtype)
     with double_if(dtype):
-        reverse, forward = jax.grad, jax.jacfwd
+        rev, fwd = jax.grad, jax.jacfwd
         # Any two of the three steps have any two modes.
-        modes = [
-            (reverse, reverse, reverse),
-            (reverse, forward, forward),
-            (forward, reverse, forward),
-            (forward, forward, reverse),
-        ]
-        ways = [mode3(mode2(mode1(along))) for mode1, mode2, mode3 in modes]
+        modes = (rev, rev, rev), (rev, fwd, fwd), (fwd, rev, fwd), (fwd, fwd, rev)
+        ways = [third(second(first(along))) for first, second, third in modes]
         got = jax.jit(jax.vmap(lambda x: jnp.stack([f(x) for f in ways])))(jnp.asarray(x))
         with mpmath.workdps(80):
             for row, number in zip(np.asarray(got, np.float64), x, strict=True):
@@ -100,30 +93,20 @@ def test_third_derivative():
                 np.testing.assert_allclose(row, right, rtol=0, atol=32 * eps(dtype))
 
 
-def edge_cases():
-    """(z, cap, value, derivative for z, derivative for the cap)."""
-    inf, nan = np.inf, np.nan
-    return np.asarray(
-        [
-            (0.0, 2.0, 0.0, 1.0, 0.0),
-            (5.0, inf, 5.0, 1.0, 0.0),
-            (0.0, inf, 0.0, 1.0, 0.0),
-            (inf, 2.0, 2.0, 0.0, 1.0),
-            (-inf, 2.0, -2.0, 0.0, -1.0),
-            (inf, inf, inf, 1.0, 0.0),
-            (-inf, inf, -inf, 1.0, 0.0),
-            (1e4, 2.0, 2.0, 0.0, 1.0),
-            (-3e38, 1e-3, -1e-3, 0.0, -1.0),
-            (1e-10, 1e35, 1e-10, 1.0, 0.0),
-            (nan, 2.0, nan, nan, nan),
-        ],
-        np.float32,
-    )
+INF, NAN = np.inf, np.nan
+LIMITS = [
+    # z, cap, value, derivative for z, derivative for the cap
+    (0.0, 2.0, 0.0, 1.0, 0.0), (5.0, INF, 5.0, 1.0, 0.0), (0.0, INF, 0.0, 1.0, 0.0),
+    (INF, 2.0, 2.0, 0.0, 1.0), (-INF, 2.0, -2.0, 0.0, -1.0),
+    (INF, INF, INF, 1.0, 0.0), (-INF, INF, -INF, 1.0, 0.0),
+    (1e4, 2.0, 2.0, 0.0, 1.0), (-3e38, 1e-3, -1e-3, 0.0, -1.0), (1e-10, 1e35, 1e-10, 1.0, 0.0),
+    (NAN, 2.0, NAN, NAN, NAN),
+]  # fmt: skip
 
 
 def test_limits():
     """No NaN in derivatives of three orders, nor in a branch not taken of two."""
-    z, caps, *expected = edge_cases().T
+    z, caps, *expected = np.float32(LIMITS).T
 
     def of_two_orders(z, cap):
         first = jax.grad(soft_cap, (0, 1))(z, cap)
@@ -148,13 +131,9 @@ def test_the_head_has_them():
     cap, us = 3.0, [1e-4, 0.02, 1.0, 6.0, 12.0]
 
     def loss(share, cap, z):
-        return jxent.linear_softmax_cross_entropy(
-            jnp.full((2, 1), share),
-            jnp.stack([z, 0 * z])[None, :],
-            [0, 0],
-            logit_softcap=cap,
-            chunk_size=1,
-        )
+        x, kernel = jnp.full((2, 1), share), jnp.stack([z, 0 * z])[None, :]
+        options = {"logit_softcap": cap, "chunk_size": 1}
+        return jxent.linear_softmax_cross_entropy(x, kernel, [0, 0], **options)
 
     @fast_jit
     @jax.vmap
