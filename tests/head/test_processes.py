@@ -86,11 +86,7 @@ def work(port, number, misfortune=None):
     devices[1] = devices[1][::-1]
     mesh = jax.sharding.Mesh(devices, ("data", "model"))
     spec = jax.sharding.PartitionSpec
-    specs = {
-        "inputs": spec("data"),
-        "kernel": spec(None, "model"),
-        "labels": spec("data"),
-    }
+    specs = {"inputs": spec("data"), "kernel": spec(None, "model"), "labels": spec("data")}
     placed = [
         jax.make_array_from_callback(
             x.shape, jax.sharding.NamedSharding(mesh, specs[name]), lambda part, x=x: x[part]
