@@ -23,30 +23,8 @@ integer_loss = jxent.softmax_cross_entropy_with_integer_labels
 
 # The loss of a linear head, with its options.
 
-MORE_EXAMPLES, MORE_CLASSES = 24, 48
-OF_EXAMPLES = {"inputs": 0, "labels": heads.IGNORED, "weights": 1}
-OF_CLASSES = {"kernel": 7, "bias": 3, "class_weights": 3, "class_mask": False}
-"""What pads these arrays, as the error of one that does not divide tells."""
-
-
-def padded(arrays):
-    """Examples are ignored, and classes, the last axis, are masked."""
-    a = dict(arrays)
-    for name, value in OF_EXAMPLES.items():
-        widths = [(0, MORE_EXAMPLES - heads.EXAMPLES), (0, 0)][: a[name].ndim]
-        a[name] = np.pad(a[name], widths, constant_values=value)
-    for name, value in OF_CLASSES.items():
-        widths = [(0, 0), (0, MORE_CLASSES - heads.CLASSES)][-a[name].ndim :]
-        a[name] = np.pad(a[name], widths, constant_values=value)
-    return a
-
-
-def unpadded(results):
-    def cut(name, x):
-        x = x[..., : heads.CLASSES] if name in OF_CLASSES else x
-        return x[: heads.EXAMPLES] if name in OF_EXAMPLES or (name == "value" and x.ndim) else x
-
-    return {name: cut(name, np.asarray(x)) for name, x in results.items()}
+SIZES = 24, 48
+"""The examples and the classes, which every mesh divides."""
 
 
 @functools.cache
@@ -72,9 +50,9 @@ def test_every_option(shape, class_axis_name, reduction):
     fused = program(heads.fused_head, reduction=reduction, **spread)
     with jax.enable_x64(True):
         for chosen in [*([option] for option in heads.OPTIONS), heads.OPTIONS]:
-            arrays = heads.with_options(chosen)
+            arrays = heads.with_options(chosen, *SIZES)
             plain = program(heads.plain_head, reduction=reduction)(arrays)
-            heads.assert_close(unpadded(fused(padded(arrays))), plain, 1e-12)
+            heads.assert_close(fused(arrays), plain, 1e-12)
 
 
 @pytest.mark.full
@@ -82,7 +60,7 @@ def test_modes_of_differentiation():
     """Reverse mode over reverse mode, and `vmap` of forward mode."""
     mesh = mesh_of(*BOTH)
     with jax.enable_x64(True):
-        a = jax.tree.map(jnp.asarray, padded(heads.arrays_of_head()))
+        a = jax.tree.map(jnp.asarray, heads.arrays_of_head(*SIZES))
         x, w, y = (a[k] for k in heads.BASE)
         v = (jnp.cos(x), jnp.sin(w))
 
@@ -274,45 +252,37 @@ def arrays():
     return heads.two_heads(24, 16) | {"where": np.arange(24) % 5 < 2}
 
 
-def everything(a, reduction, mesh=None, class_axis_name=None, captured=None):
-    """An objective of two heads, with what it is made of beside it."""
-
-    def loss(logits, labels, advantages, teacher):
-        spread = {"class_axis_name": class_axis_name}
-        z = logits if captured is None else logits / captured
-        nll = integer_loss(z, labels, **spread)
-        divergence = jxent.softmax_kl_divergence(z, teacher, **spread)
-        return advantages * nll + divergence, (nll, labels % 2 == 0)
-
-    # A masked class has the logit -inf, whose quotient has no derivative for the temperature.
-    mask = np.arange(16) < 13 if captured is None else None
-    return jxent.chunked(
-        loss, reduction=reduction, has_aux=True, chunk_size=2, precision="highest",
-        mesh=mesh, class_axis_name=class_axis_name,
-    )(
-        jxent.LinearLogits(a["inputs"], a["kernel"], a["bias"], scale=a["scale"], class_mask=mask),
-        jnp.minimum(a["labels"], 12),
-        a["advantages"],
-        jxent.LinearLogits(a["other_inputs"], a["other_kernel"], class_mask=mask),
-        where=a["where"],
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("shape", "class_axis_name", "reduction", "is_captured"),
     quick_rows([(BOTH, "model", "mean", True), (THREE, ("expert", "model"), "none", False)], 0),
 )
 def test_global_arrays(shape, class_axis_name, reduction, is_captured):
-    """What the loss closes over is differentiated there, too."""
+    """An objective of two heads, and of what it closes over, with what it is made of beside it."""
     spread = {"mesh": mesh_of(*shape), "class_axis_name": class_axis_name}
+    # A masked class has the logit -inf, whose quotient has no derivative for the temperature.
+    mask = None if is_captured else np.arange(16) < 13
 
-    def one_way(a, **spread):
-        captured = a["temperature"] if is_captured else None
-        losses, aux = everything(a, reduction, captured=captured, **spread)
+    def objective(a, mesh=None, class_axis_name=None):
+        def loss(logits, labels, advantages, teacher):
+            z = logits / a["temperature"] if is_captured else logits
+            nll = integer_loss(z, labels, class_axis_name=class_axis_name)
+            divergence = jxent.softmax_kl_divergence(z, teacher, class_axis_name=class_axis_name)
+            return advantages * nll + divergence, (nll, labels % 2 == 0)
+
+        student = jxent.LinearLogits(
+            a["inputs"], a["kernel"], a["bias"], scale=a["scale"], class_mask=mask
+        )
+        teacher = jxent.LinearLogits(a["other_inputs"], a["other_kernel"], class_mask=mask)
+        chunked = jxent.chunked(
+            loss, reduction=reduction, has_aux=True, chunk_size=2, precision="highest",
+            mesh=mesh, class_axis_name=class_axis_name,
+        )  # fmt: skip
+        labels = jnp.minimum(a["labels"], 12)
+        losses, aux = chunked(student, labels, a["advantages"], teacher, where=a["where"])
         return losses, jax.lax.stop_gradient(aux)
 
     with jax.enable_x64(True):
-        results, expected = program(one_way, **spread)(arrays()), program(one_way)(arrays())
+        results, expected = program(objective, **spread)(arrays()), program(objective)(arrays())
     assert (np.abs(expected["temperature"]) > 1e-3) == is_captured
     chex.assert_trees_all_close(results, expected, rtol=1e-11, atol=1e-12, strict=True)
 
@@ -324,12 +294,8 @@ def test_inside_shard_map():
 
     def loss_of(a, class_axis_name=None):
         def loss(logits, labels):
-            return integer_loss(
-                logits / a["temperature"],
-                labels,
-                class_weights=jnp.exp(a["bias"]),
-                class_axis_name=class_axis_name,
-            )
+            options = {"class_weights": jnp.exp(a["bias"]), "class_axis_name": class_axis_name}
+            return integer_loss(logits / a["temperature"], labels, **options)
 
         options = {"chunk_size": 2, "precision": "highest", "class_axis_name": class_axis_name}
         logits = jxent.LinearLogits(a["inputs"], a["kernel"])
@@ -425,28 +391,21 @@ def test_explicit_axes():
     np.testing.assert_allclose(entropies, expected, rtol=2e-6)
 
 
-def policy_example(mesh, chunk):
-    """The loss of a policy, with a bonus for its entropy."""
-    spread = {"class_axis_name": "model"}
-
-    def objective(logits, labels, advantages):
-        nll = integer_loss(logits, labels, **spread)
-        return advantages * nll - 0.01 * jxent.softmax_entropy(logits, **spread)
-
-    policy = jxent.chunked(objective, reduction="mean", mesh=mesh, chunk_size=chunk, **spread)
-    return lambda x, w, y, a: policy(jxent.LinearLogits(x, w), y, a)
-
-
 @pytest.mark.parametrize("what", quick(["policy", "mean", "none"], "policy", "mean"))
 def test_each_gradient_is_reduced_once_after_the_chunks(what):
     """No logits are carried: in the loop over chunks, a few numbers for each example."""
     examples, features, classes, chunk = 512, 16, 1024, 8
-    mesh = mesh_of(*BOTH)
-    spread = {"mesh": mesh, "class_axis_name": "model", "chunk_size": chunk}
+    mesh, axis = mesh_of(*BOTH), {"class_axis_name": "model"}
+    spread = {"mesh": mesh, "chunk_size": chunk, **axis}
+
+    def objective(logits, labels, advantages):
+        nll = integer_loss(logits, labels, **axis)
+        return advantages * nll - 0.01 * jxent.softmax_entropy(logits, **axis)
 
     def loss(x, w, y, a):
         if what == "policy":
-            return policy_example(mesh, chunk)(x, w, y, a)
+            policy = jxent.chunked(objective, reduction="mean", **spread)
+            return policy(jxent.LinearLogits(x, w), y, a)
         return jnp.sum(linear_loss(x, w, y, reduction=what, **spread))
 
     shapes = (examples, features), (features, classes), (examples,), (examples,)

@@ -73,11 +73,10 @@ def test_it_names_device_and_versions(document):
     device = jax.devices()[0]
     kind = {"platform": device.platform, "kind": device.device_kind, "id": device.id}
     assert document["device"] == kind
-    jaxlib = document["versions"].pop("jaxlib")
-    python = sys.version.split()[0]
-    versions = {"jxent": jxent.__version__, "jax": jax.__version__, "python": python}
-    assert document["versions"] == versions
-    assert jaxlib
+    versions = {"jxent": jxent.__version__, "jax": jax.__version__}
+    versions["python"] = sys.version.split()[0]
+    assert versions.items() <= document["versions"].items()
+    assert document["versions"]["jaxlib"]
 
 
 @of_one_report

@@ -280,26 +280,3 @@ def test_what_underflows_is_not_impossible():
         value, _ = exact(z, [0, 1], log_p, Decimal(0))
     divergence = fast_jit(loss)(z, np.array([0, 1]), log_p)
     np.testing.assert_allclose(divergence, float(value), rtol=1e-5)
-
-
-@pytest.mark.full
-def test_transformations():
-    """Inside `jxent.chunked` it is what `vmap` over each argument makes of it."""
-    rng = np.random.default_rng(5)
-    x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((9, 3), (3, 8)))
-    teacher = np.log(rng.dirichlet(np.ones(8), 9)).astype(np.float32)
-    index = np.argsort(-teacher, axis=-1)[:, :3]
-    log_p = np.take_along_axis(teacher, index, axis=-1)
-    where = np.arange(9) % 3 != 1
-    distil = jxent.chunked(loss, reduction="sum", chunk_size=3, precision="highest")
-
-    def in_chunks(x, w, log_p):
-        return distil(jxent.LinearLogits(x, w), index, log_p, where=where)
-
-    def mapped(x, w, log_p):
-        losses = jax.vmap(loss)(jnp.dot(x, w, precision="highest"), index, log_p)
-        return jnp.sum(jnp.where(where, losses, 0))
-
-    ways = [jax.value_and_grad(function, (0, 1, 2)) for function in (in_chunks, mapped)]
-    both = fast_jit(lambda *args: [way(*args) for way in ways])
-    chex.assert_trees_all_close(*both(x, w, log_p), rtol=2e-5, atol=1e-6, strict=True)

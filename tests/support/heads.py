@@ -1,7 +1,6 @@
 """Linear heads with every option, and their losses by the definition, on whole logits."""
 
 import functools
-import itertools
 
 import chex
 import jax
@@ -10,25 +9,24 @@ import numpy as np
 
 import jxent
 
-EXAMPLES, FEATURES, CLASSES = 23, 6, 41
 IGNORED = -100
 
 
 @functools.cache
-def arrays_of_head():
+def arrays_of_head(examples=23, classes=41, features=6):
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, CLASSES, EXAMPLES)
-    mask = rng.random(CLASSES) < 0.8
+    labels = rng.integers(0, classes, examples)
+    mask = rng.random(classes) < 0.8
     mask[labels] = True
     labels[[2, 7]] = IGNORED
     return {
-        "inputs": rng.normal(size=(EXAMPLES, FEATURES)),
-        "kernel": rng.normal(size=(FEATURES, CLASSES)),
+        "inputs": rng.normal(size=(examples, features)),
+        "kernel": rng.normal(size=(features, classes)),
         "labels": labels,
-        "bias": rng.normal(size=CLASSES),
-        "weights": rng.uniform(0.5, 2, EXAMPLES),
+        "bias": rng.normal(size=classes),
+        "weights": rng.uniform(0.5, 2, examples),
         "class_mask": mask,
-        "class_weights": rng.uniform(0.5, 2, CLASSES),
+        "class_weights": rng.uniform(0.5, 2, classes),
         "label_smoothing": np.float64(0.125),
         "z_loss": np.float64(0.01),
         "logit_softcap": np.float64(3.0),
@@ -37,22 +35,17 @@ def arrays_of_head():
 
 BASE = ("inputs", "kernel", "labels")
 OPTIONS = list(arrays_of_head())[3:]
-PAIRS = list(itertools.combinations(OPTIONS, 2))
 NEUTRAL = {
-    "bias": np.zeros(CLASSES),
-    "weights": np.ones(EXAMPLES),
-    "class_mask": np.ones(CLASSES, bool),
-    "class_weights": np.ones(CLASSES),
-    "label_smoothing": np.float64(0),
-    "z_loss": np.float64(0),
-    "logit_softcap": np.float64(1e6),
+    **{"bias": 0, "weights": 1, "class_mask": True, "class_weights": 1},
+    **{"label_smoothing": 0, "z_loss": 0, "logit_softcap": 1e6},
 }
 """The options at values that change (next to) nothing: one program then serves all pairs."""
 
 
-def with_options(chosen):
+def with_options(chosen, *sizes):
     """The arrays, where the other options are neutral."""
-    return arrays_of_head() | {k: v for k, v in NEUTRAL.items() if k not in chosen}
+    a = arrays_of_head(*sizes)
+    return a | {k: np.full_like(a[k], x) for k, x in NEUTRAL.items() if k not in chosen}
 
 
 def two_heads(examples, classes, features=5):
