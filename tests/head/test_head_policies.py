@@ -1,6 +1,7 @@
 """What counts for losses of linear heads, sizes at the edge, and errors, word for word."""
 
 import functools
+import math
 import re
 
 import chex
@@ -11,8 +12,8 @@ import pytest
 from jax import export
 
 import jxent
+from support import heads
 from support.cases import fast_jit, no_leaks
-from support.heads import IGNORED
 from support.tiers import quick
 
 linear_loss = jxent.linear_softmax_cross_entropy
@@ -29,8 +30,8 @@ def linear(**changes):
 
 
 def test_nothing_counts():
-    labels = np.full(5, IGNORED)
-    loss = functools.partial(linear_loss, ignore_index=IGNORED, chunk_size=2)
+    labels = np.full(5, heads.IGNORED)
+    loss = functools.partial(linear_loss, ignore_index=heads.IGNORED, chunk_size=2)
     results = fast_jit(jax.value_and_grad(lambda w: loss(X, w, labels, weights=X[:, 0] + 2)))(W)
     chex.assert_trees_all_equal(results, (np.float32(0), np.zeros_like(W)), strict=True)
 
@@ -70,17 +71,17 @@ def test_labels_of_8_bits_beside_300_classes():
 def test_a_negative_weight_that_is_traced():
     """It cannot raise: a mean is NaN with its gradients, unless the weight does not count."""
     x, w = np.ones((4, 2), np.float32), np.ones((2, 7), np.float32)
-    labels, mask = np.array([0, IGNORED, 1, 2]), np.arange(7) != 5
+    labels, mask = np.array([0, heads.IGNORED, 1, 2]), np.arange(7) != 5
 
     def of_head(x, w, weights, class_weights):
         return linear_loss(
             x, w, labels, weights=weights, class_weights=class_weights, class_mask=mask,
-            ignore_index=IGNORED, chunk_size=2,
+            ignore_index=heads.IGNORED, chunk_size=2,
         )  # fmt: skip
 
     def of_policy(x, w, weights, _):
         policy = jxent.chunked(jxent.softmax_entropy, reduction="mean", chunk_size=2)
-        return policy(jxent.LinearLogits(x, w), weights=weights, where=labels != IGNORED)
+        return policy(jxent.LinearLogits(x, w), weights=weights, where=labels != heads.IGNORED)
 
     @fast_jit
     def program(*args):
@@ -166,51 +167,41 @@ def test_one_class_is_certain():
 
 # Sizes and dtypes.
 
-REDUCTIONS = ("mean", "sum", "none")
 # The examples, the features and the classes.
 EMPTY = [((5,), 0, 7), ((0,), 3, 7), ((2, 0), 3, 7), ((0,), 0, 7), ((5,), 0, 1), ((0,), 3, 1)]
 
 
+def empty_head(number):
+    """Every other one has options."""
+    examples, features, classes = EMPTY[number]
+    a = {"inputs": np.ones((*examples, features)), "kernel": np.ones((features, classes))}
+    options = {"bias": np.linspace(-1, 2, classes), "weights": np.full(examples, 2.0)}
+    return a | {"labels": np.zeros(examples, int)} | (options if number % 2 else {})
+
+
+def flat_head(a, reduction):
+    """The plain head, whose examples have one dimension."""
+    examples, flat = a["labels"].shape, dict(a)
+    for name in {"inputs", "labels", "weights"} & set(a):
+        flat[name] = a[name].reshape(math.prod(examples), *a[name].shape[len(examples) :])
+    losses = heads.plain_head(flat, reduction)
+    return losses.reshape(examples) if reduction == "none" else losses
+
+
 def test_empty_sizes():
     """No feature makes every logit its bias, no example no loss; the gradients have the shapes."""
-    # Each reduction with and without options.
-    cases = [(*sizes, i % 2 == 0, REDUCTIONS[i % 3]) for i, sizes in enumerate(EMPTY)]
+    fused = functools.partial(heads.fused_head, chunk_size=2)
 
-    def bias_of(classes):
-        return np.linspace(-1, 2, classes, dtype=np.float32)
+    def of_both(number, a):
+        reduction = ("mean", "sum", "none")[number % 3]
+        ways = [functools.partial(head, reduction=reduction) for head in (fused, flat_head)]
+        return [heads.value_and_gradients(way, a) for way in ways]
 
-    def value_and_gradients(case, floats):
-        examples, _, _, is_bare, reduction = case
-
-        def loss(x, w, bias):
-            options = {} if is_bare else {"bias": bias, "weights": np.full(examples, 2, "f")}
-            losses = linear_loss(
-                x, w, np.zeros(examples, int), **options, reduction=reduction, chunk_size=2
-            )
-            return jnp.sum(losses), losses
-
-        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*floats)
-
-    floats = [
-        (np.ones((*examples, features), "f"), np.ones((features, classes), "f"), bias_of(classes))
-        for examples, features, classes, *_ in cases
-    ]
-    results = fast_jit(lambda floats: list(map(value_and_gradients, cases, floats)))(floats)
-    for case, ((_, losses), (to_x, to_w, to_bias)) in zip(cases, results, strict=True):
-        examples, features, classes, is_bare, reduction = case
-        logits = np.zeros(classes) if is_bare else bias_of(classes).astype(np.float64)
-        each = np.log(np.sum(np.exp(logits - logits[0])))
-        number, weight = np.prod(examples), 1 if is_bare else 2
-        total = {"mean": each * (number > 0), "sum": weight * number * each, "none": weight * each}
-        chex.assert_shape(losses, examples if reduction == "none" else ())
-        right = np.full(losses.shape, total[reduction])
-        np.testing.assert_allclose(losses, right, rtol=1e-6, err_msg=str(case))
-        chex.assert_shape([to_x, to_w], [(*examples, features), (features, classes)])
-        assert not np.any(to_w), case
-        p = np.exp(logits) / np.sum(np.exp(logits)) - (np.arange(classes) == 0)
-        share = number > 0 if reduction == "mean" else weight * number
-        right = 0 if is_bare else share * p
-        np.testing.assert_allclose(to_bias, right, atol=0 if is_bare else 1e-6, err_msg=str(case))
+    with jax.enable_x64(True):
+        every = [empty_head(number) for number in range(len(EMPTY))]
+        for both in fast_jit(lambda every: list(map(of_both, range(len(EMPTY)), every)))(every):
+            chex.assert_trees_all_close(*both, rtol=1e-12, atol=1e-12, strict=True)
+            assert not np.any(both[0]["kernel"])
 
 
 def test_shapes_of_examples():
