@@ -124,6 +124,7 @@ def test_the_loss_scale_reaches_a_gradient_before_it_is_rounded():
 
 # Any loss, over one head or two.
 
+integer_loss = jxent.softmax_cross_entropy_with_integer_labels
 EXAMPLES, CLASSES = 13, 7
 LOSSES = [case for case in CASES if case.kinds[0] == "logits"]
 QUICK = "softmax_cross_entropy_with_integer_labels-options"
@@ -169,8 +170,6 @@ def of_both(loss, call, **options):
 
 # The losses with one reduction each, by turns: the other is made of the same chunks.
 _ROWS = [(case, ("none", "mean")[i % 2]) for i, case in enumerate(LOSSES)]
-
-
 _QUICK_ROWS = [i for i, (case, _) in enumerate(_ROWS) if str(case) == QUICK]
 
 
@@ -198,7 +197,7 @@ def test_every_loss_of_logits(case, reduction):
 
 def policy(logits, labels):
     """A tree of everything that may come back."""
-    nll = jxent.softmax_cross_entropy_with_integer_labels(logits, labels)
+    nll = integer_loss(logits, labels)
     predicted = jnp.argmax(logits, axis=-1)
     return {
         "nll": nll,
@@ -258,13 +257,10 @@ def test_what_a_loss_closes_over(reduction):
 
             noise = jax.random.uniform(key, (1, CLASSES), logits.dtype)
             where = jnp.broadcast_to(mask[None, :], logits.shape)
-            return jxent.softmax_cross_entropy_with_integer_labels(
-                inner(logits + noise),
-                (labels + shift) % CLASSES,
-                where=where,
-                label_smoothing=a["advantages"][0] ** 2 / 10,
-                class_weights=jnp.exp(a["bias"]),
-            )
+            return integer_loss(
+                inner(logits + noise), (labels + shift) % CLASSES, where=where,
+                label_smoothing=a["advantages"][0] ** 2 / 10, class_weights=jnp.exp(a["bias"]),
+            )  # fmt: skip
 
         return make(loss)(jxent.LinearLogits(a["inputs"], a["kernel"]), a["labels"])
 
@@ -281,34 +277,28 @@ def margin(logits, labels):
     return jax.nn.relu(1 + others - chosen[:, 0])
 
 
-def objective(make):
-    """A loss of its own beside one of the package, with an array that is closed over."""
-
-    def f(a):
-        def loss(logits, labels):
-            losses = jxent.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses / a["scale"] + margin(logits, labels)
-
-        logits = jxent.LinearLogits(a["inputs"], a["kernel"], scale=a["scale"])
-        arrays = of_whole_chunks()
-        losses = make(loss, reduction="mean")
-        return heads.total(losses(logits, arrays["labels"], where=arrays["where"]))
-
-    return f
-
-
 def test_modes():
-    """Forward mode over reverse mode, under `vmap`."""
+    """Forward mode over reverse mode, under `vmap`, of two losses with a number closed over."""
+    a = of_whole_chunks()
 
-    def modes(f, floats):
-        def along(a):
-            return jax.jvp(jax.value_and_grad(f), (a,), (jax.tree.map(jnp.cos, a),))
+    def modes(make, floats):
+        def objective(floats):
+            def loss(logits, labels):
+                losses = integer_loss(logits, labels)
+                return losses / floats["scale"] + margin(logits, labels)
+
+            logits = jxent.LinearLogits(**floats)
+            losses = make(loss, reduction="mean")(logits, a["labels"], where=a["where"])
+            return heads.total(losses)
+
+        def along(floats):
+            dots = jax.tree.map(jnp.cos, floats)
+            return jax.jvp(jax.value_and_grad(objective), (floats,), (dots,))
 
         return jax.vmap(along)(jax.tree.map(lambda x: jnp.stack([x, 2 * x]), floats))
 
     with jax.enable_x64(True):
-        floats = {k: of_whole_chunks()[k] for k in ("inputs", "kernel")}
-        floats["scale"] = numbers()["scale"]
         makes = chunked, heads.plain_chunked
-        both = fast_jit(lambda floats: [modes(objective(make), floats) for make in makes])
-        chex.assert_trees_all_close(*both(floats), rtol=1e-10, atol=1e-11, strict=True)
+        both = fast_jit(lambda floats: [modes(make, floats) for make in makes])
+        results = both({k: a[k] for k in ("inputs", "kernel", "scale")})
+        chex.assert_trees_all_close(*results, rtol=1e-10, atol=1e-11, strict=True)
