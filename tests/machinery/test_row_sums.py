@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import replace
+from operator import itemgetter
 
 import chex
 import jax
@@ -76,6 +77,9 @@ def _statistics(way, z, w=0, labels=0):
     padded = np.pad(z, more), np.pad(labels, more[0]), np.pad(w, more)
     arguments = (x.astype(d) for x, d in zip(padded, ("f", "i", "f"), strict=True))
     return jax.tree.map(lambda x: np.asarray(x)[: len(z)], _compiled(way)(*arguments))
+
+
+_assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-6, strict=True)
 
 
 def _rows(classes):
@@ -240,13 +244,9 @@ def test_leading_dimensions(way):
 
     sums = fast_jit(mapped)
     whole = sums(z, w)
-    for i in range(2):
-        for k in range(3):
-            _assert_close(sums(z[i, k], w[i, k]), jax.tree.map(lambda x: x[i, k], whole))  # noqa: B023
+    for place in np.ndindex(2, 3):
+        _assert_close(sums(z[place], w[place]), jax.tree.map(itemgetter(place), whole))
     _assert_close(fast_jit(jax.vmap(mapped, in_axes=1, out_axes=1))(z, w), whole)
-
-
-_assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-6, strict=True)
 
 
 def _of_statistics(z, w):
