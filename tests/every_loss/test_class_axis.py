@@ -11,20 +11,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jxent
-from support.cases import fast_jit
-from support.meshes import BOTH, CLASSES_ONLY, EXAMPLES_ONLY, THREE, mesh_of
+from support.cases import cosines, fast_jit, with_gradients
+from support.meshes import BOTH, CLASSES_ONLY, EXAMPLES_ONLY, THREE, assert_same, mesh_of
 from support.tiers import quick, quick_rows
 
 EXAMPLES, CLASSES = 8, 48
 IGNORED = -100
-MESHES = [
-    (EXAMPLES_ONLY, "model"),
-    (CLASSES_ONLY, "model"),
-    (BOTH, "model"),
-    (THREE, ("expert", "model")),
-]
-
-
+MESHES = [*((mesh, "model") for mesh in (EXAMPLES_ONLY, CLASSES_ONLY, BOTH)),
+          (THREE, ("expert", "model"))]  # fmt: skip
 FUNCTIONS = {
     "integer_loss": functools.partial(
         jxent.softmax_cross_entropy_with_integer_labels, ignore_index=IGNORED
@@ -67,54 +61,26 @@ def specs_of(arguments, mesh, classes):
     return specs | ({"class_weights": P(classes)} if "class_weights" in specs else {}), P(data)
 
 
-def whole(name):
-    return lambda a: FUNCTIONS[name](**a)
-
-
 def sharded(function, mesh, classes, arguments):
     """The function of whole arrays, computed by shards."""
     specs, out = specs_of(arguments, mesh, classes)
 
-    def mapped(a):
-        local = lambda a: function(**a, class_axis_name=classes)  # noqa: E731
-        return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=out, check_vma=True)(a)
-
-    return mapped
+    local = by_name(functools.partial(function, class_axis_name=classes))
+    return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=out, check_vma=True)
 
 
 def floats(arguments):
     return {k: x for k, x in arguments.items() if jnp.issubdtype(x.dtype, jnp.floating)}
 
 
-def weighted(out):
-    """A sum in which every example counts differently."""
-    return jnp.sum(jnp.cos(jnp.arange(out.size, dtype=out.dtype)) * out)
-
-
-def gradients_and_value(call):
-    """For everything that is floating-point."""
-
-    def function(a):
-        def total(floats):
-            out = call(a | floats)
-            return weighted(out), out
-
-        return jax.grad(total, has_aux=True)(floats(a))
-
-    return fast_jit(function)
-
-
-def assert_same(results, expected, rtol=1e-11):
-    chex.assert_trees_all_equal_structs(results, expected)
-    for got, exact in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
-        scale = np.max(np.abs(exact), where=np.isfinite(exact), initial=0)
-        chex.assert_trees_all_close(got, exact, rtol=rtol, atol=rtol * scale, strict=True)
+def by_name(function):
+    return lambda a: function(**a)
 
 
 @functools.cache
 def on_one_device(name):
     with jax.enable_x64(True):
-        return gradients_and_value(whole(name))(arrays(name))
+        return fast_jit(with_gradients(by_name(FUNCTIONS[name]), cosines))(arrays(name))
 
 
 # Every function over three axes, and over other meshes one after the other.
@@ -127,7 +93,8 @@ def test_values_and_gradients(name, shape, classes):
     mesh = mesh_of(*shape)
     with jax.enable_x64(True):
         mapped = sharded(FUNCTIONS[name], mesh, classes, arrays(name))
-        assert_same(gradients_and_value(mapped)(arrays(name)), on_one_device(name))
+        results = fast_jit(with_gradients(mapped, cosines))(arrays(name))
+        assert_same(results, on_one_device(name), 1e-11, 1e-11)
 
 
 @pytest.mark.full
@@ -140,7 +107,8 @@ def test_modes_of_differentiation(name):
 
         def modes(call, a):
             def total(floats):
-                return weighted(call(a | floats))
+                out = call(a | floats)
+                return jnp.sum(out * cosines(out))
 
             x = floats(a)
             dots = jax.tree.map(lambda x: jnp.sin(5 * x), x)
@@ -159,9 +127,9 @@ def test_modes_of_differentiation(name):
         mapped = sharded(FUNCTIONS[name], mesh, "model", arguments)
         results, expected = (
             fast_jit(functools.partial(modes, call))(jax.tree.map(jnp.asarray, arguments))
-            for call in (mapped, whole(name))
+            for call in (mapped, by_name(FUNCTIONS[name]))
         )
-        assert_same(results, expected, rtol=1e-10)
+        assert_same(results, expected, 1e-10, 1e-10)
 
 
 @pytest.mark.parametrize("name", quick(FUNCTIONS, "integer_loss"))
@@ -189,8 +157,9 @@ def test_differentiated_inside(name):
             out_specs=(of_floats, P()),
         )
         gradients, dot = fast_jit(program)(np.cos(np.arange(EXAMPLES)), dots, arguments)
-    expected, _ = on_one_device(name)
-    assert_same(gradients, expected)
+    _, (expected,) = on_one_device(name)
+    expected = {k: expected[k] for k in gradients}
+    assert_same(gradients, expected, 1e-11, 1e-11)
     exact = sum(np.vdot(expected[k], x) for k, x in dots.items())
     np.testing.assert_allclose(dot, exact, rtol=1e-9)
 
@@ -214,9 +183,11 @@ def test_replicated_and_sharded_arguments():
             in_specs=(P(None, "model"), P("model"), P("data")),
             out_specs=P("data"),
         )
-        gradient = fast_jit(jax.value_and_grad(lambda *a: weighted(mapped(*a)), (0, 1)))
-        whole = jax.value_and_grad(lambda z, *a: weighted(losses(jnp.tile(z, (4, 1)), *a)), (0, 1))
-        assert_same(gradient(z, row, labels), fast_jit(whole)(z, row, labels))
+        results, expected = (
+            fast_jit(with_gradients(call, cosines))(z, row, labels)
+            for call in (mapped, lambda z, *others: losses(jnp.tile(z, (4, 1)), *others))
+        )
+        assert_same(results, expected, 1e-11, 1e-11)
 
 
 def regimes():
@@ -267,16 +238,10 @@ def test_accuracy_where_others_fail(name, dtype):
         "divergence": {"target_logits": near.astype(z.dtype)},
     }[name]
 
-    def each(call):
-        def gradient(a):
-            out, pullback = jax.vjp(lambda z: call(a | {"logits": z}), a["logits"])
-            return out, pullback(jnp.ones_like(out))[0]
-
-        return jax.tree.map(np.asarray, fast_jit(gradient)(arguments))
-
-    (losses, to_z), (exact, exact_to_z) = (
-        each(sharded(FUNCTIONS[name], mesh, "model", arguments)),
-        each(whole(name)),
+    others = {k: x for k, x in arguments.items() if k != "logits"}
+    (losses, (to_z,)), (exact, (exact_to_z,)) = (
+        fast_jit(with_gradients(lambda z, f=f: f(others | {"logits": z})))(z)
+        for f in (sharded(FUNCTIONS[name], mesh, "model", arguments), by_name(FUNCTIONS[name]))
     )
     # Each is within its units of the truth, so they are within twice of each other.
     eps = float(np.finfo(np.float32).eps)

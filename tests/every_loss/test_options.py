@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jxent
-from support.cases import BARE, fast_jit
+from support.cases import BARE, fast_jit, with_gradients
 
 INF, NAN = math.inf, math.nan
 
@@ -65,24 +65,17 @@ def test_out_of_range(case, option):
                 case.call(*case.args(), **{option: x})
             assert str(caught.value).endswith(f", got {x}{off}")
 
-
-@every_option
-def test_in_range(case, option):
-    """The edges belong to it."""
-    for number in OPTIONS[option][1]:
-        for x in _kinds(number):
-            jax.eval_shape(lambda *args, x=x: case.call(*args, **{option: x}), *case.args())
-
-
-@every_option
-def test_concrete_under_jit(case, option):
-    """A number that the program is traced with is as concrete."""
+    # A number that the program is traced with is as concrete.
     with pytest.raises(ValueError, match=rf"^{option} must "):
         jax.jit(lambda *args: case.call(*args, **{option: np.float32(-NAN)}))(*case.args())
 
 
 @every_option
-def test_traced_numbers_are_taken_at_their_word(case, option):
+def test_in_range(case, option):
+    """The edges belong to it; traced numbers are taken at their word."""
+    for number in OPTIONS[option][1]:
+        for x in _kinds(number):
+            jax.eval_shape(lambda *args, x=x: case.call(*args, **{option: x}), *case.args())
     jax.eval_shape(lambda x, *args: case.call(*args, **{option: x}), -1.0, *case.args())
 
 
@@ -94,18 +87,17 @@ _head = functools.partial(jxent.linear_softmax_cross_entropy, reduction="none", 
 
 @functools.cache
 def _capped(with_cap):
-    def total(x, kernel, cap):
-        losses = _head(x, kernel, LABELS, logit_softcap=cap if with_cap else None)
-        return jnp.sum(losses), losses
+    def losses(x, kernel, cap):
+        return _head(x, kernel, LABELS, logit_softcap=cap if with_cap else None)
 
-    return fast_jit(jax.grad(total, (0, 1, 2), has_aux=True))
+    return fast_jit(with_gradients(losses))
 
 
 @pytest.mark.parametrize("cap", [INF, 3.4e38, 1e32, 1e30, 1e25])
 def test_an_infinite_cap_is_none(cap):
     """Nor is one beside which logits vanish, traced and concrete."""
-    expected_gradients, expected = _capped(False)(INPUTS, KERNEL, 1.0)
-    gradients, losses = _capped(True)(INPUTS, KERNEL, cap)
+    expected, expected_gradients = _capped(False)(INPUTS, KERNEL, 1.0)
+    losses, gradients = _capped(True)(INPUTS, KERNEL, cap)
     concrete = _head(INPUTS, KERNEL, LABELS, logit_softcap=cap)
     chex.assert_trees_all_close(losses, expected, concrete, rtol=1e-6, strict=True)
     chex.assert_trees_all_close(
@@ -115,7 +107,7 @@ def test_an_infinite_cap_is_none(cap):
 
 
 def test_a_cap_caps():
-    _, losses = _capped(True)(INPUTS, KERNEL, 2.0)
+    losses, _ = _capped(True)(INPUTS, KERNEL, 2.0)
     logits = 2 * np.tanh(INPUTS.astype(np.float64) @ KERNEL / 2)
     expected = np.log(np.exp(logits).sum(-1)) - logits[np.arange(4), LABELS]
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
@@ -135,21 +127,20 @@ def _mean_of_head(weights, **options):
 @pytest.mark.parametrize("array", _AS_ARRAYS, ids=lambda kind: kind.__name__)
 def test_weights_of_both_signs_have_no_mean(array):
     """The error says what to write, under `jit` as well where the weights are concrete."""
-    weights = array(ADVANTAGES)
-    with pytest.raises(
-        ValueError, match=r"got -1.25: .* Write reduction='sum' and .* reduction='none'"
-    ):
-        _mean_of_head(weights)
-    with pytest.raises(ValueError, match=r"^weights must not be negative, got -1.25"):
-        jax.jit(lambda: _mean_of_head(weights))()
-    with pytest.raises(ValueError, match=r"^class_weights must not be negative, got -1.25"):
-        jxent.linear_softmax_cross_entropy(
-            INPUTS, KERNEL, LABELS, class_weights=array(ADVANTAGES[:3])
-        )
-    with pytest.raises(ValueError, match=r"got -1.25: .* Write jnp.sum\(weights \* losses\)"):
-        jxent.weighted_mean(_LOSSES, weights)
-    with pytest.raises(ValueError, match=r"^weights must not be negative, got -1.25"):
-        jax.jit(lambda: jxent.weighted_mean(jnp.asarray(_LOSSES), weights))()
+    weights, of_classes = array(ADVANTAGES), array(ADVANTAGES[:3])
+    negative = "weights must not be negative, got -1.25: "
+    of_head = f"{negative}.* Write reduction='sum' and .* reduction='none'"
+    of_losses = rf"{negative}.* Write jnp.sum\(weights \* losses\)"
+    losses = jnp.asarray(_LOSSES)
+    for message, call in [
+        (f"^{of_head}", lambda: _mean_of_head(weights)),
+        (f"^{negative}", jax.jit(lambda: _mean_of_head(weights))),
+        (f"^class_{negative}", lambda: _mean_of_head(None, class_weights=of_classes)),
+        (f"^{of_losses}", lambda: jxent.weighted_mean(_LOSSES, weights)),
+        (f"^{negative}", jax.jit(lambda: jxent.weighted_mean(losses, weights))),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_advantages_have_a_sum():
@@ -173,8 +164,7 @@ def test_advantages_have_a_sum():
 
 @pytest.mark.parametrize("weights", [[0, 0, 1, 2], [-0.0, 0.5, 0, 1], [True, False, True, True]])
 def test_weights_that_are_not_negative(weights):
-    expected = np.average(_LOSSES, weights=np.asarray(weights, float))
-    np.testing.assert_allclose(jxent.weighted_mean(_LOSSES, weights), expected, rtol=1e-6)
-    losses = np.asarray(_mean_of_head(None, reduction="none"), np.float64)
-    expected = np.average(losses, weights=np.asarray(weights, float))
-    np.testing.assert_allclose(_mean_of_head(weights), expected, rtol=1e-6)
+    of_head = np.asarray(_mean_of_head(None, reduction="none"), np.float64)
+    means = jxent.weighted_mean(_LOSSES, weights), _mean_of_head(weights)
+    expected = [np.average(x, weights=np.asarray(weights, float)) for x in (_LOSSES, of_head)]
+    np.testing.assert_allclose(means, expected, rtol=1e-6)

@@ -148,6 +148,38 @@ def no_leaks() -> Iterator[None]:
         gc.unfreeze()
 
 
+def with_gradients(
+    function: Callable[..., jax.Array], weights: Callable[[jax.Array], Any] | None = None
+) -> Callable[..., Any]:
+    """The function ``(*args) -> (out, gradients)``, of the sum of the results.
+
+    The arguments may be trees. The gradients are in the same structure, for all that is
+    floating-point, with None for the rest. ``weights(out)`` are factors of the results in the sum.
+    """
+
+    def both(*args: Any) -> tuple[jax.Array, Any]:
+        leaves, tree = jax.tree.flatten(args)
+        floats = [
+            i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.floating)
+        ]
+
+        def weighted(*leaves: Any) -> tuple[jax.Array, jax.Array]:
+            out = function(*tree.unflatten(leaves))
+            return (out if weights is None else out * weights(out)), out
+
+        of_floats, given = of_some(weighted, floats, leaves)
+        terms, pullback, out = jax.vjp(of_floats, *given, has_aux=True)
+        gradients = dict(zip(floats, pullback(jnp.ones_like(terms)), strict=True))
+        return out, tree.unflatten([gradients.get(i) for i in range(len(leaves))])
+
+    return both
+
+
+def cosines(out: jax.Array) -> jax.Array:
+    """Factors by which every result counts differently in a sum."""
+    return jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
+
+
 def value_and_gradients(call: Callable[..., jax.Array], differentiable: tuple[int, ...]) -> Any:
     """The function ``(cotangent, *args) -> (out, *gradients)``."""
 

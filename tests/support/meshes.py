@@ -3,6 +3,7 @@
 import math
 import re
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -32,3 +33,11 @@ def collectives(text):
         for shapes, kind in found
         for shape in re.findall(r"\w\[([\d,]*)\]", shapes)
     ]
+
+
+def assert_same(results, exact, rtol, atol):
+    """Trees of numbers; `atol` is relative to the largest finite one of each array."""
+    chex.assert_trees_all_equal_structs(results, exact)
+    for got, x in zip(jax.tree.leaves(results), jax.tree.leaves(exact), strict=True):
+        scale = np.max(np.abs(x), where=np.isfinite(x), initial=0)
+        chex.assert_trees_all_close(got, x, rtol=rtol, atol=atol * scale, strict=True)

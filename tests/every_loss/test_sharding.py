@@ -1,6 +1,7 @@
-"""Arguments on explicit mesh axes, each with a spec of its own.
+"""Dense functions of arrays that are sharded: over examples, over classes, and over both.
 
-What JAX's own arithmetic brings together works, and each cotangent has the spec of its argument.
+On automatic mesh axes, and on explicit ones with specs of their own: what JAX's own arithmetic
+brings together works, and each cotangent has the spec of its argument.
 """
 
 import functools
@@ -8,20 +9,22 @@ import itertools
 import math
 import re
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_sharded_automatically import CLASSES, DENSE, EXAMPLES, arguments
 
 import jxent
-from support.cases import bare, fast_jit, of_some
+from support.cases import CASES, bare, cosines, fast_jit, of_some, with_gradients
 from support.meshes import BOTH, collectives, mesh_of
-from support.tiers import quick_named, quick_rows
+from support.meshes import assert_same as assert_close
+from support.tiers import quick, quick_named, quick_rows
 
+EXAMPLES, CLASSES = 8, 1536
+DENSE = [case for case in CASES if "kernel" not in case.kinds]
+SPREAD = P("data", "model")
 PAIRS = [
     (P("data", "model"), P("data", None)),
     (P("data", None), P("data", "model")),
@@ -35,18 +38,27 @@ PAIRS = [
 """The spec of the first argument, and that of all others."""
 MASKS = ["classes", "examples", None]
 SMALL = np.random.default_rng(2).uniform(0.1, 1, (8, 4, 6))
-_QUICK = {
-    "softmax_cross_entropy",
-    "softmax_cross_entropy_with_integer_labels",
-    "cross_entropy_with_integer_labels",
-    "sigmoid_binary_cross_entropy",
-    "softmax_kl_divergence_with_top_k_targets",
-    "weighted_mean",
-}
 
 
 def explicit_mesh():
     return mesh_of(*BOTH, AxisType.Explicit)
+
+
+@functools.cache
+def arguments(case):
+    """Float64, so that nothing but the way of computing can differ."""
+    rng = np.random.default_rng(0)
+    z = 3 * rng.normal(size=(EXAMPLES, CLASSES))
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    kinds = {"labels": rng.integers(0, CLASSES, EXAMPLES)}
+    kinds |= {"target_indices": np.argsort(-z, axis=-1)[::-1, :4]}
+    kinds |= {"target_log_probs": np.log(rng.dirichlet(np.ones(5), EXAMPLES)[:, :4])}
+    kinds |= {"distributions": p[::-1], "predictions": p}
+    kinds |= {"log_distributions": np.log(p[::-1]), "log_predictions": np.log(p)}
+    kinds |= dict.fromkeys(("losses", "weights"), abs(z))
+    values = [kinds.get(kind, np.roll(z, i)) for i, kind in enumerate(case.kinds)]
+    options = [rng.uniform(0.5, 1, CLASSES) if np.ndim(x) else x for x in case.options.values()]
+    return list(map(np.asarray, values + options))
 
 
 def mask_of(case, kind):
@@ -78,15 +90,8 @@ def specs_in(tree):
     return [jax.typeof(x).sharding.spec for x in jax.tree.leaves(tree)]
 
 
-def losses_and_gradients(call, at):
-    """Of weighted losses, for the arguments at these positions."""
-
-    def total(*args):
-        out = call(*args)
-        weights = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
-        return jnp.sum(out * weights), out
-
-    return jax.grad(total, at, has_aux=True)
+def losses_and_gradients(call):
+    return with_gradients(call, cosines)
 
 
 def masked(case):
@@ -97,8 +102,7 @@ def masked(case):
 @functools.cache
 def expected(case, kind):
     given = [*arguments(case), mask_of(case, kind)]
-    program = fast_jit(losses_and_gradients(masked(case), case.differentiable))
-    return jax.tree.map(np.asarray, program(*given))
+    return jax.tree.map(np.asarray, fast_jit(losses_and_gradients(masked(case)))(*given))
 
 
 def placed(args, specs):
@@ -106,16 +110,84 @@ def placed(args, specs):
 
 
 def assert_same(results, exact, rtol=1e-9):
-    chex.assert_trees_all_equal_structs(results, exact)
-    for got, x in zip(jax.tree.leaves(results), jax.tree.leaves(exact), strict=True):
-        scale = np.max(np.abs(x), where=np.isfinite(x), initial=0)
-        chex.assert_trees_all_close(got, x, rtol=rtol, atol=1e-12 * scale, strict=True)
+    assert_close(results, exact, rtol, 1e-12)
+
+
+# Each way to make a loss of a row's statistics; the others are made in the same ways.
+_WAYS_TO_MAKE = {"softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels",
+                 "softmax_kl_divergence", "log_softmax"}  # fmt: skip
+_WAYS = [
+    (SPREAD, AxisType.Auto),
+    (SPREAD, AxisType.Explicit),
+    (P(None, "model"), AxisType.Auto),
+    (P("data", None), AxisType.Explicit),
+]
+# These in every way, and the others in turn in one of those over both axes.
+_SHARDED = [
+    (case, *_WAYS[way])
+    for i, case in enumerate(DENSE)
+    for way in (range(4) if case.name in _WAYS_TO_MAKE else [i % 2])
+]
+_QUICK = _WAYS_TO_MAKE - {"softmax_kl_divergence"}
+_QUICK_ROWS = [case.name in _QUICK and (*way,) == _WAYS[0] for case, *way in _SHARDED]
+
+
+@pytest.mark.parametrize(
+    ("case", "spec", "axis_type"), quick_rows(_SHARDED, *np.flatnonzero(_QUICK_ROWS)), ids=str
+)
+def test_same_and_nothing_gathered(case, spec, axis_type):
+    mesh = mesh_of(*BOTH, axis_type)
+    # Without LLVM's polish XLA of JAX 0.10 rounds in one loop otherwise than in another, so that
+    # this sees whether a row's sums agree on which class is the maximum.
+    gradients = fast_jit(losses_and_gradients(masked(case)))
+    with jax.enable_x64(True), jax.set_mesh(mesh):
+        args = [*arguments(case), None]
+        shardings = [NamedSharding(mesh, s) for s in specs_of(args[:-1], spec, spec)]
+        given = placed(args, [*shardings, None])
+        program = gradients.lower(*given).compile()
+        assert_same(program(*given), expected(case, None))
+    moved = [(kind, size) for kind, size in collectives(program.as_text()) if kind != "all-reduce"]
+    assert all(size <= EXAMPLES * CLASSES / 16 for _, size in moved), moved
+
+
+def test_spread_classes_stay_where_they_are():
+    """Over automatic axes the rows are not cut: then not even a little is moved."""
+    mesh = mesh_of(*BOTH, AxisType.Auto)
+    z = np.random.default_rng(0).normal(size=(EXAMPLES, CLASSES)).astype(np.float32)
+    with jax.set_mesh(mesh):
+        given = jax.device_put(z, NamedSharding(mesh, SPREAD))
+        program = fast_jit(jxent.softmax_entropy).lower(given).compile()
+    assert {kind for kind, _ in collectives(program.as_text())} == {"all-reduce"}
+
+
+@pytest.mark.parametrize("axis", quick([0, -1], -1))
+def test_one_row_of_soft_labels_for_all_examples(axis):
+    """Its gradient is a sum over examples, for which no logits are gathered in explicit mode."""
+    with jax.enable_x64(True), jax.set_mesh(explicit_mesh()):
+        z, row = np.random.default_rng(1).uniform(size=(2, EXAMPLES, CLASSES))[:, :, ::2]
+        row, spec = row[0], SPREAD
+        if axis == 0:
+            z, spec = z.T, P("model", "data")
+        loss = functools.partial(jxent.softmax_cross_entropy, axis=axis, label_smoothing=0.1)
+        gradients = fast_jit(with_gradients(loss))
+        given = placed([z, row], [spec, P("model")])
+        program = gradients.lower(*given).compile()
+        moved = collectives(program.as_text())
+        assert all(size <= z.size / 16 for kind, size in moved if kind != "all-reduce"), moved
+        assert_same(program(*given), gradients(z, row))
+
+
+# Cotangents on explicit mesh axes.
+
+_QUICK = {"softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels",
+          "cross_entropy_with_integer_labels", "sigmoid_binary_cross_entropy",
+          "softmax_kl_divergence_with_top_k_targets", "weighted_mean"}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", quick_named(DENSE, _QUICK), ids=str)
 def test_cotangents_have_the_specs_of_their_arguments(case):
     """Traced, which takes less time than to compile."""
-    gradients = losses_and_gradients(masked(case), case.differentiable)
+    gradients = losses_and_gradients(masked(case))
     with jax.enable_x64(True), jax.set_mesh(mesh := explicit_mesh()):
         for (first, others), kind in zip(PAIRS, itertools.cycle(MASKS), strict=False):
             args = [*arguments(case), mask_of(case, kind)]
@@ -125,7 +197,7 @@ def test_cotangents_have_the_specs_of_their_arguments(case):
                 else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
                 for x, spec in zip(args, specs_of(args, first, others), strict=True)
             ]
-            cotangents, losses = jax.eval_shape(gradients, *types)
+            losses, cotangents = jax.eval_shape(gradients, *types)
             assert specs_in(cotangents) == specs_in([types[i] for i in case.differentiable])
             # The losses lie as JAX lays what it adds: in each dimension as one of the arguments.
             shapes = [np.shape(x) for x in args[1:]]
@@ -137,11 +209,8 @@ def test_cotangents_have_the_specs_of_their_arguments(case):
 
 
 # Every other pair for losses that are made in different ways, and for the rest one pair in turn.
-_EVERY_WAY = {
-    "softmax_cross_entropy",
-    "softmax_cross_entropy_with_integer_labels",
-    "sigmoid_binary_cross_entropy",
-}
+_EVERY_WAY = {"softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels",
+              "sigmoid_binary_cross_entropy"}  # fmt: skip
 _ROWS = [
     (case, pair, MASKS[(i + pair) % 2])
     for i, case in enumerate(DENSE)
@@ -157,11 +226,11 @@ def test_same_and_only_cotangents_gathered(case, pair, kind):
         args = [*arguments(case), mask_of(case, kind)]
         specs = specs_of(args, *PAIRS[pair])
         given = placed(args, specs)
-        gradients = fast_jit(losses_and_gradients(masked(case), case.differentiable))
+        gradients = fast_jit(losses_and_gradients(masked(case)))
         program = gradients.lower(*given).compile()
         results = program(*given)
         assert_same(results, expected(case, kind))
-    assert specs_in(results[0]) == specs_in([given[i] for i in case.differentiable])
+    assert specs_in(results[1]) == specs_in([given[i] for i in case.differentiable])
     moved = [n for kind, n in collectives(program.as_text()) if kind != "all-reduce"]
     large = [n for n in moved if n > EXAMPLES * CLASSES / 16]
     # Of each spec the axes that it lacks beside the others.
@@ -175,17 +244,11 @@ def test_same_and_only_cotangents_gathered(case, pair, kind):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "pair"),
-    quick_rows(
-        [
-            ("sigmoid_binary_cross_entropy", 1),
-            ("softmax_cross_entropy", 4),
-            ("softmax_cross_entropy_with_integer_labels", 3),
-        ],
-        0,
-    ),
-)
+_OTHER_MODES = [("sigmoid_binary_cross_entropy", 1), ("softmax_cross_entropy", 4),
+                ("softmax_cross_entropy_with_integer_labels", 3)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "pair"), quick_rows(_OTHER_MODES, 0))
 def test_other_modes(name, pair):
     """Forward, second derivatives both ways, and mapped over an axis that is not sharded."""
     case = bare(name)
@@ -253,11 +316,11 @@ def test_classes_of_several_axes(first, others):
         weights, mask = SMALL[0] + 1, SMALL[:, 0, 0] > 0.2
         args = [jnp.asarray(x) for x in (SMALL, SMALL[::-1], np.arange(8), weights, mask)]
         specs = [first, others, P(others[0]), P(*others[1:]), P(others[0])]
-        program = fast_jit(losses_and_gradients(losses_of_boxes, (0, 1, 3)))
+        program = fast_jit(losses_and_gradients(losses_of_boxes))
         given = placed(args, specs)
         results = program(*given)
         assert_same(results, program(*args))
-    assert specs_in(results[0]) == specs_in([given[i] for i in (0, 1, 3)])
+    assert specs_in(results[1]) == specs_in([given[i] for i in (0, 1, 3)])
 
 
 @pytest.mark.full
@@ -274,11 +337,11 @@ def test_a_teacher_of_a_few_classes(axis):
         args = [*arguments(case), jnp.asarray(mask_of(case, "classes"))]
         if axis == 0:
             args, specs = [x.T for x in args], [P(*spec[::-1]) for spec in specs]
-        program = fast_jit(losses_and_gradients(divergences, (0, 2)))
+        program = fast_jit(losses_and_gradients(divergences))
         given = placed(args, specs)
         results = program(*given)
         assert_same(results, program(*args))
-    assert specs_in(results[0]) == specs_in([given[0], given[2]])
+    assert specs_in(results[1]) == specs_in([given[0], given[2]])
 
 
 def test_outside_of_a_context():
@@ -326,53 +389,38 @@ def loss_of_head(x, weights):
     )
 
 
-@pytest.mark.parametrize(
-    ("function", "specs", "dtype", "names"),
-    [
-        (jxent.softmax_cross_entropy, [DATA, MODEL], FLOATS, "logits labels"),
-        (jxent.softmax_cross_entropy, [DATA, TURNED], FLOATS, "logits labels"),
-        (jxent.softmax_cross_entropy, [DATA, P(("data", "model"), None)], FLOATS, "logits labels"),
-        (jxent.softmax_kl_divergence, [TURNED, DATA], FLOATS, "logits target_logits"),
-        (jxent.cross_entropy, [DATA, MODEL], FLOATS, "p q"),
-        (jxent.kl_divergence, [DATA, MODEL], FLOATS, "log_predictions targets"),
-        (jxent.weighted_mean, [DATA, MODEL], FLOATS, "losses weights"),
-        (lambda z, m: jxent.entropy(z, where=m), [DATA, MODEL], TRUTHS, "p where"),
-        (lambda z, m: jxent.binary_entropy(z, where=m), [DATA, MODEL], TRUTHS, "p where"),
-        (integer_loss, [DATA, P("model")], INTEGERS, "logits labels"),
-        # The classes lie on the axis that the examples would lie on.
-        (integer_loss, [P(None, "model"), P("model")], INTEGERS, "logits labels"),
-        (jxent.softmax_cross_entropy, [DATA, P("data")], FLOATS, "logits labels"),
-        (
-            lambda z, w: integer_loss(z, 0) + jxent.softmax_cross_entropy(z, z, class_weights=w),
-            [DATA, P("data")],
-            INTEGERS,
-            "logits class_weights",
-        ),
-        (
-            lambda y, w: jxent.sigmoid_binary_cross_entropy(jnp.zeros((8, 8)), y, pos_weight=w),
-            [DATA, P("data")],
-            FLOATS,
-            "labels pos_weight",
-        ),
-        (
-            lambda z, i: jxent.softmax_kl_divergence_with_top_k_targets(
-                z, i[:, :2], jnp.zeros((8, 2))
-            ),
-            [DATA, MODEL],
-            INTEGERS,
-            "logits target_indices",
-        ),
-        (loss_of_head, [DATA, P("model")], FLOATS, "inputs weights"),
-    ],
-)
+_SOFT, _NAMES = jxent.softmax_cross_entropy, "logits labels"
+_REFUSED = [
+    (_SOFT, [DATA, MODEL], FLOATS, _NAMES),
+    (_SOFT, [DATA, TURNED], FLOATS, _NAMES),
+    (_SOFT, [DATA, P(("data", "model"), None)], FLOATS, _NAMES),
+    (jxent.softmax_kl_divergence, [TURNED, DATA], FLOATS, "logits target_logits"),
+    (jxent.cross_entropy, [DATA, MODEL], FLOATS, "p q"),
+    (jxent.kl_divergence, [DATA, MODEL], FLOATS, "log_predictions targets"),
+    (jxent.weighted_mean, [DATA, MODEL], FLOATS, "losses weights"),
+    (lambda z, m: jxent.entropy(z, where=m), [DATA, MODEL], TRUTHS, "p where"),
+    (lambda z, m: jxent.binary_entropy(z, where=m), [DATA, MODEL], TRUTHS, "p where"),
+    (integer_loss, [DATA, P("model")], INTEGERS, _NAMES),
+    # The classes lie on the axis that the examples would lie on.
+    (integer_loss, [P(None, "model"), P("model")], INTEGERS, _NAMES),
+    (_SOFT, [DATA, P("data")], FLOATS, _NAMES),
+    (lambda z, w: integer_loss(z, 0) + _SOFT(z, z, class_weights=w),
+     [DATA, P("data")], INTEGERS, "logits class_weights"),
+    (lambda y, w: jxent.sigmoid_binary_cross_entropy(jnp.zeros((8, 8)), y, pos_weight=w),
+     [DATA, P("data")], FLOATS, "labels pos_weight"),
+    (lambda z, i: jxent.softmax_kl_divergence_with_top_k_targets(z, i[:, :2], jnp.zeros((8, 2))),
+     [DATA, MODEL], INTEGERS, "logits target_indices"),
+    (loss_of_head, [DATA, P("model")], FLOATS, "inputs weights"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "specs", "dtype", "names"), _REFUSED)
 def test_refused(function, specs, dtype, names):
     """What lies on other mesh axes: there JAX's arithmetic does not choose either."""
     name, other = names.split()
     with jax.set_mesh(explicit_mesh()):
-        dtypes = FLOATS, dtype
-        x, y = placed(
-            [np.ones((8,) * len(s), d) for s, d in zip(specs, dtypes, strict=True)], specs
-        )
+        shapes = [(8,) * len(spec) for spec in specs]
+        x, y = placed([np.ones(shapes[0], FLOATS), np.ones(shapes[1], dtype)], specs)
         message = re.escape(
             f"{other} must be sharded in a way that suits {name}, got {specs[1]} beside {specs[0]}:"
             " change one of them with jax.sharding.reshard"
