@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import jxent
+from support.cases import with_gradients
 from support.tiers import quick_rows
 from support.tolerances import UNITS, eps
 
@@ -49,11 +50,6 @@ def arrays(classes):
     return labels, *map(np.float32, (x, scale, shift))
 
 
-def value_and_gradient(function, x):
-    losses, pullback = jax.vjp(function, x)
-    return losses, *pullback(jnp.ones_like(losses))
-
-
 @functools.cache
 def of_given_logits(logits, classes):
     """The logits, and of each loss the values and the gradient for what the logits are made of."""
@@ -62,8 +58,8 @@ def of_given_logits(logits, classes):
     @jax.jit
     def of_every_loss(x, z):
         _, pullback = jax.vjp(lambda x: LOGITS[logits](x, *others), x)
-        results = {k: value_and_gradient(lambda z, f=f: f(z, labels), z) for k, f in LOSSES.items()}
-        return {name: (losses, *pullback(to_z)) for name, (losses, to_z) in results.items()}
+        results = {k: with_gradients(lambda z, f=f: f(z, labels))(z) for k, f in LOSSES.items()}
+        return {name: (losses, *pullback(to_z)) for name, (losses, (to_z,)) in results.items()}
 
     z = jax.jit(LOGITS[logits])(x, *others)
     return z, of_every_loss(x, z)
@@ -84,9 +80,8 @@ def test_a_confident_prediction(loss, logits, classes):
     labels, x, *others = arrays(classes)
     z, results = of_given_logits(logits, classes)
     losses, gradient = results[loss]
-    found, found_gradient = jax.jit(
-        lambda x: value_and_gradient(lambda x: LOSSES[loss](LOGITS[logits](x, *others), labels), x)
-    )(x)
+    computed = with_gradients(lambda x: LOSSES[loss](LOGITS[logits](x, *others), labels))
+    found, (found_gradient,) = jax.jit(computed)(x)
     # The logits may differ by a rounding between the two programs, and small losses by that part.
     rounding = np.spacing(np.float32(np.abs(z).max()))
     tolerance = UNITS["softmax"] * eps("float32") + rounding

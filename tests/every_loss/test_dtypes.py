@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jxent
-from support.cases import ALL, BARE, CASES, bare, compiled, cotangent_of
+from support.cases import ALL, BARE, CASES, bare, compiled, cotangent_of, with_gradients
 from support.tiers import quick, quick_rows
 
 # Each with its options, ordinary arithmetic; --full: also without.
@@ -17,13 +17,8 @@ EVERY = pytest.mark.parametrize("case", quick(ALL, *CASES), ids=str)
 
 
 # One of each way to make a loss.
-_MADE = [
-    "softmax_cross_entropy_with_integer_labels",
-    "softmax_cross_entropy",
-    "softmax_entropy",
-    "softmax_kl_divergence",
-    "sigmoid_binary_cross_entropy",
-]
+_MADE = ["softmax_cross_entropy_with_integer_labels", "softmax_cross_entropy", "softmax_entropy",
+         "softmax_kl_divergence", "sigmoid_binary_cross_entropy"]  # fmt: skip
 
 
 # A loss scale must rescue what float16 cannot hold: here each gradient is about 2e-9.
@@ -155,12 +150,9 @@ def test_logits_made_in_the_same_program(name, dtype):
     kinds = {"labels": labels, "distributions": one_hot, "target_logits": z}
     others = [kinds[kind] for kind in bare(name).kinds[1:]]
 
-    def both(z):
-        value, pullback = jax.vjp(lambda z: getattr(jxent, name)(z, *others), z)
-        return value, pullback(jnp.ones_like(value))[0]
-
-    together = jax.jit(lambda z: both(z + change))(z)
-    for x, y in zip(together, jax.jit(both)(z + change), strict=True):
+    both = with_gradients(lambda z: getattr(jxent, name)(z, *others))
+    together, apart = jax.jit(lambda z: both(z + change))(z), jax.jit(both)(z + change)
+    for x, y in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
         np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=1e-5, atol=1e-12)
 
 

@@ -20,8 +20,15 @@ from jxent._selftest.sizes import Quantity, exp, ln, nats, of_itself, times, tot
 from jxent._selftest.table import TABLE
 from support import sweeps, tolerances
 from support.accuracy import double_if
-from support.cases import fast_jit, of_some
+from support.cases import fast_jit, with_gradients
 from support.tiers import quick
+
+
+@pytest.fixture(params=quick(["float32", "float64"]))
+def dtype(request):
+    with double_if(request.param), tolerances.many_digits(request.param):
+        yield request.param
+
 
 CHANGES = (1e-6, -1e-6, 1e-4, 3e-2)
 
@@ -56,43 +63,39 @@ AGREEING = {
 
 
 @pytest.mark.parametrize("name", AGREEING)
-@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
 def test_gradient_near_agreement(name, dtype):
     """Each entry is exact in itself, as the value is: it vanishes where both agree."""
     arguments, options = AGREEING[name]
     name = name.split()[0]
-    with double_if(dtype), tolerances.many_digits(dtype):
-        args = arguments(dtype)
-        exact = TABLE[name].truth(args, {k: np.asarray(x, dtype) for k, x in options.items()})
-        function = functools.partial(getattr(jxent, name), **options)
-        total = fast_jit(jax.grad(lambda *args: jnp.sum(function(*args)), (0, 1)))
-        for got, right in zip(total(*args), exact[1:], strict=False):
-            right, flushed = right.exact.astype(np.float64), tolerances.FLUSHED[dtype]
-            np.testing.assert_allclose(got, right, rtol=64 * tolerances.eps(dtype), atol=flushed)
+    args = arguments(dtype)
+    exact = TABLE[name].truth(args, {k: np.asarray(x, dtype) for k, x in options.items()})
+    function = functools.partial(getattr(jxent, name), **options)
+    _, gradients = fast_jit(with_gradients(function))(*args)
+    for got, right in zip(gradients, exact[1:], strict=False):
+        right, flushed = right.exact.astype(np.float64), tolerances.FLUSHED[dtype]
+        np.testing.assert_allclose(got, right, rtol=64 * tolerances.eps(dtype), atol=flushed)
 
 
-@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
 def test_the_gradient_of_weights_at_their_ends(dtype):
     """It is the divergence of what has no weight from the other one, which is the mixture."""
     margin = 90 if dtype == "float32" else 800
-    with double_if(dtype):
-        z = np.array([[margin, 0], [0, 0], [3, 0], [0, margin]], dtype)
-        z_q, z_p = np.repeat(z, 4, axis=0), np.tile(z, (4, 1))
+    z = np.array([[margin, 0], [0, 0], [3, 0], [0, margin]], dtype)
+    z_q, z_p = np.repeat(z, 4, axis=0), np.tile(z, (4, 1))
 
-        def slopes(weight):
-            def total(weight):
-                divergence = jxent.softmax_jensen_shannon_divergence
-                return jax.vmap(lambda *z: divergence(*z, weight=weight))(z_q, z_p)
+    def slopes(weight):
+        def total(weight):
+            divergence = jxent.softmax_jensen_shannon_divergence
+            return jax.vmap(lambda *z: divergence(*z, weight=weight))(z_q, z_p)
 
-            return jax.jvp(total, (weight,), (jnp.ones_like(weight),))[1]
+        return jax.jvp(total, (weight,), (jnp.ones_like(weight),))[1]
 
-        def divergences():
-            divergence = jxent.softmax_kl_divergence
-            return divergence(z_q, z_p), -divergence(z_p, z_q)
+    def divergences():
+        divergence = jxent.softmax_kl_divergence
+        return divergence(z_q, z_p), -divergence(z_p, z_q)
 
-        both = fast_jit(lambda: [slopes(jnp.asarray(w, dtype)) for w in (0, 1)])()
-        exact, rtol = list(fast_jit(divergences)()), 64 * tolerances.eps(dtype)
-        chex.assert_trees_all_close(both, exact, rtol=rtol, atol=1e-30, strict=True)
+    both = fast_jit(lambda: [slopes(jnp.asarray(w, dtype)) for w in (0, 1)])()
+    exact, rtol = list(fast_jit(divergences)()), 64 * tolerances.eps(dtype)
+    chex.assert_trees_all_close(both, exact, rtol=rtol, atol=1e-30, strict=True)
 
 
 def test_the_third_derivative_of_focal_losses():
@@ -121,78 +124,54 @@ def largest(dtype):
 
 
 @pytest.mark.parametrize("gamma", [None, 0.0, 0.5, 2.0])
-@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
 def test_binary_losses_of_the_largest_logits(gamma, dtype):
     """There a sigmoid is 0 or 1, and the loss a logit or 0, times a power of what is missed."""
-    with double_if(dtype):
-        z, y = map(np.array, zip(*itertools.product(largest(dtype), [0, 1, 0.25]), strict=True))
-        y = y.astype(dtype)
+    z, y = map(np.array, zip(*itertools.product(largest(dtype), [0, 1, 0.25]), strict=True))
+    y = y.astype(dtype)
 
-        def loss(z, y):
-            if gamma is None:
-                return jxent.sigmoid_binary_cross_entropy(z, y)
-            return jxent.sigmoid_focal_loss(z, y, gamma=gamma)
+    def loss(z, y):
+        if gamma is None:
+            return jxent.sigmoid_binary_cross_entropy(z, y)
+        return jxent.sigmoid_focal_loss(z, y, gamma=gamma)
 
-        value, gradient = fast_jit(
-            lambda z, y: (loss(z, y), jax.grad(lambda z: jnp.sum(loss(z, y)))(z))
-        )(z, y)
-        p = (z > 0).astype(dtype)
-        factor = (y * (1 - p) + (1 - y) * p) ** (gamma or 0)
-        # A logit beside a sigmoid of 0 or 1 changes nothing but the loss itself.
-        np.testing.assert_allclose(value, factor * np.abs(p - y) * np.abs(z), rtol=1e-6)
-        np.testing.assert_allclose(gradient, factor * (p - y), rtol=1e-6)
+    value, (gradient,) = fast_jit(with_gradients(lambda z: loss(z, y)))(z)
+    p = (z > 0).astype(dtype)
+    factor = (y * (1 - p) + (1 - y) * p) ** (gamma or 0)
+    # A logit beside a sigmoid of 0 or 1 changes nothing but the loss itself.
+    np.testing.assert_allclose(value, factor * np.abs(p - y) * np.abs(z), rtol=1e-6)
+    np.testing.assert_allclose(gradient, factor * (p - y), rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
 def test_divergence_and_entropy_of_the_largest_logits(dtype):
-    with double_if(dtype):
-        pairs = itertools.product(largest(dtype), repeat=2)
-        z_q, z_p = map(np.array, zip(*pairs, strict=True))
+    pairs = itertools.product(largest(dtype), repeat=2)
+    z_q, z_p = map(np.array, zip(*pairs, strict=True))
 
-        def both(z_q, z_p):
-            divergence = jxent.sigmoid_kl_divergence
-            return (
-                divergence(z_q, z_p),
-                *jax.grad(lambda *z: jnp.sum(divergence(*z)), (0, 1))(z_q, z_p),
-                jxent.sigmoid_entropy(z_q),
-                jax.grad(lambda z: jnp.sum(jxent.sigmoid_entropy(z)))(z_q),
-            )
-
-        value, to_q, to_p, *of_entropy = fast_jit(both)(z_q, z_p)
-        q, p = (z_q > 0).astype(dtype), (z_p > 0).astype(dtype)
-        np.testing.assert_allclose(value, np.where(q == p, 0, np.abs(z_q)), rtol=1e-6)
-        np.testing.assert_array_equal(to_q, q - p)
-        for nothing in (to_p, *of_entropy):
-            np.testing.assert_array_equal(nothing, 0 * z_q)
+    value, (to_q, to_p) = fast_jit(with_gradients(jxent.sigmoid_kl_divergence))(z_q, z_p)
+    entropy, (to_z,) = fast_jit(with_gradients(jxent.sigmoid_entropy))(z_q)
+    q, p = (z_q > 0).astype(dtype), (z_p > 0).astype(dtype)
+    np.testing.assert_allclose(value, np.where(q == p, 0, np.abs(z_q)), rtol=1e-6)
+    np.testing.assert_array_equal(to_q, q - p)
+    for nothing in (to_p, entropy, to_z):
+        np.testing.assert_array_equal(nothing, 0 * z_q)
 
 
-@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
 def test_softmax_losses_of_the_largest_logits(dtype):
     """Margins that do not overflow: the least likely label costs the margin."""
-    with double_if(dtype):
-        most = np.finfo(dtype).max
-        z = np.array([[most, 0], [0, most], [most / 2, -most / 2], [-most, 0], [0.6 * most, 0]])
-        z = z.astype(dtype)
-        y = np.argmin(z, axis=-1)
-        losses = (
-            jxent.softmax_cross_entropy_with_integer_labels,
-            jxent.softmax_focal_loss_with_integer_labels,
-        )
-
-        def all_of(z, labels):
-            return [
-                (loss(z, labels), jax.grad(lambda z: jnp.sum(loss(z, labels)))(z))  # noqa: B023
-                for loss in losses
-            ]
-
-        run = fast_jit(all_of)
-        to_least = np.where(np.arange(2) == y[:, None], -1, 1)
-        for value, gradient in run(z, y):
-            np.testing.assert_allclose(value, np.ptp(z, axis=-1), rtol=1e-6)
-            np.testing.assert_array_equal(gradient, to_least)
-        for value, gradient in run(z, 1 - y):
-            np.testing.assert_array_equal(value, 0)
-            np.testing.assert_array_equal(gradient, 0)
+    most = np.finfo(dtype).max
+    z = np.array([[most, 0], [0, most], [most / 2, -most / 2], [-most, 0], [0.6 * most, 0]])
+    z = z.astype(dtype)
+    y = np.argmin(z, axis=-1)
+    to_least = np.where(np.arange(2) == y[:, None], -1, 1)
+    for loss in (
+        jxent.softmax_cross_entropy_with_integer_labels,
+        jxent.softmax_focal_loss_with_integer_labels,
+    ):
+        run = fast_jit(with_gradients(loss))
+        value, (gradient, _) = run(z, y)
+        np.testing.assert_allclose(value, np.ptp(z, axis=-1), rtol=1e-6)
+        np.testing.assert_array_equal(gradient, to_least)
+        for nothing in jax.tree.leaves(run(z, 1 - y)):
+            np.testing.assert_array_equal(nothing, 0)
 
 
 # Options at both ends of their range.
@@ -256,47 +235,29 @@ def arguments(row, dtype):
     ]
 
 
-def program(row):
-    """The value, the gradients for the arguments, and those for the options."""
-    floats = [i for i, kind in enumerate(row.kinds) if kind != "labels"]
-
-    def both(options, *args):
-        def function(options, *given):
-            of_floats, _ = of_some(lambda *args: call(options, *args), floats, args)
-            return of_floats(*given)
-
-        def call(options, *args):
-            return getattr(jxent, row.name)(*args, **options)
-
-        out, pullback = jax.vjp(function, options, *(args[i] for i in floats))
-        to_options, *gradients = pullback(jnp.ones_like(out))
-        return [out, *gradients], to_options
-
-    return fast_jit(both)
-
-
-@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_values_and_gradients(row, dtype):
-    with double_if(dtype), tolerances.many_digits(dtype):
-        args, run, failed = arguments(row, dtype), program(row), []
-        for options in draws(row, dtype):
-            options = {name: np.asarray(x, dtype) for name, x in options.items()}
-            results, to_options = run(options, *args)
-            exact = row.truth(tuple(args), options)
-            # What an infinite loss does to its own gradient is a matter of policy.
-            finite = np.frompyfunc(lambda x: x.is_finite(), 1, 1)(exact[0].exact).astype(bool)
-            assert np.isposinf(np.asarray(results[0])[~finite]).all(), options
-            for got, right in zip(results, exact, strict=False):
-                right = Quantity(*(np.broadcast_to(x, right.exact.shape)[finite] for x in right))
-                worst, message = tolerances.worst_error(
-                    np.asarray(got)[finite], right, tolerances.UNITS[row.family], dtype
-                )
-                if not worst <= 1:
-                    failed.append(f"{options}: {message}")
-            if finite.all() and any(np.isnan(x).any() for x in to_options.values()):
-                failed.append(f"{options}: NaN for the options, {to_options}")
-        assert not failed, "\n".join(failed)
+    args, failed = arguments(row, dtype), []
+    loss = getattr(jxent, row.name)
+    run = fast_jit(with_gradients(lambda options, *args: loss(*args, **options)))
+    for options in draws(row, dtype):
+        options = {name: np.asarray(x, dtype) for name, x in options.items()}
+        value, (to_options, *gradients) = run(options, *args)
+        results = [value, *(x for x in gradients if x is not None)]
+        exact = row.truth(tuple(args), options)
+        # What an infinite loss does to its own gradient is a matter of policy.
+        finite = np.frompyfunc(lambda x: x.is_finite(), 1, 1)(exact[0].exact).astype(bool)
+        assert np.isposinf(np.asarray(value)[~finite]).all(), options
+        for got, right in zip(results, exact, strict=False):
+            right = Quantity(*(np.broadcast_to(x, right.exact.shape)[finite] for x in right))
+            worst, message = tolerances.worst_error(
+                np.asarray(got)[finite], right, tolerances.UNITS[row.family], dtype
+            )
+            if not worst <= 1:
+                failed.append(f"{options}: {message}")
+        if finite.all() and any(np.isnan(x).any() for x in to_options.values()):
+            failed.append(f"{options}: NaN for the options, {to_options}")
+    assert not failed, "\n".join(failed)
 
 
 # The derivative of each loss for each of its options, example by example.
@@ -447,18 +408,16 @@ def _exact_derivatives(row, args, options):
     }
 
 
-@pytest.mark.parametrize("dtype", quick(["float32", "float64"]))
 def test_derivative_for_class_weights(dtype):
     """``y_j (-log p_j)``, whose errors are those of the surprisals."""
-    with double_if(dtype), tolerances.many_digits(dtype):
-        z, y = _soft(dtype)
-        weights = _WEIGHTS.astype(dtype)
+    z, y = _soft(dtype)
+    weights = _WEIGHTS.astype(dtype)
 
-        def derivative(z, y):
-            return jax.grad(lambda w: jxent.softmax_cross_entropy(z, y, class_weights=w))(weights)
+    def derivative(z, y):
+        return jax.grad(lambda w: jxent.softmax_cross_entropy(z, y, class_weights=w))(weights)
 
-        got = fast_jit(jax.vmap(derivative))(z, y)
-        exact = times(decimals(y), _surprisals(decimals(z)))
-        quantity = Quantity(exact, *of_itself(exact, nats(exact)))
-        worst, message = tolerances.worst_error(got, quantity, 16, dtype)
-        assert worst <= 1, message
+    got = fast_jit(jax.vmap(derivative))(z, y)
+    exact = times(decimals(y), _surprisals(decimals(z)))
+    quantity = Quantity(exact, *of_itself(exact, nats(exact)))
+    worst, message = tolerances.worst_error(got, quantity, 16, dtype)
+    assert worst <= 1, message

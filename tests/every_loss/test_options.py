@@ -15,17 +15,21 @@ from support.cases import BARE, fast_jit, with_gradients
 
 INF, NAN = math.inf, math.nan
 
-# For each option: numbers out of its range, numbers at its edges, and what switches it off.
+# For each option: numbers out of its range, numbers at its edges, and what the error says.
+_UNIT = "lie in [0, 1], got {}"
+_AT_LEAST_0 = "be a finite number of at least 0, got {}; 0 switches it off"
 OPTIONS = {
-    "label_smoothing": ([-1e-6, 1.0001, INF, -INF, NAN], [0, 1, 0.0, 1.0, -0.0], ""),
-    "z_loss": ([-1e-6, -1, INF, -INF, NAN], [0, 1, 0.0, -0.0, 1e4], "; 0 switches it off"),
-    "gamma": ([-1e-6, -1, INF, -INF, NAN], [0, 2, 0.0, -0.0, 0.5], "; 0 switches it off"),
-    "alpha": ([-1e-6, -1, 1.0001, INF, NAN], [0, 1, 0.0, 1.0], "; None switches it off"),
-    "epsilon": ([INF, -INF, NAN], [0, -1, -1.5, 1e3], "; 0 switches it off"),
+    "label_smoothing": ([-1e-6, 1.0001, INF, -INF, NAN], [0, 1, 0.0, 1.0, -0.0], _UNIT),
+    "z_loss": ([-1e-6, -1, INF, -INF, NAN], [0, 1, 0.0, -0.0, 1e4], _AT_LEAST_0),
+    "gamma": ([-1e-6, -1, INF, -INF, NAN], [0, 2, 0.0, -0.0, 0.5], _AT_LEAST_0),
+    "alpha": ([-1e-6, -1, 1.0001, INF, NAN], [0, 1, 0.0, 1.0], f"{_UNIT}; None switches it off"),
+    "epsilon": ([INF, -INF, NAN], [0, -1, -1.5, 1e3],
+                "be a finite number, got {}; 0 switches it off"),
     "logit_softcap": ([0, 0.0, -0.0, -30, -INF, NAN, 1e-300], [1, 30, 1e30, INF],
-                      "; None switches it off"),
-    "weight": ([-1e-6, 1.0001, INF, -INF, NAN], [0, 1, 0.0, 1.0, -0.0], ""),
-    "logit_scale": ([INF, -INF, NAN], [1, 0.0, -2.0, 1e30], "; None switches it off"),
+                      "be positive, got {}; None switches it off"),
+    "weight": ([-1e-6, 1.0001, INF, -INF, NAN], [0, 1, 0.0, 1.0, -0.0], _UNIT),
+    "logit_scale": ([INF, -INF, NAN], [1, 0.0, -2.0, 1e30],
+                    "be a finite number, got {}; None switches it off"),
 }  # fmt: skip
 FUNCTIONS = [(case, option) for case in BARE for option in OPTIONS if case.accepts(option)]
 every_option = pytest.mark.parametrize(("case", "option"), FUNCTIONS, ids=str)
@@ -58,12 +62,12 @@ def test_every_option_was_found():
 @every_option
 def test_out_of_range(case, option):
     """The error names the option, the number, and what switches the option off."""
-    numbers, _, off = OPTIONS[option]
+    numbers, _, message = OPTIONS[option]
     for number in numbers:
         for x in _kinds(number):
             with pytest.raises(ValueError, match=rf"^{option} must ") as caught:
                 case.call(*case.args(), **{option: x})
-            assert str(caught.value).endswith(f", got {x}{off}")
+            assert str(caught.value) == f"{option} must {message.format(x)}"
 
     # A number that the program is traced with is as concrete.
     with pytest.raises(ValueError, match=rf"^{option} must "):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jxent
-from support.cases import fast_jit
+from support.cases import fast_jit, with_gradients
 from support.tiers import quick, quick_rows
 
 EXAMPLES, IGNORED = 160, -1
@@ -95,12 +95,8 @@ def every_choice(rng, loss, z, labels, mask, present, counted, reference):
 
     @fast_jit
     def run(z, labels, epsilon, weights, zeta):
-        def total(z):
-            options = {"label_smoothing": epsilon, "class_weights": weights, "z_loss": zeta}
-            losses = loss(z, labels, where=where, **options)
-            return jnp.sum(losses), losses
-
-        gradient, losses = jax.grad(total, has_aux=True)(z)
+        options = {"label_smoothing": epsilon, "class_weights": weights, "z_loss": zeta}
+        losses, (gradient,) = with_gradients(lambda z: loss(z, labels, where=where, **options))(z)
         return losses, gradient
 
     classes = z.shape[-1]
@@ -173,16 +169,12 @@ def test_binary_labels(gamma):
 
     @fast_jit
     def run(z, y, weight, epsilon):
-        def total(z):
-            if gamma is None:
-                losses = jxent.sigmoid_binary_cross_entropy(
-                    z, y, where=counted, pos_weight=weight, label_smoothing=epsilon
-                )
-            else:
-                losses = jxent.sigmoid_focal_loss(z, y, weight / 2, gamma, where=counted)
-            return jnp.sum(losses), losses
-
-        gradient, losses = jax.grad(total, has_aux=True)(z)
+        if gamma is None:
+            options = {"pos_weight": weight, "label_smoothing": epsilon}
+            loss = functools.partial(jxent.sigmoid_binary_cross_entropy, **options)
+        else:
+            loss = functools.partial(jxent.sigmoid_focal_loss, alpha=weight / 2, gamma=gamma)
+        losses, (gradient,) = with_gradients(lambda z: loss(z, y, where=counted))(z)
         return losses, gradient
 
     for weight, epsilon in itertools.product([0.0, 1.0, 2.0], [0.0, 0.25, 1.0]):

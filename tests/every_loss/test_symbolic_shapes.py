@@ -1,6 +1,7 @@
 """Exported once with sizes left open, for every platform: the numbers of the direct call."""
 
 import functools
+import itertools
 import re
 
 import chex
@@ -12,8 +13,8 @@ from jax import export
 
 import jxent
 from support import cases
-from support.cases import fast_jit
-from support.heads import BASE, OPTIONS
+from support.cases import fast_jit, with_gradients
+from support.heads import BASE, OPTIONS, arrays_of_head
 from support.meshes import BOTH, mesh_of
 from support.tiers import quick
 
@@ -33,30 +34,11 @@ def assert_same(actual, expected):
     chex.assert_trees_all_close(actual, expected, rtol=1e-11, atol=1e-13, strict=True)
 
 
-def value_and_gradients(function, arrays):
-    """Of a function of a dictionary of arrays, for those that are floating-point."""
-    floats = {k: x for k, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-
-    def total(floats):
-        out = function(arrays | floats)
-        return jnp.sum(out), out
-
-    gradients, out = jax.grad(total, has_aux=True)(floats)
-    return out, gradients
-
-
 DENSE_SHAPES = dict.fromkeys(cases.EXAMPLES, "n, k") | {
-    "labels": "n",
-    "target_indices": "n, 2",
-    "target_log_probs": "n, 2",
-    "cube": "n, 2, k",
-    "other_cube": "n, 2, k",
-    "where": "n, k",
-    "counted": "n",
-    "class_weights": "k",
-    "pos_weight": "k",
-    "weights_of_pairs": "2, k",
-}
+    "labels": "n", "target_indices": "n, 2", "target_log_probs": "n, 2", "cube": "n, 2, k",
+    "other_cube": "n, 2, k", "where": "n, k", "counted": "n", "class_weights": "k",
+    "pos_weight": "k", "weights_of_pairs": "2, k",
+}  # fmt: skip
 
 
 def dense_arrays(n, k):
@@ -71,7 +53,7 @@ def dense_arrays(n, k):
     arrays |= {name: rng.uniform(0.5, 2, k) for name in ("class_weights", "pos_weight")}
     arrays["labels"] = rng.integers(0, k, n).astype(np.int32)
     order = rng.permuted(np.tile(np.arange(k, dtype=np.int32), (n, 1)), axis=1)
-    arrays["target_indices"] = order[:, :2]
+    arrays["target_indices"] = np.resize(order[:, :2], (n, 2))
     arrays["target_log_probs"] = np.log(rng.dirichlet(np.ones(3), n)[:, :2])
     arrays["where"] = rng.random((n, k)) < 0.8
     arrays["counted"] = np.arange(n) != 1
@@ -92,43 +74,24 @@ def with_masks(case):
         columns = functools.partial(call, layout=lambda x: x.T if x.ndim == 2 else x)
         return columns(arrays, axis=0, where=arrays["where"].T)
 
-    names = [*case.kinds, *(name for name in case.options if name in DENSE_SHAPES)]
-    functions = {str(case): (call, names)}
-    if case.has_classes:
-        functions[f"{case} with a mask"] = (masked, [*names, "where"])
-    return functions
+    return {str(case): call} | ({f"{case} with a mask": masked} if case.has_classes else {})
 
 
 OTHER_AXES = {
-    "integer labels over two axes": (
-        lambda a: jxent.softmax_cross_entropy_with_integer_labels(
-            a["cube"],
-            a["labels"],
-            axis=(1, 2),
-            where=a["counted"],
-            class_weights=a["weights_of_pairs"],
-            label_smoothing=0.25,
-            ignore_index=0,
-        ),
-        ["cube", "labels", "counted", "weights_of_pairs"],
+    "integer labels over two axes": lambda a: jxent.softmax_cross_entropy_with_integer_labels(
+        a["cube"], a["labels"], axis=(1, 2), where=a["counted"],
+        class_weights=a["weights_of_pairs"], label_smoothing=0.25, ignore_index=0,
     ),
-    "entropy over all axes": (lambda a: jxent.softmax_entropy(a["cube"], axis=None), ["cube"]),
-    "log_softmax over two axes": (lambda a: jxent.log_softmax(a["cube"], axis=(0, 2)), ["cube"]),
-    "divergence over two axes": (
-        lambda a: jxent.softmax_kl_divergence(a["cube"], a["other_cube"], axis=(2, 0)),
-        ["cube", "other_cube"],
+    "entropy over all axes": lambda a: jxent.softmax_entropy(a["cube"], axis=None),
+    "log_softmax over two axes": lambda a: jxent.log_softmax(a["cube"], axis=(0, 2)),
+    "divergence over two axes": lambda a: jxent.softmax_kl_divergence(
+        a["cube"], a["other_cube"], axis=(2, 0)
     ),
-    "one distribution for all": (
-        lambda a: jxent.softmax_cross_entropy(
-            a["logits"], a["class_weights"], where=a["counted"], z_loss=0.5
-        ),
-        ["logits", "class_weights", "counted"],
+    "one distribution for all": lambda a: jxent.softmax_cross_entropy(
+        a["logits"], a["class_weights"], where=a["counted"], z_loss=0.5
     ),
-    "mean of each column": (
-        lambda a: jxent.weighted_mean(a["losses"], a["weights"], axis=0),
-        ["losses", "weights"],
-    ),
-}
+    "mean of each column": lambda a: jxent.weighted_mean(a["losses"], a["weights"], axis=0),
+}  # fmt: skip
 
 
 @pytest.mark.full
@@ -142,31 +105,18 @@ def test_dense_losses(module):
             functions |= with_masks(case)
 
     def every(arrays):
-        return {
-            name: value_and_gradients(function, {k: arrays[k] for k in names})
-            for name, (function, names) in functions.items()
-        }
+        return {name: with_gradients(function)(arrays) for name, function in functions.items()}
 
     with jax.enable_x64(True):
-        needed = {name for _, names in functions.values() for name in names}
-        arrays = [{k: x for k, x in dense_arrays(*s).items() if k in needed} for s in sizes]
-        program = exported(every, arrays[0], DENSE_SHAPES)
-        for a in arrays:
-            assert_same(fast_jit(program.call)(a), fast_jit(every)(a))
+        program = exported(every, dense_arrays(*sizes[0]), DENSE_SHAPES)
+        for arrays in itertools.starmap(dense_arrays, sizes):
+            assert_same(fast_jit(program.call)(arrays), fast_jit(every)(arrays))
 
 
-HEAD_SHAPES = {
-    "inputs": "{}, {}",
-    "kernel": "{1}, {2}",
-    "labels": "{0}",
-    "weights": "{0}",
-    "bias": "{2}",
-    "class_weights": "{2}",
-    "class_mask": "{2}",
-    "label_smoothing": "",
-    "z_loss": "",
-    "logit_softcap": "",
-}
+HEAD_SHAPES = {"inputs": "{}, {}", "kernel": "{1}, {2}"}
+HEAD_SHAPES |= dict.fromkeys(("labels", "weights"), "{0}")
+HEAD_SHAPES |= dict.fromkeys(("bias", "class_weights", "class_mask"), "{2}")
+HEAD_SHAPES |= dict.fromkeys(("label_smoothing", "z_loss", "logit_softcap"), "")
 
 
 def head_shapes(examples, features=3, classes=7):
@@ -174,23 +124,11 @@ def head_shapes(examples, features=3, classes=7):
 
 
 def head_arrays(examples, features=3, classes=7):
-    rng = np.random.default_rng(features)
-    labels = rng.integers(1, classes, examples).astype(np.int32)
-    return jax.tree.map(
-        jnp.asarray,
-        {
-            "inputs": rng.normal(size=(*examples, features)),
-            "kernel": rng.normal(size=(features, classes)),
-            "labels": np.where(rng.random(examples) < 0.2, -100, labels),
-            "weights": rng.uniform(0.5, 2, examples),
-            "bias": rng.normal(size=classes),
-            "class_weights": rng.uniform(0.5, 2, classes),
-            "class_mask": np.arange(classes) > 0,
-            "label_smoothing": np.float64(0.125),
-            "z_loss": np.float64(0.01),
-            "logit_softcap": np.float64(3.0),
-        },
-    )
+    """Without the first class, which is no label."""
+    arrays = dict(arrays_of_head(examples, features, classes))
+    arrays["labels"] = np.where(arrays["labels"] == 0, 1, arrays["labels"])
+    arrays["class_mask"] = np.arange(classes) > 0
+    return jax.tree.map(jnp.asarray, arrays)
 
 
 def head(arrays, **fixed):
@@ -201,7 +139,7 @@ def head(arrays, **fixed):
 def every_reduction(arrays, **fixed):
     """Each way to a gradient with its value, and what is left of the third."""
     mean, losses = (
-        value_and_gradients(functools.partial(head, reduction=reduction, **fixed), arrays)
+        with_gradients(functools.partial(head, reduction=reduction, **fixed))(arrays)
         for reduction in ("mean", "none")
     )
     return mean, losses, head(arrays, reduction="sum", **fixed)

@@ -9,7 +9,7 @@ import numpy as np
 
 import jxent
 from support import tolerances
-from support.cases import of_some
+from support.cases import with_gradients
 
 
 def double_if(dtype):
@@ -54,10 +54,9 @@ def value_and_gradients(function, options, cotangent, *args):
 
     The options are arguments as well, so that other values need no other program.
     """
-    floats = [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.floating)]
-    of_floats, given = of_some(functools.partial(function, **options), floats, args)
-    out, pullback = jax.vjp(of_floats, *given)
-    return out, *pullback(jnp.ones_like(out) if cotangent is None else cotangent)
+    weights = None if cotangent is None else lambda out: cotangent
+    out, gradients = with_gradients(functools.partial(function, **options), weights)(*args)
+    return out, *(x for x in gradients if x is not None)
 
 
 def compare(got, exact, units, dtype, args):

@@ -14,13 +14,14 @@ IGNORED = -100
 
 @functools.cache
 def arrays_of_head(examples=23, classes=41, features=6):
+    """`examples` may be the sizes of several dimensions; one label or two are ignored."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, examples)
     mask = rng.random(classes) < 0.8
     mask[labels] = True
-    labels[[2, 7]] = IGNORED
+    labels.flat[[i for i in (2, 7) if i < labels.size]] = IGNORED
     return {
-        "inputs": rng.normal(size=(examples, features)),
+        "inputs": rng.normal(size=(*labels.shape, features)),
         "kernel": rng.normal(size=(features, classes)),
         "labels": labels,
         "bias": rng.normal(size=classes),
