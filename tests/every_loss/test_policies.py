@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jxent
-from support.cases import ALL, INTEGERS, fast_jit
+from support.cases import ALL, INTEGERS, fast_jit, with_gradients
 
 INF, NAN = math.inf, math.nan
 LOG_2 = math.log(2)
@@ -48,18 +48,18 @@ LAYOUTS = {
     "classes": {"where": [True] * 3},
     "classes, ignoring": {"where": [True] * 3, "ignore_index": 2},
     "examples": {"where": True},
+    "examples, ignoring": {"where": True, "ignore_index": -100},
     "ignoring": {"ignore_index": -100},
 }
 """What is given beside the arguments; each is one program, in which `where` is traced."""
-_FULL = {"ignoring", "examples"}
-"""What another layout has as well: an example of which no class is left does not count."""
+_WITHOUT_OPTIONS = {"ignoring", "examples, ignoring"}
+"""What the quick tier has without options alone; "examples" it leaves to others with a mask."""
 _MOST_ROWS = 12
 """So many examples have the program that leaves out a class, whatever asks for it."""
 
 _NOT_LOSSES = {"logsumexp": -INF, "log_softmax": -INF, "softmax": 0.0}
 """And the result of a masked example."""
 _SOFT = {"softmax_cross_entropy", "safe_softmax_cross_entropy", "poly_loss_cross_entropy"}
-_DIVERGENCES = {"softmax_kl_divergence", "softmax_jensen_shannon_divergence"}
 _TWO_CLASSES = [False, True, True]
 
 
@@ -84,13 +84,14 @@ def policies(case):
 
 def _masked(case):
     number_of = _NOT_LOSSES.get(case.name, 0.0)
-    layout = _of_classes(case)
+    layout = _and_ignoring(case, "classes")
     for number in (NAN, INF, -INF):
         bad = {
             kind: np.full(x.shape[1:], 99 if kind in INTEGERS else number)
             for kind, x in zip(case.kinds, case.args(), strict=False)
         }
-        yield Row("masked example", bad, number_of, 0.0, "examples", False)
+        for masked in sorted({"examples", _and_ignoring(case, "examples")}):
+            yield Row("masked example", bad, number_of, 0.0, masked, False)
         yield Row("no class left", bad, number_of, 0.0, layout, [False] * 3)
     if set(INTEGERS) & set(case.kinds) or case.name in _NOT_LOSSES:
         return
@@ -100,28 +101,28 @@ def _masked(case):
         yield Row("masked class", bad, AS_OF_TWO, AS_OF_TWO, layout, _TWO_CLASSES)
 
 
-def _of_classes(case):
-    """The layout with a mask of classes: also `ignore_index` must not make it forget that."""
-    return "classes, ignoring" if case.accepts("ignore_index") else "classes"
+def _and_ignoring(case, layout):
+    """The layout of a mask: also `ignore_index` must not make it forget that."""
+    return f"{layout}, ignoring" if case.accepts("ignore_index") else layout
 
 
 def _integer_labels(case):
     first = case.kinds[0]
     for number in (1.0, NAN, INF, -INF):
         if case.accepts("ignore_index"):
-            for index, layout in ((-100, "ignoring"), (2, "classes, ignoring")):
-                row = {"labels": index, first: [number] * 3}
+            for layout in ("ignoring", "classes, ignoring", "examples, ignoring"):
+                row = {"labels": LAYOUTS[layout]["ignore_index"], first: [number] * 3}
                 yield Row("ignored label", row, 0.0, 0.0, layout)
     for label in (-1, -3, 3, 2**31 - 1, -(2**31)):
         yield Row("label out of range", {"labels": label}, NAN, NAN)
-    row = {"labels": 3, first: [-INF] * 3}
+    row, layout = {"labels": 3, first: [-INF] * 3}, _and_ignoring(case, "classes")
     yield Row("label out of range before infinity", row, NAN, NAN)
     for numbers in ([0.0, 1.0, 2.0], [NAN, 1.0, 2.0], [INF, -INF, -INF]):
         numbers = [0.0 if x == -INF and first == "predictions" else x for x in numbers]
         row = {"labels": 0, first: numbers}
         # Where softmax has a limit, the class that is left out still has no gradient.
         gradient = [0.0, None, None] if first == "logits" and numbers[1] == 1.0 else None
-        yield Row("label on a masked class", row, INF, gradient, _of_classes(case), _TWO_CLASSES)
+        yield Row("label on a masked class", row, INF, gradient, layout, _TWO_CLASSES)
     if first != "logits":
         zero = 0.0 if first == "predictions" else -INF
         yield Row("label without probability", {"labels": 0, first: [zero] * 3}, INF)
@@ -163,22 +164,18 @@ def _logits(case, integer):
 def _binary(*names):
     """Of each element: logit, label, loss, and the derivative for the logit."""
     elements = [
-        (INF, 1.0, 0.0, 0.0),
-        (INF, 0.0, INF, 1.0),
-        (-INF, 0.0, 0.0, 0.0),
-        (-INF, 1.0, INF, -1.0),
-        (INF, 0.25, INF, 0.75),
-        (-INF, 0.25, INF, -0.25),
-    ]
+        (INF, 1.0, 0.0, 0.0), (INF, 0.0, INF, 1.0), (INF, 0.25, INF, 0.75),
+        (-INF, 0.0, 0.0, 0.0), (-INF, 1.0, INF, -1.0), (-INF, 0.25, INF, -0.25),
+    ]  # fmt: skip
     for name in names:
-        rows = []
-        for logit, label, loss, slope in elements:
-            if name == "sigmoid_focal_loss":
-                slope *= abs(slope) ** 2  # (1 - p_t)² tends to the square of the label missed.
-            args = {"logits": [logit, 0.0, 1.0], "distributions": [label, 0.5, 0.5]}
-            gradient = {"logits": [slope, None, None], "distributions": None}
-            rows.append(Row("infinite logit", args, [loss, None, None], gradient))
-        yield name, rows
+        # (1 - p_t)² of a focal loss tends to the square of the label missed.
+        power = 2 if name == "sigmoid_focal_loss" else 0
+        rows = [
+            ([z, 0.0, 1.0], [y, 0.5, 0.5], [loss, None, None],
+             [slope * abs(slope) ** power, None, None], None)
+            for z, y, loss, slope in elements
+        ]  # fmt: skip
+        yield name, _pairs("infinite logit", "logits", "distributions", rows)
 
 
 def _pairs(policy, first, second, rows):
@@ -194,103 +191,75 @@ def _infinite(first, second, *pairs):
 
 
 _CERTAIN, _HALF, _NO_COST = [0.0, 1.0, 0.0], [0.5, 0.5, 0.0], "no cost without weight"
+_NOTHING, _UP, _DOWN = [0.0] * 3, [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]
 _LOG_CERTAIN = [-INF, 0.0, -INF]
 _OF_LOGS = ("log_predictions", "distributions")
+_TWO_LOGS = ("log_predictions", "log_distributions")
 _OF_PROBABILITIES = ("distributions", "predictions")
+
+
+def _no_cost(kinds, first, second, to_first, to_second):
+    return _pairs(_NO_COST, *kinds, [(first, second, 0.0, to_first, to_second)])
+
+
 _TABLE = {
     "logsumexp": [
         Row("no limit", {"logits": numbers}, result)
-        for numbers, result in [
-            ([-INF] * 3, -INF),
-            ([INF, 0.0, INF], INF),
-            ([INF, 0.0, 1.0], INF),
-            ([NAN, INF, 0.0], NAN),
-        ]
+        for numbers, result in [([-INF] * 3, -INF), ([INF, 0.0, INF], INF), ([INF, 0.0, 1.0], INF),
+                                ([NAN, INF, 0.0], NAN)]
     ],
     "softmax_cross_entropy": _pairs(
-        "the gradient of a soft label is its cost",
-        "logits",
-        "distributions",
+        "the gradient of a soft label is its cost", "logits", "distributions",
         [([-INF, 0.0, 0.0], _CERTAIN, LOG_2, None, [0.0, LOG_2, LOG_2])],
     ),
     "softmax_kl_divergence": [
         Row("from an impossible class", {"logits": [-INF, 0.5, 1.0]}, INF),
-        Row(
-            "of an impossible class",
-            {"logits": [0.0] * 3, "target_logits": [-INF, 0.0, 0.0]},
-            math.log(1.5),
-            {"logits": [1 / 3, -1 / 6, -1 / 6]},
-        ),
+        Row("of an impossible class", {"logits": [0.0] * 3, "target_logits": [-INF, 0.0, 0.0]},
+            math.log(1.5), {"logits": [1 / 3, -1 / 6, -1 / 6]}),
     ],
     **dict(_binary("sigmoid_binary_cross_entropy", "sigmoid_focal_loss")),
     "sigmoid_entropy": [
         Row("infinite logit", {"logits": [x, 0.0, 1.0]}, [0.0, None, None], [0.0, None, None])
         for x in (INF, -INF)
     ],
-    "sigmoid_kl_divergence": [
-        Row(
-            "infinite logit",
-            {"logits": [z, 0.0, 1.0], "target_logits": [target, 0.5, 0.5]},
-            [loss, None, None],
-            {
-                "logits": [slope, None, None],
-                "target_logits": [0.0 if loss < INF else None, None, None],
-            },
-        )
-        for z, target, loss, slope in [
-            (INF, INF, 0.0, 0.0),
-            (-INF, -INF, 0.0, 0.0),
-            (0.0, INF, LOG_2, -0.5),
-            (0.0, -INF, LOG_2, 0.5),
-            (INF, 0.0, INF, 0.5),
-            (-INF, 0.0, INF, -0.5),
-            (INF, -INF, INF, 1.0),
-            (-INF, INF, INF, -1.0),
-        ]
-    ],
-    "entropy": [Row(_NO_COST, {"distributions": _CERTAIN}, 0.0, [0.0, -1.0, 0.0])],
+    "sigmoid_kl_divergence": _pairs(
+        "infinite logit", "logits", "target_logits",
+        [
+            ([z, 0.0, 1.0], [target, 0.5, 0.5], [loss, None, None], [slope, None, None],
+             [0.0 if loss < INF else None, None, None])
+            for z, target, loss, slope in [
+                (INF, INF, 0.0, 0.0), (-INF, -INF, 0.0, 0.0), (0.0, INF, LOG_2, -0.5),
+                (0.0, -INF, LOG_2, 0.5), (INF, 0.0, INF, 0.5), (-INF, 0.0, INF, -0.5),
+                (INF, -INF, INF, 1.0), (-INF, INF, INF, -1.0),
+            ]
+        ],
+    ),
+    "entropy": [Row(_NO_COST, {"distributions": _CERTAIN}, 0.0, _DOWN)],
     "cross_entropy": [
-        *_pairs(
-            _NO_COST, *_OF_PROBABILITIES, [(_CERTAIN, _CERTAIN, 0.0, [0.0] * 3, [0.0, -1.0, 0.0])]
-        ),
+        *_no_cost(_OF_PROBABILITIES, _CERTAIN, _CERTAIN, _NOTHING, _DOWN),
         *_infinite(*_OF_PROBABILITIES, (_HALF, _CERTAIN)),
     ],
     "relative_entropy": [
-        *_pairs(
-            _NO_COST,
-            *_OF_PROBABILITIES,
-            [(_CERTAIN, _CERTAIN, 0.0, [0.0, 1.0, 0.0], [0.0, -1.0, 0.0])],
-        ),
+        *_no_cost(_OF_PROBABILITIES, _CERTAIN, _CERTAIN, _UP, _DOWN),
         *_infinite(*_OF_PROBABILITIES, (_HALF, _CERTAIN)),
     ],
-    "jensen_shannon_divergence": _pairs(
-        _NO_COST, *_OF_PROBABILITIES, [(_CERTAIN, _CERTAIN, 0.0, [0.0] * 3, [0.0] * 3)]
+    "jensen_shannon_divergence": _no_cost(
+        _OF_PROBABILITIES, _CERTAIN, _CERTAIN, _NOTHING, _NOTHING
     ),
     "kl_divergence": [
-        *_pairs(
-            _NO_COST,
-            *_OF_LOGS,
-            [(_LOG_CERTAIN, _CERTAIN, 0.0, [0.0, -1.0, 0.0], [0.0, 1.0, 0.0])],
-        ),
+        *_no_cost(_OF_LOGS, _LOG_CERTAIN, _CERTAIN, _DOWN, _UP),
         *_infinite(*_OF_LOGS, (_LOG_CERTAIN, _HALF)),
     ],
     "kl_divergence_with_log_targets": [
-        *_pairs(
-            _NO_COST,
-            "log_predictions",
-            "log_distributions",
-            [(_LOG_CERTAIN, _LOG_CERTAIN, 0.0, [0.0, -1.0, 0.0], [0.0, 1.0, 0.0])],
-        ),
-        *_infinite("log_predictions", "log_distributions", (_LOG_CERTAIN, [-1.0, -1.0, -INF])),
+        *_no_cost(_TWO_LOGS, _LOG_CERTAIN, _LOG_CERTAIN, _DOWN, _UP),
+        *_infinite(*_TWO_LOGS, (_LOG_CERTAIN, [-1.0, -1.0, -INF])),
     ],
     "generalized_kl_divergence": [
-        *_pairs(_NO_COST, *_OF_LOGS, [(_LOG_CERTAIN, _CERTAIN, 0.0, [0.0] * 3, [0.0] * 3)]),
+        *_no_cost(_OF_LOGS, _LOG_CERTAIN, _CERTAIN, _NOTHING, _NOTHING),
         *_infinite(*_OF_LOGS, (_LOG_CERTAIN, _HALF)),
     ],
     "binary_cross_entropy": _pairs(
-        _NO_COST,
-        "predictions",
-        "distributions",
+        _NO_COST, "predictions", "distributions",
         [
             ([p, 0.5, 0.5], [y, 0.5, 0.5], [0.0, None, None], [slope, None, None], None)
             for p, y, slope in ((0.0, 0.0, 1.0), (1.0, 1.0, -1.0))
@@ -299,19 +268,22 @@ _TABLE = {
     "binary_entropy": [
         Row(_NO_COST, {"distributions": [p, 0.5, 0.5]}, [0.0, None, None]) for p in (0.0, 1.0)
     ],
-}
+}  # fmt: skip
 
 
 def _value_and_gradient(case, fixed):
-    def function(where, *args):
-        def total(*args):
-            out = case.call(*args, **(fixed | ({} if where is None else {"where": where})))
-            # The probabilities of an example add to one, which has no gradient.
-            weighted = out @ jnp.arange(1.0, 1 + out.shape[-1]) if case.name == "softmax" else out
-            return jnp.sum(weighted), out
+    def losses(where, *args):
+        return case.call(*args, **fixed, **({} if where is None else {"where": where}))
 
-        gradients, out = jax.grad(total, case.differentiable, has_aux=True)(*args)
-        return out, gradients
+    def unequal(p):
+        """The probabilities of an example add to one, which has no gradient."""
+        return jnp.broadcast_to(jnp.arange(1.0, 1 + p.shape[-1]), p.shape)
+
+    both = with_gradients(losses, unequal if case.name == "softmax" else None)
+
+    def function(where, *args):
+        out, (_, *gradients) = both(where, *args)
+        return out, tuple(gradients[i] for i in case.differentiable)
 
     return function
 
@@ -353,7 +325,7 @@ def _groups():
     for case in ALL:
         rows_of_case = list(policies(case))
         if case.options and case.has_classes:
-            of_classes = _of_classes(case)
+            of_classes = _and_ignoring(case, "classes")
             rows_of_case = [
                 row._replace(layout=of_classes) if row.layout == "plain" else row
                 for row in rows_of_case
@@ -367,8 +339,11 @@ def _groups():
             others = ["eager", "vmap"][: 1 if has_options else 2] if layout == "plain" else []
             for mode in ["vmap"] if case.options else ["jit", *others]:
                 # What has options has the layouts with classes beside these.
-                is_plain = mode == "jit" and (layout == "plain" or not has_options)
-                is_quick = layout not in _FULL and (case.options or is_plain)
+                is_bare = mode == "jit" and (layout == "plain" or not has_options)
+                if layout in _WITHOUT_OPTIONS:
+                    is_quick = mode == "jit"
+                else:
+                    is_quick = layout != "examples" and (case.options or is_bare)
                 marks = () if is_quick else pytest.mark.full
                 yield pytest.param(
                     case, layout, mode, rows, id=f"{case}-{layout}-{mode}", marks=marks

@@ -29,18 +29,12 @@ def _assert_close(actual, right, rtol=4e-6, atol=1e-7):
     chex.assert_trees_all_close(list(actual), list(right), rtol=rtol, atol=atol, strict=True)
 
 
-def _cotangent(case):
-    return jnp.asarray(cotangent_of(case))
-
-
 # Without a program of its own each operation is compiled by itself, and without its caches JAX
 # traces each function at length; these three have every mechanism.
-_OF_EVERY_MECHANISM = [
-    bare("softmax_cross_entropy_with_integer_labels"),
-    bare("sigmoid_binary_cross_entropy"),
-    bare("linear_softmax_cross_entropy"),
-]
-_WITH_OPTIONS = [case for case in CASES if case.name in {c.name for c in _OF_EVERY_MECHANISM}]
+_MECHANISMS = ("softmax_cross_entropy_with_integer_labels", "sigmoid_binary_cross_entropy",
+               "linear_softmax_cross_entropy")  # fmt: skip
+_OF_EVERY_MECHANISM = list(map(bare, _MECHANISMS))
+_WITH_OPTIONS = [case for case in CASES if case.name in _MECHANISMS]
 _EACH_MECHANISM = pytest.mark.parametrize("case", quick(BARE, *_OF_EVERY_MECHANISM), ids=str)
 
 
@@ -49,7 +43,7 @@ def test_eager(case):
     """Op by op, with no NaN on the way; of the other functions `test_policy` does so."""
     function = value_and_gradients(case.call, case.differentiable)
     with jax.debug_nans(True):
-        _assert_close(function(_cotangent(case), *case.args()), expected(case))
+        _assert_close(function(jnp.asarray(cotangent_of(case)), *case.args()), expected(case))
 
 
 def _two_of_each(case):
@@ -186,7 +180,7 @@ def test_export(case):
     platforms = sorted({"cpu", "cuda", "tpu", "cuda" if here == "gpu" else here})
     exported = jax.export.export(jax.jit(case.call), platforms=platforms)(*args)
     function = fast_jit(value_and_gradients(exported.call, case.differentiable))
-    _assert_close(function(_cotangent(case), *args), expected(case))
+    _assert_close(function(cotangent_of(case), *args), expected(case))
 
 
 # The integers' rows of probabilities have a mask beside them.
