@@ -125,7 +125,7 @@ def head_shapes(examples, features=3, classes=7):
 
 def head_arrays(examples, features=3, classes=7):
     """Without the first class, which is no label."""
-    arrays = dict(arrays_of_head(examples, features, classes))
+    arrays = dict(arrays_of_head(examples, classes, features))
     arrays["labels"] = np.where(arrays["labels"] == 0, 1, arrays["labels"])
     arrays["class_mask"] = np.arange(classes) > 0
     return jax.tree.map(jnp.asarray, arrays)
