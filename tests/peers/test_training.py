@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 import jxent
-from support.heads import dense_head, fused_head
+from support.heads import fused_head, plain_head
 from support.tiers import quick
 
 pytestmark = pytest.mark.peer
@@ -151,7 +151,7 @@ def trained(head):
 
     def loss(params, context, labels):
         features, embedding = LanguageModel().apply(params, context)
-        return head(features, embedding.T, labels)
+        return head({"inputs": features, "kernel": embedding.T, "labels": labels})
 
     @jax.jit
     def step(params, state, context, labels):
@@ -178,4 +178,4 @@ def test_language_model():
     losses = trained(functools.partial(fused_head, chunk_size=80))
     assert losses[0] == pytest.approx(np.log(BYTES), rel=0.5)
     assert np.mean(losses[-20:]) < 0.75 * jxent.entropy(frequencies)
-    np.testing.assert_allclose(losses, trained(dense_head), rtol=1e-5)
+    np.testing.assert_allclose(losses, trained(plain_head), rtol=1e-5)
