@@ -130,7 +130,7 @@ MUTANTS = [
         "policies", "[softmax_cross_entropy_with_integer_labels-plain"),
     Mutant("_surprisals_bwd", "mask.fill(to_logits, 0.0, 0.0)", "to_logits",
         "a label on a class that is left out gives that class a gradient",
-        "policies", "softmax_cross_entropy_with_integer_labels-options"),
+        "policies", "[softmax_cross_entropy_with_integer_labels-classes"),
     Mutant("Row.surprisal", "jnp.where(self.exists, -self.log_probability(), 0.0)",
         "-self.log_probability()",
         "a soft label has a gradient where the class does not exist",

@@ -338,12 +338,8 @@ def _groups():
             has_options = case.name in with_options
             others = ["eager", "vmap"][: 1 if has_options else 2] if layout == "plain" else []
             for mode in ["vmap"] if case.options else ["jit", *others]:
-                # What has options has the layouts with classes beside these.
-                is_bare = mode == "jit" and (layout == "plain" or not has_options)
-                if layout in _WITHOUT_OPTIONS:
-                    is_quick = mode == "jit"
-                else:
-                    is_quick = layout != "examples" and (case.options or is_bare)
+                has_options_quick = case.options and layout not in _WITHOUT_OPTIONS
+                is_quick = layout != "examples" and (has_options_quick or mode == "jit")
                 marks = () if is_quick else pytest.mark.full
                 yield pytest.param(
                     case, layout, mode, rows, id=f"{case}-{layout}-{mode}", marks=marks
