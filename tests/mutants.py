@@ -3,7 +3,7 @@
 ``python tests/mutants.py`` breaks copies of the checkout, each in one place, as many at a time as
 there are cores. It runs the tests that most likely notice, then, if these pass, the whole quick
 tier, up to the first failure. At the end it runs the tests that failed on an unbroken copy, where
-they must pass, prints a table, and exits with status 1 if a mutant survived. It takes five minutes
+they must pass, prints a table, and exits with status 1 if a mutant survived. It takes three minutes
 on two cores, longer if one survives.
 
 ``python tests/mutants.py surprisals NaN`` takes only the mutants with one of these words in the
