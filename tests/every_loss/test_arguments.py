@@ -13,7 +13,6 @@ from support.cases import BARE, CASES, bare, expected, fast_jit
 from support.tiers import quick, quick_named, quick_rows
 
 _WITH_AXIS = [case for case in BARE if case.has_classes]
-_GENERATOR = np.random.default_rng(0)
 
 
 def every(cases):
