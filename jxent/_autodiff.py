@@ -316,10 +316,12 @@ def _written_out(*args: jax.Array, pullback: Any, out: Any, avals: Leaves) -> li
 
 def as_one_program(function: Callable[..., Out]) -> Callable[..., Out]:
     """The eager form of an operation, compiled also where the user has disabled `jax.jit`."""
+    compiled = jax.jit(function)
 
     def eagerly(*args: jax.Array, **parameters: Any) -> Out:
         with jax.disable_jit(False):
-            results: Out = jax.jit(partial(function, **parameters))(*args)
+            with_parameters = jax.jit(partial(function, **parameters)) if parameters else compiled
+            results: Out = with_parameters(*args)
         return results
 
     return eagerly

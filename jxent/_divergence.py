@@ -11,6 +11,7 @@ from ._autodiff import with_gradient
 from ._dtypes import computing_dtype
 from ._numerics import (
     divergence_terms,
+    divide,
     excess,
     expm1,
     log1p,
@@ -144,7 +145,7 @@ def _known_of_both(row_p: Row, row_q: Row, mask: Mask) -> tuple[Statistics, Stat
     d = _anchored_difference(row_p, row_q)
     near = row_p.exists & row_q.exists & (jnp.abs(d) < 1)
     p, q = row_p.probability(), row_q.probability()
-    far = (1 + of_p.sumexp_rest) / (1 + of_q.sumexp_rest) * p - q
+    far = divide(1 + of_p.sumexp_rest, 1 + of_q.sumexp_rest) * p - q
     terms = jnp.where(near, q * expm1(jnp.where(near, d, 0.0)), far)
     return of_p, of_q, sum_classes(terms, row_p.mesh_axes)
 

@@ -6,33 +6,81 @@ taken; so may JAX's own derivative of it.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce, wraps
+from inspect import signature
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
-from ._autodiff import with_partials, with_tangents
+from ._autodiff import Function, aligned, as_one_program, with_partials, with_tangents
 
 # ---------------------------------------- Elementary functions
-# A TPU takes `exp`, `log` and their like from approximations in its hardware, unless a program asks
-# for the accurate form. On a CPU the results are the same, bit for bit. So the rest of the package
-# takes these functions from here; only the plain reference for row sums keeps `jax.nn.logsumexp`.
+# A TPU takes `exp`, `log` and their like from approximations in its hardware. It can be asked for
+# an accurate form, but JAX publishes the error of that form for `exp` and `expm1` alone, and a
+# division has none. So for TPUs the other functions are made of these two, of sums, and of
+# products. The rest of the package takes all of them from here; only the plain reference for row
+# sums keeps `jax.nn.logsumexp`. On other platforms JAX's own functions are accurate.
 
 HIGHEST = jax.lax.AccuracyMode.HIGHEST
 LOG2_HIGH, LOG2_LOW = 0.693359375, -2.121944400546905827679e-4
 """Their sum is log 2. The first has few bits, so that its product with an exponent is exact."""
 
+FORMS: dict[Primitive, tuple[Function, Function]] = {}
+"""The operations that TPUs compute in a form of their own: the function, and what TPUs compute."""
+
+
+def on_tpus(
+    form: Function, *terms: Function, dtype: Any = np.float32, is_linear: bool = False
+) -> Callable[[Function], Function]:
+    """Makes the decorated elementary function an operation of JAX with another form for TPUs.
+
+    TPUs compute the form for arguments of this dtype. Programs for other platforms are those of the
+    function itself. `jax.lax.platform_dependent` would leave a selection in them, and trace both
+    forms at each use. The `terms` of the derivative are those of `with_tangents`. A linear
+    operation is linear in the first argument, which then has the shape of the result.
+    """
+
+    def decorate(function: Function) -> Function:
+        def of_tpus(*args: jax.Array) -> jax.Array:
+            return (form if args[-1].dtype == dtype else function)(*args)
+
+        operation = Primitive(function.__name__)
+        operation.def_impl(as_one_program(operation.bind))
+        operation.def_abstract_eval(lambda *types: reduce(_type_of_product, types))
+        ad.defjvp(operation, *terms)
+        if is_linear:
+            ad.primitive_transposes[operation] = lambda c, x, *others: (
+                operation.bind(ad.instantiate_zeros(c), *others),
+                *(None for _ in others),
+            )
+        rules: Any = batching
+        of_one = len(signature(function).parameters) == 1
+        (rules.defvectorized if of_one else rules.defbroadcasting)(operation)
+        FORMS[operation] = function, of_tpus
+        mlir.register_lowering(operation, mlir.lower_fun(function, multiple_results=False))
+        mlir.register_lowering(operation, mlir.lower_fun(of_tpus, multiple_results=False), "tpu")
+
+        def bind(*args: Any) -> jax.Array:
+            arrays = [x if hasattr(x, "dtype") else args[-1].dtype.type(x) for x in args]
+            result: jax.Array = operation.bind(*aligned(arrays, (), (True,) * len(args)))
+            return result
+
+        return wraps(function)(bind)
+
+    return decorate
+
+
+def _type_of_product(a: Any, b: Any) -> Any:
+    return jax.lax.mul_p.abstract_eval(a, b)[0]
+
 
 def exp(x: jax.Array) -> jax.Array:
     """``e^x``."""
     return jax.lax.exp(x, accuracy=HIGHEST)
-
-
-def log(x: jax.Array) -> jax.Array:
-    """The natural logarithm."""
-    return jax.lax.log(x, accuracy=HIGHEST)
 
 
 @with_partials(exp)
@@ -41,24 +89,120 @@ def expm1(x: jax.Array) -> jax.Array:
     return jax.lax.expm1(x, accuracy=HIGHEST)
 
 
-def plain_log1p(x: jax.Array) -> jax.Array:
-    """``log(1 + x)`` for x >= -1/4, without the selection that `log1p` needs."""
+# With b r = 1 + e, Newton's method gives ``r (2 - b r) = (1 - e²)/b``.
+def _reciprocal_on_tpu(b: jax.Array) -> jax.Array:
+    r = 1 / b
+    factor = 2 - b * r
+    # The factor is 2 or NaN where r is 0 or infinite, which it is to stay.
+    return r * jnp.where(factor < 2, factor, 1.0)
+
+
+def _divide_on_tpu(a: jax.Array, b: jax.Array) -> jax.Array:
+    return a * _reciprocal_on_tpu(b)
+
+
+def _rounded_divide_on_tpu(a: jax.Array, b: jax.Array) -> jax.Array:
+    # The remainder a - q b is exact, since q and b are split into halves, whose products are exact.
+    upper = partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=11)
+    r = 1 / b
+    q = a * r
+    q_upper, b_upper = upper(q), upper(b)
+    rest = ((a - q_upper * b_upper) - q_upper * (b - b_upper)) - (q - q_upper) * b
+    return q + jnp.where(jnp.abs(rest) < jnp.inf, rest * r, 0.0)
+
+
+# JAX's own derivative for b divides by the square of b, which may overflow.
+_terms_of_quotient: tuple[Function, Function] = (
+    lambda dot, a, b: divide(dot, b),
+    lambda dot, a, b: -divide(a, b) * divide(dot, b),
+)
+
+
+@on_tpus(_divide_on_tpu, *_terms_of_quotient, is_linear=True)
+def divide(a: jax.Array | float, b: jax.Array) -> jax.Array:
+    """``a / b``, with three roundings on TPUs."""
+    return a / b
+
+
+@on_tpus(_rounded_divide_on_tpu, *_terms_of_quotient, is_linear=True)
+def rounded_divide(a: jax.Array | float, b: jax.Array) -> jax.Array:
+    """``a / b`` with one rounding also on TPUs, where it takes six times the cycles of `divide`."""
+    return a / b
+
+
+# With y = log(1 + x) + e, Newton's method gives ``y - (e^y - 1 - x)/(1 + x) = log(1 + x) + e²/2``.
+def _near_log1p_on_tpu(x: jax.Array) -> jax.Array:
+    y = jax.lax.log1p(x, accuracy=HIGHEST)
+    return y - (expm1(y) - x) / (1 + x)
+
+
+@on_tpus(_near_log1p_on_tpu, lambda dot, x: divide(dot, x + 1))
+def near_log1p(x: jax.Array) -> jax.Array:
+    """``log(1 + x)`` for x between -1/4 and 1."""
     return jax.lax.log1p(x, accuracy=HIGHEST)
 
 
+def _split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The k and f with ``x = 2^k (1 + f)`` and 1 + f between √½ and √2, for a normal number x."""
+    root = np.float32(math.sqrt(0.5)).view(np.int32)
+    bits = jax.lax.bitcast_convert_type(x, np.int32) - root
+    mantissa = jax.lax.bitcast_convert_type((bits & 0x7FFFFF) + root, x.dtype)
+    return (bits >> 23).astype(x.dtype), mantissa - 1
+
+
+def _log_of_parts(k: jax.Array, f: jax.Array) -> jax.Array:
+    return k * LOG2_HIGH + (k * LOG2_LOW + _near_log1p_on_tpu(f))
+
+
+def _log_on_tpu(x: jax.Array) -> jax.Array:
+    has_parts = (x > 0) & (x < jnp.inf)
+    return jnp.where(has_parts, _log_of_parts(*_split(x)), jax.lax.log(x, accuracy=HIGHEST))
+
+
+@on_tpus(_log_on_tpu, lambda dot, x: divide(dot, x))
+def log(x: jax.Array) -> jax.Array:
+    """The natural logarithm."""
+    return jax.lax.log(x, accuracy=HIGHEST)
+
+
+def _log1p_on_tpu(x: jax.Array) -> jax.Array:
+    # Near 0 the sum 1 + x loses bits of x, which is f itself.
+    near, has_parts = jnp.abs(x) < 0.25, (x > -1) & (x < jnp.inf)
+    k, f = _split(1 + x)
+    of_parts = _log_of_parts(k, jnp.where(near, x, f))
+    return jnp.where(has_parts, of_parts, jax.lax.log1p(x, accuracy=HIGHEST))
+
+
+@on_tpus(_log1p_on_tpu, lambda dot, x: divide(dot, x + 1))
+def plain_log1p(x: jax.Array) -> jax.Array:
+    """``log(1 + x)`` for x >= -1/4."""
+    return jax.lax.log1p(x, accuracy=HIGHEST)
+
+
+@on_tpus(_log1p_on_tpu, lambda dot, x: divide(dot, x + 1))
 def log1p(x: jax.Array) -> jax.Array:
     """``log(1 + x)``; XLA's own float64 form is off by 120 eps around -0.4 in JAX 0.10."""
     near = jnp.abs(x) < 0.25
-    return jnp.where(near, plain_log1p(jnp.where(near, x, 0.0)), log(1 + x))
+    return jnp.where(near, near_log1p(jnp.where(near, x, 0.0)), log(1 + x))
 
 
+def _tanh_on_tpu(x: jax.Array) -> jax.Array:
+    change = expm1(-2 * jnp.abs(x))
+    return -jnp.sign(x) * divide(change, 2 + change)
+
+
+@on_tpus(_tanh_on_tpu, lambda dot, x: sech2(x) * dot)
 def tanh(x: jax.Array) -> jax.Array:
     """The hyperbolic tangent."""
     return jax.lax.tanh(x, accuracy=HIGHEST)
 
 
+def _sigmoid_on_tpu(z: jax.Array) -> jax.Array:
+    return _reciprocal_on_tpu(1 + exp(-z))
+
+
 # `jax.nn.sigmoid` is the same quotient, but compilers expand it with the approximate exponential.
-@with_partials(lambda z: sigmoid(z) * sigmoid(-z))
+@on_tpus(_sigmoid_on_tpu, lambda dot, z: sigmoid(z) * sigmoid(-z) * dot)
 def sigmoid(z: jax.Array) -> jax.Array:
     """``1 / (1 + e^-z)``, with the derivative ``s(z) s(-z)``, where ``s (1 - s)`` would cancel."""
     return 1 / (1 + exp(-z))
@@ -67,18 +211,7 @@ def sigmoid(z: jax.Array) -> jax.Array:
 @with_partials(sigmoid)
 def softplus(z: jax.Array) -> jax.Array:
     """``log(1 + e^z)``."""
-    return jnp.maximum(z, 0.0) + plain_log1p(exp(-jnp.abs(z)))
-
-
-# The instruction for a power cannot be asked for accuracy, and a TPU makes it of its approximate
-# exponential. Other platforms keep the instruction: a CPU computes it within one unit in the last
-# place, which `power_by_exp` does not reach. So does float64, which a TPU only emulates: XLA has
-# no `reduce_precision` for it there.
-def power(x: jax.Array, y: jax.Array) -> jax.Array:
-    """``x ** y`` for a positive number x of 1 or less. Its derivatives are left to its caller."""
-    on_tpu = jnp.power if x.dtype == jnp.float64 else power_by_exp
-    result: jax.Array = jax.lax.platform_dependent(x, y, tpu=on_tpu, default=jnp.power)
-    return result
+    return jnp.maximum(z, 0.0) + near_log1p(exp(-jnp.abs(z)))
 
 
 def power_by_exp(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -94,11 +227,9 @@ def power_by_exp(x: jax.Array, y: jax.Array) -> jax.Array:
     )
     # Beyond these limits the result is 0, 1 or infinity. An infinite exponent cannot be split.
     y = jnp.clip(y, -(2.0**64), 2.0**64)
-    # With x = 2^k m, m being near 1, log x = k log 2 + log m has no error but that of log m.
-    x = jnp.maximum(x, info.tiny)
-    nearest = jax.lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=0)
-    k = jnp.round(log(nearest) / (LOG2_HIGH + LOG2_LOW))
-    high, low = k * LOG2_HIGH, k * LOG2_LOW + log(x / nearest)
+    # With x = 2^k (1 + f) the sum k log 2 + log(1 + f) has no error but that of its last term.
+    k, f = _split(jnp.maximum(x, info.tiny))
+    high, low = k * LOG2_HIGH, k * LOG2_LOW + _near_log1p_on_tpu(f)
     log_x, y_upper = upper(high + low), upper(y)
     rest = y * ((high - log_x) + low) + (y - y_upper) * log_x
     # The rest is larger only where the upper parts give 0 or infinity. It must not make that NaN.
@@ -107,10 +238,18 @@ def power_by_exp(x: jax.Array, y: jax.Array) -> jax.Array:
     return exp(y_upper * log_x) * (1 + expm1(rest))
 
 
+# The instruction cannot be asked for accuracy, and a TPU makes it of its approximate exponential.
+# A CPU computes it within one unit in the last place, which `power_by_exp` does not reach.
+@on_tpus(power_by_exp)
+def power(x: jax.Array, y: jax.Array) -> jax.Array:
+    """``x ** y`` for a positive number x of 1 or less. Its derivatives are left to its caller."""
+    return jnp.power(x, y)
+
+
 # ---------------------------------------- Quotients, shares and their logarithms
 
 
-@with_partials(lambda x: -1 / expm1(-x))
+@with_partials(lambda x: divide(-1.0, expm1(-x)))
 def log_of_complement(x: jax.Array) -> jax.Array:
     """``log(1 - e^x)`` for ``x <= 0``."""
     near = x > -math.log(2)
@@ -129,7 +268,7 @@ def quotient(a: jax.Array, b: jax.Array) -> jax.Array:
     # If b is broadcast XLA multiplies by 1/b, which underflows to 0 for the largest b.
     maxexp = np.finfo(b.dtype).maxexp
     scale = jnp.where(b > 2.0 ** (3 * maxexp // 4), 2.0 ** (-maxexp // 4), 1.0).astype(b.dtype)
-    return (a * scale) / (b * scale)
+    return divide(a * scale, b * scale)
 
 
 def quotient_of_weight(weight: jax.Array, x: jax.Array) -> jax.Array:
@@ -178,13 +317,13 @@ def power_of_share(share: jax.Array, others: jax.Array, exponent: jax.Array) -> 
     """
     near_one = jnp.maximum(share, 0.5)
     lost = jnp.where(share < 0.5, 0.0, (1 - near_one) - others)
-    x = jnp.clip(exponent * (lost / near_one), -1.0, 1.0)
-    return power(share, exponent) * (1 + x * (1 + x / 2 * (1 + x / 3)))
+    x = jnp.clip(exponent * divide(lost, near_one), -1.0, 1.0)
+    return power(share, exponent) * (1 + x * (1 + 0.5 * x * (1 + (1 / 3) * x)))
 
 
 def _inverse(x: jax.Array) -> jax.Array:
     """``1 / x`` where x is positive, else 0."""
-    return jnp.where(x > 0, 1 / jnp.where(x > 0, x, 1.0), 0.0)
+    return jnp.where(x > 0, divide(1.0, jnp.where(x > 0, x, 1.0)), 0.0)
 
 
 @with_partials(lambda p, q: _inverse(p), lambda p, q: -_inverse(q))
@@ -197,11 +336,11 @@ def log_quotient(p: jax.Array, q: jax.Array) -> jax.Array:
     middle = 2.0 ** (15 * np.finfo(p.dtype).maxexp // 32)
     scale = jnp.where(b < 1, middle, 1 / middle).astype(p.dtype)
     scaled_a, scaled_b = a * scale, b * scale
-    change, ratio = (scaled_a - scaled_b) / scaled_b, scaled_a / scaled_b
+    change, ratio = divide(scaled_a - scaled_b, scaled_b), divide(scaled_a, scaled_b)
     # The difference of close numbers is exact. Their quotient, being near 1, has lost its bits.
     close, far = jnp.abs(change) < 0.25, (ratio < 1 / middle) | (ratio > middle)
     of_change, of_ratio = jnp.where(close, change, 0.0), jnp.where(close | far, 1.0, ratio)
-    near = jnp.where(close, plain_log1p(of_change), log(of_ratio))
+    near = jnp.where(close, near_log1p(of_change), log(of_ratio))
     t = jnp.where(both, jnp.where(far, log(a) - log(b), near), one_sided_log_quotient(p, q))
     return nan_where(jnp.isnan(p) | jnp.isnan(q) | (p < 0) | (q < 0), t)
 
@@ -311,7 +450,7 @@ def divergence_terms(t: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
 def mixture_ratio(t: jax.Array) -> jax.Array:
     """``log(p/m) = log 2 - log(1 + e^-t)`` for m = (p + q)/2 and ``t = log(p/q)``."""
     near = jnp.abs(t) < 1
-    close = -log1p(expm1(jnp.where(near, -t, 0.0)) / 2)
+    close = -log1p(0.5 * expm1(jnp.where(near, -t, 0.0)))
     return jnp.where(near, close, math.log(2) - softplus(-t))
 
 
@@ -338,7 +477,7 @@ def weighted_mixture_ratio(t: jax.Array, own: jax.Array, other: jax.Array) -> ja
     near = (t > -60) & (change > -0.5)
     of_change = log1p(jnp.where(near, change, 0.0))
     top = jnp.maximum(*_logs_of_terms(t, own, other))
-    of_terms = top + plain_log1p(exp(-jnp.abs(_log_odds(t, own, other))))
+    of_terms = top + near_log1p(exp(-jnp.abs(_log_odds(t, own, other))))
     return -jnp.where(near, of_change, of_terms)
 
 
@@ -397,25 +536,24 @@ def sums_of_two(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.real(both), jnp.imag(both)
 
 
-def power_of_two(x: jax.Array) -> jax.Array:
-    """The least power of two that is not less than the positive number `x`, exactly.
-
-    XLA has no `reduce_precision` for the float64 of a TPU, which is a pair of float32 and has their
-    range. There sums of pairs are rounded at no fixed bit, so `signed_sum` is not exact.
-    """
-    own = partial(_power_of_two, dtype=x.dtype)
-    if x.dtype != np.float64:
-        return own(x)
-    on_tpu = partial(_power_of_two, dtype=np.float32)
-    power: jax.Array = jax.lax.platform_dependent(x, tpu=on_tpu, default=own)
-    return power
-
-
 def _power_of_two(x: jax.Array, dtype: Any) -> jax.Array:
     exponent_bits = np.finfo(dtype).nexp
     nearest = jax.lax.reduce_precision(x.astype(dtype), exponent_bits, mantissa_bits=0)
     nearest = nearest.astype(x.dtype)
     return jnp.where(nearest < x, 2 * nearest, nearest)
+
+
+# XLA has no `reduce_precision` for the float64 of a TPU, which is a pair of float32 and has their
+# range. There sums of pairs are rounded at no fixed bit, so `signed_sum` is not exact.
+# A term of `signed_sum` has the same derivative wherever it is split.
+@on_tpus(
+    partial(_power_of_two, dtype=np.float32),
+    lambda dot, x: jnp.zeros_like(dot),
+    dtype=np.float64,
+)
+def power_of_two(x: jax.Array) -> jax.Array:
+    """The least power of two that is not below the positive number `x`, exactly."""
+    return _power_of_two(x, x.dtype)
 
 
 def sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -425,7 +563,7 @@ def sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
     both signs would be inf and -inf, and their sum NaN.
     """
     unit = 2.0 ** (np.finfo(a.dtype).maxexp // 16)
-    return jnp.sum(a * (b / unit), axis=-1) * unit
+    return jnp.sum(a * (b * (1 / unit)), axis=-1) * unit
 
 
 # ---------------------------------------- The soft cap of logits
@@ -444,7 +582,7 @@ LARGEST = 1000.0
 
 # d(c tanh u) = c sech² u du + tanh u dc with du = (dz - u dc) / c.
 @with_partials(
-    lambda z, cap: _sech2(_quotient(z, cap)),
+    lambda z, cap: sech2(_quotient(z, cap)),
     lambda z, cap: _lag(_quotient(z, cap)),
 )
 def soft_cap(z: jax.Array, cap: jax.Array) -> jax.Array:
@@ -457,28 +595,24 @@ def soft_cap(z: jax.Array, cap: jax.Array) -> jax.Array:
 
 
 def _slope(z: jax.Array, cap: jax.Array) -> jax.Array:
-    return jnp.where(jnp.abs(_quotient(z, cap)) < LARGEST, 1.0, 0.0).astype(z.dtype) / cap
+    slope = jnp.where(jnp.abs(_quotient(z, cap)) < LARGEST, 1.0, 0.0).astype(z.dtype)
+    return divide(slope, cap)
 
 
 # du = (dz - u dc) / c. JAX would divide by the square of c, which may overflow.
 @with_partials(_slope, lambda z, cap: -_quotient(z, cap) * _slope(z, cap))
 def _quotient(z: jax.Array, cap: jax.Array) -> jax.Array:
     """``u = z / cap``, at most `LARGEST`, and 0 where the cap is infinite."""
-    return jnp.clip(jnp.where(cap == jnp.inf, 0.0, z) / cap, -LARGEST, LARGEST)
+    return jnp.clip(rounded_divide(jnp.where(cap == jnp.inf, 0.0, z), cap), -LARGEST, LARGEST)
 
 
-@with_partials(lambda u: _sech2(u))
-def _tanh(u: jax.Array) -> jax.Array:
-    return tanh(u)
-
-
-@with_partials(lambda u: -2 * _tanh(u) * _sech2(u))
-def _sech2(u: jax.Array) -> jax.Array:
+@with_partials(lambda u: -2 * tanh(u) * sech2(u))
+def sech2(u: jax.Array) -> jax.Array:
     """``sech² u``, by the sigmoid s: ``4 s(2u) s(-2u)``."""
     return 4 * sigmoid(2 * u) * sigmoid(-2 * u)
 
 
-@with_partials(lambda u: 2 * u * _tanh(u) * _sech2(u))
+@with_partials(lambda u: 2 * u * tanh(u) * sech2(u))
 def _lag(u: jax.Array) -> jax.Array:
     """``tanh u - u sech² u``, which is ``(sinh v - v) sech²(u) / 2`` for ``v = 2u``."""
     near = jnp.abs(u) < 1.5
@@ -486,5 +620,5 @@ def _lag(u: jax.Array) -> jax.Array:
     square = v * v
     # sinh v - v = v³/3! + v⁵/5! + …
     series = _power_series(lambda n: 1 / math.factorial(2 * n + 3), square, 9.0)
-    slope = _sech2(u)
-    return jnp.where(near, v * square * series * (slope / 2), tanh(u) - u * slope)
+    slope = sech2(u)
+    return jnp.where(near, v * square * series * (0.5 * slope), tanh(u) - u * slope)

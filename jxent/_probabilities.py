@@ -8,6 +8,7 @@ from ._arguments import ArrayLike, Axis
 from ._autodiff import loss_with_partials, with_partials
 from ._dtypes import upcast
 from ._numerics import (
+    divide,
     excess,
     log,
     log1p,
@@ -398,12 +399,12 @@ def _relative_entropy(p: jax.Array, q: jax.Array) -> jax.Array:
 # d log(p/m) = dp (1/p - 1/(2m)) - dq/(2m), and 1/p - 1/(2m) = q/(2m)/p; 0 for p where p = 0.
 def _log_of_share_to_p(p: jax.Array, q: jax.Array) -> jax.Array:
     a = jnp.where(p == 0, 1.0, p)
-    return jnp.where(p == 0, 0.0, quotient(quotient(q / 2, a / 2 + q / 2), a))
+    return jnp.where(p == 0, 0.0, quotient(quotient(0.5 * q, 0.5 * a + 0.5 * q), a))
 
 
 def _log_of_share_to_q(p: jax.Array, q: jax.Array) -> jax.Array:
-    m = p / 2 + q / 2
-    return jnp.where(m == 0, 0.0, -0.5 / jnp.where(m == 0, 1.0, m))
+    m = 0.5 * p + 0.5 * q
+    return jnp.where(m == 0, 0.0, divide(-0.5, jnp.where(m == 0, 1.0, m)))
 
 
 @with_partials(_log_of_share_to_p, _log_of_share_to_q)
@@ -415,7 +416,7 @@ def _log_of_share(p: jax.Array, q: jax.Array) -> jax.Array:
 # d(p log(p/m)) = (log(p/m) + 1) dp - (p/m) dm, and with q's term the parts from dm add to
 # -2 dm = -dp - dq: half of log(p/m) remains. Where p = 0 only the part from q's term, -q/(4m).
 def _jensen_shannon_to_p(p: jax.Array, q: jax.Array) -> jax.Array:
-    return replaced_where(p == 0, _log_of_share(p, q) / 2, -jnp.sign(q) / 2)
+    return replaced_where(p == 0, 0.5 * _log_of_share(p, q), -0.5 * jnp.sign(q))
 
 
 def _jensen_shannon_to_q(p: jax.Array, q: jax.Array) -> jax.Array:
@@ -425,6 +426,6 @@ def _jensen_shannon_to_q(p: jax.Array, q: jax.Array) -> jax.Array:
 @loss_with_partials(_jensen_shannon_to_p, _jensen_shannon_to_q, axis=(-1,))
 def _jensen_shannon(p: jax.Array, q: jax.Array) -> jax.Array:
     t = log_quotient(p, q)
-    quarters = (excess(mixture_ratio(t)) + excess(mixture_ratio(-t))) / 4
+    quarters = 0.25 * (excess(mixture_ratio(t)) + excess(mixture_ratio(-t)))
     # XLA would turn p / 2 + q / 2 into (p + q) / 2, which overflows for the largest numbers.
     return jnp.sum(p * quarters + q * quarters, axis=-1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, axes_of, check_not_negative, elementwise
 from ._dtypes import upcast
-from ._numerics import nan_where
+from ._numerics import divide, nan_where
 from ._rows import elements_of
 
 
@@ -60,4 +60,4 @@ def weighted_mean(
 
 def mean(total: jax.Array, count: jax.Array) -> jax.Array:
     """``total / count``, 0 where the count is 0."""
-    return jnp.where(count == 0, 0.0, total / jnp.where(count == 0, 1.0, count))
+    return jnp.where(count == 0, 0.0, divide(total, jnp.where(count == 0, 1.0, count)))

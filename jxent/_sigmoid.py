@@ -8,6 +8,7 @@ from ._autodiff import loss_with_partials, with_gradient
 from ._dtypes import computing_dtype, upcast, widened
 from ._numerics import (
     divergence_terms,
+    divide,
     expm1,
     log1p,
     nan_where,
@@ -141,8 +142,8 @@ def binary_weights(
     positive, negative = y, 1 - y
     if not is_off(label_smoothing):
         epsilon = scalar("label_smoothing", label_smoothing, y)
-        positive = weighted(1 - epsilon, positive) + epsilon / 2
-        negative = weighted(1 - epsilon, negative) + epsilon / 2
+        positive = weighted(1 - epsilon, positive) + 0.5 * epsilon
+        negative = weighted(1 - epsilon, negative) + 0.5 * epsilon
     if pos_weight is not None:
         weight = elementwise("pos_weight", pos_weight, elements.name, like, trailing=True)
         positive = positive * weight.astype(y.dtype)
@@ -207,7 +208,7 @@ def _sigmoid_kl_bwd(
     near = jnp.abs(d) < 1
     change = expm1(jnp.where(near, d, 0.0))
     far = jnp.where(z_q + z_p > 0, not_p - not_q, q - p)
-    to_q = jnp.where(near, -q * not_q * change / (1 + q * change), far)
+    to_q = jnp.where(near, divide(-q * not_q * change, 1 + q * change), far)
     slope = p * not_p
     to_p = slope * jnp.where((slope == 0) & jnp.isinf(d), 0.0, d)
     return cotangent * to_q, cotangent * to_p

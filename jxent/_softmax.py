@@ -9,7 +9,7 @@ import numpy as np
 
 from ._arguments import ArrayLike, Axis, is_off, scalar
 from ._dtypes import computing_dtype
-from ._numerics import weighted_cost
+from ._numerics import divide, weighted_cost
 from ._rows import Rows, as_row, labelled_rows, rows_of, weight_of_label
 from ._sharding import AxisName, check_replicated, explicit_sharding
 from ._statistics import SmoothedWeights
@@ -328,7 +328,7 @@ def _uniform_probability(rows: Rows, dtype: np.dtype[Any]) -> jax.Array:
     number = rows.number_present()
     if rows.mask.classes is None:
         return jnp.full((1,) * (len(rows.examples) + 1), 1 / number, dtype)
-    return 1 / jnp.maximum(number, 1).astype(dtype)
+    return divide(1.0, jnp.maximum(number, 1).astype(dtype))
 
 
 def _z_terms(rows: Rows, weight: ArrayLike, normalizer: jax.Array) -> list[jax.Array]:

@@ -11,6 +11,7 @@ from ._autodiff import with_gradient, with_partials
 from ._dtypes import computing_dtype, upcast
 from ._numerics import (
     divergence_terms,
+    divide,
     exp,
     expm1,
     log,
@@ -298,8 +299,8 @@ def _log_ratio_of_rest(
     """
     surplus = -jnp.sum(_shortfall(log_p, log_q), axis=-1, keepdims=True)
     q_rest = exp(log_q_rest)
-    near = jnp.abs(surplus) < q_rest / 2
-    close = log1p(-jnp.where(near, surplus / jnp.where(near, q_rest, 1.0), 0.0))
+    near = jnp.abs(surplus) < 0.5 * q_rest
+    close = log1p(-jnp.where(near, divide(surplus, jnp.where(near, q_rest, 1.0)), 0.0))
     log_p_rest = _log_complement(log_p)
     t = jnp.where(near, close, _log_ratio(log_p_rest, log_q_rest))
     # A rounded logarithm has an error of its own size.

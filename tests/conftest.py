@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from jxent._selftest.table import TABLE
+from support import tpu
 
 # Traces are many objects that live long: by default their collection takes 7 % of the time.
 gc.set_threshold(100_000, 20, 20)
@@ -30,6 +31,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--full", action="store_true", help="with the full crosses, which take minutes"
     )
+    parser.addoption("--tpu", choices=tpu.ARITHMETICS, help="with a TPU's arithmetic, on a CPU")
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist looks for the groups afterwards.
@@ -45,6 +47,15 @@ def pytest_collection_modifyitems(config, items):
         slow = {i for i in items if i.get_closest_marker("full") or i.get_closest_marker("aot")}
         config.hook.pytest_deselected(items=list(slow))
         items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _arithmetic(request):
+    if name := request.config.getoption("--tpu"):
+        with tpu.arithmetic(name):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -245,7 +245,7 @@ def reduce_parts(row: Statistics) -> Statistics:
     row, errors = jax.tree.map(lambda x: jnp.expand_dims(x, -1), reduced)
     # The error of an infinite sum would make it NaN.
     known = {n: jnp.where(jnp.isinf(x := getattr(row, n)), x, x + errors[n]) for n in errors}
-    known |= {n: known[n] / unit for n in ("sumexp_rest", "exp_gap") if n in known}
+    known |= {n: known[n] * (1 / UNIT) for n in ("sumexp_rest", "exp_gap") if n in known}
     whole: Statistics = row._replace(**known)
     return whole
 
