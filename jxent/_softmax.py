@@ -327,7 +327,7 @@ def _uniform_probability(rows: Rows, dtype: np.dtype[Any]) -> jax.Array:
     """``[..., 1]``: the probability of each class that counts, if all have the same."""
     number = rows.number_present()
     if rows.mask.classes is None:
-        return jnp.full((1,) * (len(rows.examples) + 1), 1 / number, dtype)
+        number = jnp.full((1,) * (len(rows.examples) + 1), number, dtype)
     return divide(1.0, jnp.maximum(number, 1).astype(dtype))
 
 

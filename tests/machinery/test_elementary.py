@@ -22,14 +22,29 @@ INEXACT = {
     *("logistic", "sigmoid", "log_sigmoid", "softplus", "softmax", "log_softmax", "logsumexp"),
     *("logaddexp", "logaddexp2", "xlogy", "xlog1py", "entr", "rel_entr", "kl_div", "expit"),
     *("logit", "standardize", "silu", "gelu", "mish"),
+    *("div", "divide", "true_divide", "reciprocal", "mean", "average", "var", "std"),
 }
 ALLOWED = {
     "_numerics.py": {"exp", "expm1", "log", "log1p", "tanh", "power"},
     # The plain way to sum a row, which the others are compared with. No TPU program has it.
     "_statistics/platforms.py": {"logsumexp"},
     # What textbooks print, as it is usually computed.
-    "_selftest/report.py": {"exp", "log", "sigmoid", "softmax"},
+    "_selftest/report.py": {"exp", "log", "mean", "sigmoid", "softmax"},
+    "_selftest/iris.py": {"mean"},
 }
+QUOTIENTS = {
+    # What TPUs correct, what they correct it with, and what other platforms compute.
+    "_numerics.py": {
+        *("a / b", "1 / b", "(expm1(y) - x) / (1 + x)", "1 / (1 + exp(-z))"),
+        # Numbers of Python, as all that follow.
+        *("1 / 3", "1 / unit", "1 / middle", "eps / 16", "np.finfo(z.dtype).eps / 2"),
+        *("(n + 1) / math.factorial(n + 2)", "1 / math.factorial(2 * n + 3)"),
+        "coefficient(number) / coefficient(0)",
+    },
+    "_statistics/merging.py": {"1 / UNIT"},
+    "_head/chunks.py": {"examples / size", "examples / number", "examples / number / 8"},
+}
+"""Where the package divides without `divide`."""
 TEXTBOOK = {"_selftest/exact.py", "_selftest/sizes.py", "_selftest/table.py"}
 """Formulas in arithmetic of any kind, which may raise to any power."""
 
@@ -43,6 +58,24 @@ def test_nothing_else_uses_functions_that_a_tpu_approximates():
     assert found == ALLOWED
 
 
+def test_nothing_else_divides():
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).as_posix()
+        used = set() if name.startswith("_selftest/") else quotients(path.read_text())
+        found |= {name: used} if used else {}
+    assert found == QUOTIENTS
+
+
+def quotients(source):
+    nodes = [x for x in ast.walk(ast.parse(source)) if isinstance(x, ast.BinOp | ast.AugAssign)]
+    return {ast.unparse(node) for node in nodes if isinstance(node.op, ast.Div)}
+
+
+def test_the_search_finds_quotients():
+    assert quotients("x = f(a / b) - 7 // 2\nx /= c") == {"a / b", "x /= c"}
+
+
 @pytest.mark.parametrize(
     ("source", "used"),
     [
@@ -52,6 +85,7 @@ def test_nothing_else_uses_functions_that_a_tpu_approximates():
         ("from jax.nn import softplus", {"softplus"}),
         ("from jax.lax import exp as e, max", {"exp"}),
         ("partial(jax.nn.softmax, axis=-1)", {"softmax"}),
+        ("jnp.mean(x) + lax.div(x, y)", {"mean", "div"}),
         ("x**y", {"**"}),
         ("x **= 0.5", {"**"}),
         ("pow(x, y)", {"**"}),

@@ -46,10 +46,9 @@ def arithmetic(name):
         of_single = functools.partial(_in_single, primitive, row, device, kind == "largest")
         rule = functools.partial(_lower, plain, mlir.lower_fun(of_single, multiple_results=False))
         mlir.register_lowering(primitive, rule, "cpu")
-    for operation, (_, form) in _numerics.FORMS.items():
-        if kind != "uncorrected":
-            rule = mlir.lower_fun(form, multiple_results=False)
-            mlir.register_lowering(operation, rule, "cpu")
+    for operation, (function, form) in _numerics.FORMS.items():
+        chosen = function if kind == "uncorrected" else form
+        mlir.register_lowering(operation, mlir.lower_fun(chosen, multiple_results=False), "cpu")
     PLATFORMS["cpu"] = PLATFORMS["tpu"]
     jax.clear_caches()
     try:
@@ -82,10 +81,11 @@ def _in_single(primitive, row, device, is_largest, *args, **parameters):
 
 def _erroneous(x, units, is_largest):
     """`x`, off by so many units in the last place, or by at most so many."""
-    bits = jax.lax.bitcast_convert_type(x, np.uint32)
-    # The product of a multiplicative hash; its upper bits depend on all bits of the number.
-    drawn = ((bits * np.uint32(2654435769)) >> 8).astype(np.float32) * np.float32(2**-23) - 1
+    bits = jax.lax.bitcast_convert_type(x, np.int32)
+    # A multiplicative hash: the upper bits of the product depend on all bits of the number.
+    drawn = (bits * np.int32(-1640531527)).astype(np.float32) * np.float32(2**-31)
     error = jnp.full(x.shape, units) if is_largest else jnp.round(units * drawn).astype(np.int32)
-    moved = jax.lax.bitcast_convert_type(bits + error.astype(np.uint32), np.float32)
-    info, size = np.finfo(np.float32), jnp.abs(x)
-    return jnp.where((size > 2 * info.tiny) & (size < info.max / 2), moved, x)
+    # The exponent stays, since beyond a power of two the units are others.
+    mantissa = jnp.clip((bits & 0x7FFFFF) + error, 0, 0x7FFFFF)
+    moved = jax.lax.bitcast_convert_type((bits & ~0x7FFFFF) | mantissa, np.float32)
+    return jnp.where(jnp.isfinite(x) & (jnp.abs(x) >= np.finfo(np.float32).tiny), moved, x)
