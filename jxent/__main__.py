@@ -12,14 +12,14 @@ import jax
 
 import jxent
 
-from ._selftest import choices, errors, iris, report
+from ._selftest import choices, devices, errors, iris, report
 
 DESCRIPTION = """\
-Trains a softmax classifier on Fisher's iris, then measures the losses: the worst error of value
-and gradient over inputs that are hard for them, in each dtype, against exact arithmetic, beside
-the textbook formula's and, where it is installed, optax's. The last line says whether this device
-keeps the promise; if an error of jxent's exceeds its bound, the status is 1. Takes about a minute
-on two CPU cores."""
+Measures the elementary functions of this device, and trains a softmax classifier on Fisher's iris.
+Then it measures the losses: the worst error of value and gradient over inputs that are hard for
+them, in each dtype, against exact arithmetic, beside the textbook formula's and, where it is
+installed, optax's. The last line says whether this device keeps the promise; if an error of jxent's
+exceeds its bound, the status is 1. Takes about a minute on two CPU cores."""
 KNOWN = {"cpu", "NVIDIA H200"}
 """The kinds of devices that the documentation has measured figures for."""
 ISSUES = "https://github.com/jxent/jxent/issues"
@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     about = _about(device)
     if not options.json:
         print(_about_in_words(about), flush=True)
+    elementary = {name: devices.measure(name, device) for name in devices.ELEMENTARY}
+    if not options.json:
+        print(f"{devices.as_text(elementary)}\n", flush=True)
     with jax.default_device(device):
         history, accuracy = iris.train()
     if not options.json:
@@ -46,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         document = {
             **about,
+            "elementary": elementary,
             "iris": {"loss": [[n, loss] for n, loss in history], "accuracy": accuracy},
             "numerics": report.as_json(lines),
             "missed": missed,

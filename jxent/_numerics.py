@@ -166,11 +166,10 @@ def log(x: jax.Array) -> jax.Array:
 
 
 def _log1p_on_tpu(x: jax.Array) -> jax.Array:
-    # Near 0 the sum 1 + x loses bits of x, which is f itself.
-    near, has_parts = jnp.abs(x) < 0.25, (x > -1) & (x < jnp.inf)
     k, f = _split(1 + x)
-    of_parts = _log_of_parts(k, jnp.where(near, x, f))
-    return jnp.where(has_parts, of_parts, jax.lax.log1p(x, accuracy=HIGHEST))
+    # The sum has lost bits of a small x, which is f itself.
+    of_parts = _log_of_parts(k, jnp.where(k == 0, x, f))
+    return jnp.where((x > -1) & (x < jnp.inf), of_parts, jax.lax.log1p(x, accuracy=HIGHEST))
 
 
 @on_tpus(_log1p_on_tpu, lambda dot, x: divide(dot, x + 1))

@@ -1,6 +1,15 @@
 """How much elementary functions err: what JAX publishes, and what the device at hand does."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _numerics
+
+Array = np.ndarray[Any, Any]
 
 
 class Errors(NamedTuple):
@@ -9,10 +18,10 @@ class Errors(NamedTuple):
     cpu: float
     gpu: float
     v5e: float
-    """also a TPU v2, v3 and v4"""
+    """also of a TPU v2, v3 and v4"""
     v5p: float
     v6e: float
-    """also a TPU 7x"""
+    """also of a TPU 7x"""
 
 
 ERRORS = {
@@ -30,3 +39,98 @@ ERRORS = {
     "tanh": Errors(5, 5.5, 1365.5, 92, 1.5),
 }
 """From "Numerical accuracy" in the documentation of JAX, as reviewed on 2026-09-18."""
+
+COLUMNS = {
+    **{f"TPU {kind}": "v5e" for kind in ("v2", "v3", "v4", "v5 lite")},
+    **{"TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5e": "v5e"},
+    **{f"TPU {kind}": "v6e" for kind in ("v6 lite", "v6e", "7x")},
+    "TPU7x": "v6e",
+}
+"""The columns of `ERRORS` by the names that JAX gives to kinds of TPUs."""
+
+
+class Elementary(NamedTuple):
+    """An elementary function, as JAX and as this package computes it."""
+
+    row: str
+    """of `ERRORS`"""
+    jax: Callable[..., jax.Array]
+    ours: Callable[..., jax.Array]
+    exact: Callable[..., Array]
+    """in float64"""
+    lowest: float
+    """the domain, from here to infinity"""
+    assumed: float
+    """the largest error that the bounds of the losses are derived from"""
+
+
+ELEMENTARY = {
+    "exp": Elementary("exp highest", _numerics.exp, _numerics.exp, np.exp, -np.inf, 2),
+    "expm1": Elementary("expm1 highest", _numerics.expm1, _numerics.expm1, np.expm1, -np.inf, 6.5),
+    "log": Elementary("log", jnp.log, _numerics.log, np.log, 0, 3.5),
+    "log1p": Elementary("log1p", jnp.log1p, _numerics.log1p, np.log1p, -1, 4.5),
+    "tanh": Elementary("tanh", jnp.tanh, _numerics.tanh, np.tanh, -np.inf, 6),
+    "quotient": Elementary("reciprocal", jnp.divide, _numerics.divide, np.divide, -np.inf, 2.5),
+}
+POINTS = 1_000_000
+
+
+def measure(name: str, device: jax.Device | None = None) -> dict[str, float | None]:
+    """The largest errors over a million numbers, of JAX's function and of this package's."""
+    function = ELEMENTARY[name]
+    args = [_numbers(seed, function.lowest) for seed in range(1 + (name == "quotient"))]
+    with np.errstate(all="ignore"):
+        exact = function.exact(*(x.astype(np.float64) for x in args))
+    with jax.default_device(device):
+        theirs, ours = (_worst(jax.jit(f)(*args), exact) for f in (function.jax, function.ours))
+    column = _column(device or jax.local_devices()[0])
+    published = None if column is None else getattr(ERRORS[function.row], column)
+    return {"jax": theirs, "published": published, "jxent": ours, "assumed": function.assumed}
+
+
+def _column(device: jax.Device) -> str | None:
+    return COLUMNS.get(device.device_kind, {"cpu": "cpu", "gpu": "gpu"}.get(device.platform))
+
+
+def _numbers(seed: int, lowest: float) -> Array:
+    """Half of them of a size between 1e-30 and 1e30, half of one between 0.01 and 100."""
+    rng = np.random.default_rng(seed)
+    size = np.log(10) * np.concatenate([rng.uniform(-a, a, POINTS // 2) for a in (30, 2)])
+    x = np.exp(size) * rng.choice([-1, 1], POINTS)
+    inside: Array = np.where(x > lowest, x, -1 / x if lowest else -x).astype(np.float32)
+    return inside
+
+
+def _worst(found: Any, exact: Array) -> float:
+    """The largest error of the results of a size between 1e-30 and 1e30."""
+    counted = (np.abs(exact) >= 1e-30) & (np.abs(exact) <= 1e30)
+    found, exact = np.asarray(found, np.float64)[counted], exact[counted]
+    unit = np.exp2(np.floor(np.log2(np.abs(exact))) - np.finfo(np.float32).nmant)
+    return float(np.max(np.abs(found - exact) / unit))
+
+
+def as_text(measured: dict[str, dict[str, Any]]) -> str:
+    """Returns a table of all functions, and says which of them err more than was assumed."""
+    lines = [
+        f"Elementary functions in float32: the largest errors over {POINTS:,} numbers, in units",
+        "in the last place. JAX: as it computes them, and as its documentation says. jxent: as it",
+        "computes them, and the errors that its bounds are derived from.",
+        f"{'':10}{'JAX':>10}{'published':>11}{'jxent':>8}{'derived from':>14}",
+    ]
+    for name, found in measured.items():
+        published = "-" if found["published"] is None else f"{found['published']:g}"
+        lines.append(
+            f"  {name:8}{found['jax']:10.1f}{published:>11}{found['jxent']:8.1f}"
+            f"{found['assumed']:14g}"
+        )
+    return "\n".join([*lines, *worse(measured)])
+
+
+def worse(measured: dict[str, dict[str, Any]]) -> list[str]:
+    """Describes each function that errs more than the bounds allow for."""
+    return [
+        f"This device is worse than what the bounds were derived from: {name} errs by"
+        f" {found['jxent']:.1f} units in the last place, not by {found['assumed']:g}."
+        for name, found in measured.items()
+        if not found["jxent"] <= found["assumed"]
+    ]

@@ -85,7 +85,8 @@ def _erroneous(x, units, is_largest):
     # A multiplicative hash: the upper bits of the product depend on all bits of the number.
     drawn = (bits * np.int32(-1640531527)).astype(np.float32) * np.float32(2**-31)
     error = jnp.full(x.shape, units) if is_largest else jnp.round(units * drawn).astype(np.int32)
-    # The exponent stays, since beyond a power of two the units are others.
-    mantissa = jnp.clip((bits & 0x7FFFFF) + error, 0, 0x7FFFFF)
-    moved = jax.lax.bitcast_convert_type((bits & ~0x7FFFFF) | mantissa, np.float32)
+    # A power of two stays, and so does the exponent: beyond it the units are others.
+    mantissa = bits & 0x7FFFFF
+    erroneous = jnp.where(mantissa == 0, 0, jnp.clip(mantissa + error, 0, 0x7FFFFF))
+    moved = jax.lax.bitcast_convert_type((bits & ~0x7FFFFF) | erroneous, np.float32)
     return jnp.where(jnp.isfinite(x) & (jnp.abs(x) >= np.finfo(np.float32).tiny), moved, x)
