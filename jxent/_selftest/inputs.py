@@ -25,6 +25,7 @@ NAMES = {
     ("log_predictions", "labels"): "log-probabilities, labels",
     ("log_predictions", "distributions"): "log-probabilities, probabilities",
     ("log_predictions", "log_distributions"): "two log-probabilities",
+    ("losses", "weights"): "losses, weights",
     ("inputs", "kernel", "labels"): "head, labels",
     ("inputs", "kernel", "inputs", "kernel"): "two heads",
 }
@@ -77,6 +78,7 @@ def inputs() -> dict[str, tuple[Array, ...]]:
         "log-probabilities, labels": (log_p, likely),
         "log-probabilities, probabilities": (log_q, p),
         "two log-probabilities": (log_q, log_p),
+        "losses, weights": (10 * p, q),
         **heads.inputs(),
     }
 
