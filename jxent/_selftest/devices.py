@@ -95,13 +95,14 @@ def measure(name: str, device: jax.Device | None = None) -> dict[str, float | No
     with jax.default_device(device):
         theirs, _ = _worst(jax.jit(function.jax)(*args), exact)
         _, ours = _worst(jax.jit(function.ours)(*args), exact)
-    column = _column(device or jax.local_devices()[0])
-    published = getattr(ERRORS[function.row], column) if function.row and column else None
-    return {"jax": theirs, "published": published, "jxent": ours, "assumed": function.assumed}
+    in_theory = published(function.row, device or jax.local_devices()[0])
+    return {"jax": theirs, "published": in_theory, "jxent": ours, "assumed": function.assumed}
 
 
-def _column(device: jax.Device) -> str | None:
-    return COLUMNS.get(device.device_kind, {"cpu": "cpu", "gpu": "gpu"}.get(device.platform))
+def published(row: str | None, device: jax.Device) -> float | None:
+    """The entry of `ERRORS` for this device, if there is one."""
+    column = COLUMNS.get(device.device_kind, device.platform)
+    return getattr(ERRORS[row], column, None) if row else None
 
 
 def _numbers(seed: int, lowest: float) -> Array:

@@ -19,7 +19,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 CHINESE = [page for page in PAGES if page.name.endswith(".zh.md")]
 ENGLISH = [page for page in PAGES if page not in CHINESE]
 # The figures, and the page for those who want to learn the method.
-ENGLISH_ALONE = {"exactness.md", "performance.md"}
+ENGLISH_ALONE = {"accuracy.md", "exactness.md", "performance.md"}
 
 
 def blocks(readme, language):
@@ -30,7 +30,7 @@ def blocks(readme, language):
 BLOCKS = [(page, b) for page in (READMES[0], *ENGLISH) for b in blocks(page, "python")]
 OF_README = [i for i, (page, _) in enumerate(BLOCKS) if page == READMES[0]]
 # Pages of lists and figures have no code of their own.
-WITHOUT_CODE = {"guarantees.md", "performance.md", "which_loss.md"}
+WITHOUT_CODE = {"accuracy.md", "guarantees.md", "performance.md", "which_loss.md"}
 
 
 def test_there_are_blocks():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 
 import jxent
 from jxent import __main__
-from jxent._selftest import choices, errors, iris, report
+from jxent._selftest import choices, devices, errors, iris, report
 from jxent._selftest.table import TABLE
 from support.tiers import quick
 
@@ -258,6 +259,37 @@ def test_status_and_last_line_tell(function, status, options, small, monkeypatch
             f"{subject} device keeps the promise:"
             f" every value and gradient of {of} is within its bound."
         )
+
+
+def test_a_device_with_worse_functions_is_named(monkeypatch, capsys, small):
+    """The report begins with them; whether the losses suffer is for their bounds to say."""
+    monkeypatch.setattr(errors, "DTYPES", ("float32",))
+    rough = devices.ELEMENTARY["log"]._replace(ours=lambda x: jnp.log(x) * (1 + 2.0**-18))
+    for function, is_worse in ((devices.ELEMENTARY["log"], False), (rough, True)):
+        monkeypatch.setitem(devices.ELEMENTARY, "log", function)
+        assert __main__.main([]) == 0
+        first, _, _ = capsys.readouterr().out.partition("Fisher's iris")
+        assert all(f"\n  {name} " in first for name in devices.ELEMENTARY)
+        assert ("worse than what the bounds were derived from: log errs by" in first) == is_worse
+    assert __main__.main(["--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["elementary"]
+    assert {name for name, row in found.items() if row["jxent"] > row["assumed"]} == {"log"}
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "row", "published"),
+    [
+        ("cpu", "cpu", "tanh", 5),
+        ("gpu", "NVIDIA H200", "tanh", 5.5),
+        ("tpu", "TPU v5 lite", "tanh", 1365.5),
+        ("tpu", "TPU v5", "log", 62),
+        ("tpu", "TPU v6 lite", "log", 2.5),
+        ("tpu", "TPU v9", "log", None),
+    ],
+)
+def test_what_is_published_of_a_device(platform, kind, row, published):
+    device = SimpleNamespace(platform=platform, device_kind=kind)
+    assert devices.published(row, device) == published
 
 
 @pytest.mark.parametrize("known", [True, False])
