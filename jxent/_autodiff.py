@@ -316,12 +316,10 @@ def _written_out(*args: jax.Array, pullback: Any, out: Any, avals: Leaves) -> li
 
 def as_one_program(function: Callable[..., Out]) -> Callable[..., Out]:
     """The eager form of an operation, compiled also where the user has disabled `jax.jit`."""
-    compiled = jax.jit(function)
 
     def eagerly(*args: jax.Array, **parameters: Any) -> Out:
         with jax.disable_jit(False):
-            with_parameters = jax.jit(partial(function, **parameters)) if parameters else compiled
-            results: Out = with_parameters(*args)
+            results: Out = jax.jit(function, static_argnames=tuple(parameters))(*args, **parameters)
         return results
 
     return eagerly

@@ -14,7 +14,7 @@ from ._numerics import (
     exp,
     expm1,
     log,
-    near_log1p,
+    plain_log1p,
     replaced_where,
     sum_of_products,
     zero_if_weightless,
@@ -174,7 +174,7 @@ def _generalized_kl_to_log(ell: jax.Array, t: jax.Array) -> jax.Array:
     # otherwise their difference has lost more bits than that of e^l and t.
     size = exp(ell)
     near = (jnp.abs(t - 1) < 0.25) & (jnp.abs(ell) < 0.5)
-    u = near_log1p(jnp.where(near, t - 1, 0.0)) - jnp.where(near, ell, 0.0)
+    u = plain_log1p(jnp.where(near, t - 1, 0.0)) - jnp.where(near, ell, 0.0)
     return jnp.where(near, -size * expm1(u), size - t)
 
 

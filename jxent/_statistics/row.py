@@ -163,20 +163,14 @@ class Row:
 
 def _probability(z: jax.Array, stats: Statistics) -> jax.Array:
     # Without the barrier XLA would compute the quotient again for each logit, not once for a row.
-    share: jax.Array = jax.lax.optimization_barrier(_share_of_maximum(stats))
-    return unnormalized(z, stats.maximum) * share
+    unit: jax.Array = jax.lax.optimization_barrier(rounded_divide(1.0, 1 + stats.sumexp_rest))
+    return unnormalized(z, stats.maximum) * unit
 
 
 def _complement(z: jax.Array, stats: Statistics) -> jax.Array:
-    below = -expm1(finite_shift(z, stats.maximum))
-    complements: jax.Array = (stats.sumexp_rest + below) * _share_of_maximum(stats)
+    s, below = stats.sumexp_rest, -expm1(finite_shift(z, stats.maximum))
+    complements: jax.Array = (s + below) * rounded_divide(1.0, 1 + s)
     return complements
-
-
-def _share_of_maximum(stats: Statistics) -> jax.Array:
-    """``1/(1 + s)``, the probability of a class with the maximum."""
-    # Second derivatives of a divergence amplify its error, from 32 to 45 eps with `divide`.
-    return rounded_divide(1.0, 1 + stats.sumexp_rest)
 
 
 def plain_surprisal(z: jax.Array, stats: Statistics) -> jax.Array:
