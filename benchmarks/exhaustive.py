@@ -161,12 +161,13 @@ for _gamma in (0.5, 1.0, 2.0):
     )
 
 
+@np.errstate(invalid="ignore")
 def arguments(loss, x):
     """``[x]``, or x and 1 - x in the dtype of x."""
-    with np.errstate(invalid="ignore"):
-        return [x, 1 - x] if loss.probabilities == 2 else [x]
+    return [x, 1 - x] if loss.probabilities == 2 else [x]
 
 
+@np.errstate(invalid="ignore")
 def as_read(loss, x):
     """The arguments in float64, as XLA reads them."""
     wide = [a.astype(np.float64) for a in arguments(loss, x)]
