@@ -19,7 +19,7 @@ from ._numerics import (
     nan_where,
     one_sided_log_quotient,
     sums_of_two,
-    two_difference,
+    two_sum,
     weighted_mixture_ratio,
     zero_if_weightless,
 )
@@ -169,8 +169,8 @@ def _anchored_difference(row_p: Row, row_q: Row) -> jax.Array:
     m_p, m_q = (jnp.where(jnp.isinf(m), 0.0, m) for m in (max_p, max_q))
     a = jnp.where(both & (max_p < jnp.inf), row_p.z, m_p)
     b = jnp.where(both & (max_q < jnp.inf), row_q.z, m_q)
-    difference, error = two_difference(a, b)
-    anchor, anchor_error = two_difference(m_p, m_q)
+    difference, error = two_sum(a, -b)
+    anchor, anchor_error = two_sum(m_p, -m_q)
     return (difference - anchor) + (error - anchor_error)
 
 

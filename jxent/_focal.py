@@ -9,6 +9,7 @@ from ._arguments import ArrayLike, Axis, scalar
 from ._autodiff import computed_once, with_gradient, with_partials
 from ._dtypes import upcast
 from ._numerics import (
+    LARGEST,
     exp,
     expm1,
     finite,
@@ -184,7 +185,7 @@ def _ratio(a: jax.Array, missed: jax.Array, limit: float) -> jax.Array:
 # is (1-p)^γ l log(1-p). No power is lower than γ, so that no derivative of it overflows.
 def _focal_to_loss(losses: jax.Array, gamma: jax.Array) -> jax.Array:
     missed, right = -expm1(-losses), exp(-losses)
-    ratio = _ratio(weighted_cost(right, losses), missed, 1.0)
+    ratio = _ratio(right * jnp.minimum(losses, LARGEST), missed, 1.0)
     return power_of_share(missed, right, gamma) * (1 + gamma * ratio)
 
 
@@ -220,7 +221,7 @@ def _binary_power(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) ->
 def _binary_focal_to_logits(
     z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
 ) -> jax.Array:
-    z = finite(z)
+    z = jnp.clip(z, -LARGEST, LARGEST)
     up, down, losses = sigmoid(z), sigmoid(-z), finite_binary_loss(z, a, b)
     change = losses * _ratio((b - a) * up * down, _binary_missed(z, a, b), 0.0)
     return _binary_power(z, a, b, gamma) * (b * up - a * down + gamma * change)

@@ -21,10 +21,9 @@ from ._autodiff import Function, aligned, as_one_program, with_partials, with_ta
 
 # ---------------------------------------- Elementary functions
 # A TPU takes `exp`, `log` and their like from approximations in its hardware. It can be asked for
-# an accurate form, but JAX publishes the error of that form for `exp` and `expm1` alone, and a
-# division has none. So for TPUs the other functions are made of these two, of sums, and of
-# products. The rest of the package takes all of them from here; only the plain reference for row
-# sums keeps `jax.nn.logsumexp`. On other platforms JAX's own functions are accurate.
+# an accurate form, whose error JAX publishes for `exp` and `expm1` alone. So for TPUs the other
+# functions, and quotients, are made of these two, of sums, and of products. The rest of the package
+# takes all from here; only the plain reference for row sums keeps `jax.nn.logsumexp`.
 
 HIGHEST = jax.lax.AccuracyMode.HIGHEST
 LOG2_HIGH, LOG2_LOW = 0.693359375, -2.121944400546905827679e-4
@@ -41,8 +40,7 @@ def on_tpus(
 
     TPUs compute the form for arguments of this dtype. Other platforms have the function itself in
     their programs, where `jax.lax.platform_dependent` would leave a selection. The `terms` of the
-    derivative are those of `with_tangents`. An operation that is transposed is linear in its first
-    argument, which has the shape of the result.
+    derivative are those of `with_tangents`. What is transposed is linear in the first argument.
     """
 
     def decorate(function: Function) -> Function:
@@ -60,10 +58,9 @@ def on_tpus(
         mlir.register_lowering(operation, mlir.lower_fun(function, multiple_results=False))
         mlir.register_lowering(operation, mlir.lower_fun(of_tpus, multiple_results=False), "tpu")
 
-        def bind(*args: Any) -> jax.Array:
+        def bind(*args: Any) -> Any:
             arrays = [x if hasattr(x, "dtype") else args[-1].dtype.type(x) for x in args]
-            result: jax.Array = operation.bind(*aligned(arrays, (), (True,) * len(args)))
-            return result
+            return operation.bind(*aligned(arrays, (), (True,) * len(args)))
 
         return wraps(function)(bind)
 
@@ -113,10 +110,8 @@ _OF_QUOTIENT: tuple[Function, Function] = (
 divide: Function = on_tpus(lambda a, b: a * _inverse_on_tpu(b), *_OF_QUOTIENT)(operator.truediv)
 """``a / b``, with three roundings on TPUs."""
 rounded_divide = on_tpus(_rounded_divide_on_tpu, *_OF_QUOTIENT)(operator.truediv)
-"""``a / b`` with one rounding also on TPUs, where it takes six times the cycles of `divide`.
-
-Second derivatives of a divergence amplify its error, to 45 eps with `divide` instead of 32.
-"""
+"""``a / b`` with one rounding also on TPUs. There it takes six times the cycles of `divide`, with
+which second derivatives of a divergence would err by 45 eps instead of 32."""
 
 
 # With y = log(1 + x) + e the quotient d is e^e - 1, so that e is d - d²/2 + …: Newton's method, and
@@ -144,8 +139,7 @@ def _split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _log_on_tpu(w: jax.Array, x: jax.Array) -> jax.Array:
     """``log(w)`` for w = 1 + x. If x is small, rounding may have taken bits of it from w."""
     k, f = _split(w)
-    near = _plain_log1p_on_tpu(jnp.where(k == 0, x, f))
-    of_parts = k * LOG2_HIGH + (k * LOG2_LOW + near)
+    of_parts = k * LOG2_HIGH + (k * LOG2_LOW + _plain_log1p_on_tpu(jnp.where(k == 0, x, f)))
     return jnp.where((w > 0) & (w < jnp.inf), of_parts, jax.lax.log(w, accuracy=HIGHEST))
 
 
@@ -395,16 +389,11 @@ def _power_series(coefficient: Callable[[int], float], x: jax.Array, largest: fl
     return series
 
 
-def excess_above(t: jax.Array) -> jax.Array:
-    """``e^-t φ(t) = t + expm1(-t)``, for t >= 1."""
-    return t + expm1(-t)
-
-
 def divergence_terms(t: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
     """``q φ(t) = p log(p/q) - p + q`` for ``t = log(p/q)``, +inf where t is."""
     near = t < 1
     far = jnp.where(near | (t == jnp.inf), 1.0, t)
-    terms = jnp.where(near, q * excess(jnp.where(near, t, 0.0)), p * excess_above(far))
+    terms = jnp.where(near, q * excess(jnp.where(near, t, 0.0)), p * (far + expm1(-far)))
     return jnp.where(t == jnp.inf, jnp.inf, terms)
 
 
@@ -465,11 +454,6 @@ def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return total, (a - (total - seen)) + (b - seen)
 
 
-def two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``a - b`` rounded, and the rounding error."""
-    return two_sum(a, -b)
-
-
 def signed_sum(x: jax.Array, bound: jax.Array) -> jax.Array:
     """Sum over the last axis that stays accurate where terms of both signs cancel.
 
@@ -504,9 +488,8 @@ def _power_of_two(x: jax.Array, dtype: Any) -> jax.Array:
     return jnp.where(nearest < x, 2 * nearest, nearest)
 
 
-# XLA has no `reduce_precision` for the float64 of a TPU, which is a pair of float32 and has their
-# range. There sums of pairs are rounded at no fixed bit, so `signed_sum` is not exact. Its
-# derivative is the same wherever a term is split.
+# XLA has no `reduce_precision` for the float64 of a TPU, a pair of float32 that has their range.
+# Sums of pairs are rounded at no fixed bit, so `signed_sum` is not exact there.
 @on_tpus(partial(_power_of_two, dtype=np.float32), _nothing, dtype=np.float64)
 def power_of_two(x: jax.Array) -> jax.Array:
     """The least power of two that is not below the positive number `x`, exactly."""
@@ -534,7 +517,7 @@ def sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 LARGEST = 1000.0
-"""The largest u. Above it nothing depends on u: sech² is 0 already for much smaller u."""
+"""The largest u. Above it nothing depends on u, since e^-u is 0 in any dtype."""
 
 
 # d(c tanh u) = c sech² u du + tanh u dc with du = (dz - u dc) / c.
@@ -552,8 +535,7 @@ def soft_cap(z: jax.Array, cap: jax.Array) -> jax.Array:
 
 
 def _slope(z: jax.Array, cap: jax.Array) -> jax.Array:
-    slope = jnp.where(jnp.abs(_quotient(z, cap)) < LARGEST, 1.0, 0.0).astype(z.dtype)
-    return divide(slope, cap)
+    return divide(jnp.where(jnp.abs(_quotient(z, cap)) < LARGEST, 1.0, 0.0).astype(z.dtype), cap)
 
 
 # du = (dz - u dc) / c. JAX would divide by the square of c, which may overflow.

@@ -205,10 +205,9 @@ MUTANTS = [
     Mutant("binary_weights", "weighted(1 - epsilon, negative) + 0.5 * epsilon", "1 - positive",
         "a little smoothing of a positive label is rounded away",
         "accuracy", "[sigmoid_binary_cross_entropy-options"),
-    Mutant("_binary_focal_to_logits", "finite(z)", "z",
-        "the gradient is NaN at an infinite loss: 0 times infinity",
-        "policies", "[sigmoid_focal_loss-plain"),
-    # Top k.
+    Mutant("_binary_focal_to_logits", "jnp.clip(z, -LARGEST, LARGEST)", "finite(z)",
+        "gamma times the largest loss overflows in a second derivative",
+        "extremes", "focal_losses_of_the_largest"),
     Mutant("_log_ratio_of_rest", "jnp.where(near, close, _log_ratio(log_p_rest, log_q_rest))",
         "_log_ratio(log_p_rest, log_q_rest)",
         "what two distributions leave to other classes is not compared exactly", "top_k", "agree"),

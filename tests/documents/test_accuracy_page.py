@@ -29,7 +29,7 @@ def tables(section):
 def sections(page, level):
     """The sections of a page by their titles."""
     _, *parts = re.split(rf"^{level} ", page, flags=re.M)
-    return {part.partition("\n")[0]: part for part in parts}
+    return {part.partition("\n")[0]: part.partition("\n## ")[0] for part in parts}
 
 
 def numbers(row):

@@ -421,3 +421,21 @@ def test_derivative_for_class_weights(dtype):
     quantity = Quantity(exact, *of_itself(exact, nats(exact)))
     worst, message = tolerances.worst_error(got, quantity, 16, dtype)
     assert worst <= 1, message
+
+
+@pytest.mark.parametrize("gamma", [0.5, 3.0, 1e4])
+def test_second_derivatives_of_focal_losses_of_the_largest_logits(gamma):
+    """They are 0, though gamma times the loss overflows."""
+    z = np.array([-3e38, -2e38, -1e36, -1e4, 1e4, 1e36, 3e38], np.float32)
+
+    def of_two(z):
+        return jnp.stack([z, jnp.zeros_like(z)])
+
+    losses = [
+        lambda z: jxent.sigmoid_focal_loss(z, jnp.ones_like(z), gamma=gamma),
+        lambda z: jxent.sigmoid_focal_loss(z, jnp.zeros_like(z), gamma=gamma),
+        lambda z: jxent.softmax_focal_loss_with_integer_labels(of_two(z), 0, gamma=gamma),
+    ]
+    second = [jax.vmap(jax.grad(jax.grad(loss))) for loss in losses]
+    for found in fast_jit(lambda z: [f(z) for f in second])(z):
+        np.testing.assert_array_equal(found, np.zeros_like(z))
