@@ -221,9 +221,12 @@ def _binary_power(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) ->
 def _binary_focal_to_logits(
     z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
 ) -> jax.Array:
-    z = jnp.clip(z, -LARGEST, LARGEST)
+    z = finite(z)
     up, down, losses = sigmoid(z), sigmoid(-z), finite_binary_loss(z, a, b)
-    change = losses * _ratio((b - a) * up * down, _binary_missed(z, a, b), 0.0)
+    # Larger losses, times gamma, may overflow, and their ratio is 0.
+    change = jnp.minimum(losses, LARGEST) * _ratio(
+        (b - a) * up * down, _binary_missed(z, a, b), 0.0
+    )
     return _binary_power(z, a, b, gamma) * (b * up - a * down + gamma * change)
 
 

@@ -515,7 +515,6 @@ def sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
 # Computed as 1 - tanh² the second would lose its bits for a large u, and computed as a difference
 # the third would lose them for a small u.
 
-
 LARGEST = 1000.0
 """The largest u. Above it nothing depends on u, since e^-u is 0 in any dtype."""
 

@@ -205,7 +205,7 @@ MUTANTS = [
     Mutant("binary_weights", "weighted(1 - epsilon, negative) + 0.5 * epsilon", "1 - positive",
         "a little smoothing of a positive label is rounded away",
         "accuracy", "[sigmoid_binary_cross_entropy-options"),
-    Mutant("_binary_focal_to_logits", "jnp.clip(z, -LARGEST, LARGEST)", "finite(z)",
+    Mutant("_binary_focal_to_logits", "jnp.minimum(losses, LARGEST)", "losses",
         "gamma times the largest loss overflows in a second derivative",
         "extremes", "focal_losses_of_the_largest"),
     Mutant("_log_ratio_of_rest", "jnp.where(near, close, _log_ratio(log_p_rest, log_q_rest))",
