@@ -216,6 +216,10 @@ _LOSSES = [
     ("jxent", "softmax_kl_divergence", "rows", ""),
     ("jxent", "softmax_kl_divergence", "rows", "with where"),
     ("jxent", "softmax_kl_divergence_with_top_k_targets", "top 32", ""),
+    *[(library, "sigmoid_binary_cross_entropy", "rows", "") for library in ("optax", "jxent")],
+    *[("jxent", name, "rows", "") for name in ("sigmoid_focal_loss", "sigmoid_kl_divergence")],
+    *[("jxent", name, "rows", "") for name in ("relative_entropy", "jensen_shannon_divergence")],
+    *[("jxent", name, "", "") for name in ("sigmoid_entropy", "entropy")],
 ]
 
 

@@ -41,7 +41,7 @@ QUOTIENTS = {
         # Numbers of Python, as all that follow.
         *("1 / 3", "1 / unit", "1 / middle", "eps / 16", "np.finfo(z.dtype).eps / 2"),
         *("(n + 1) / math.factorial(n + 2)", "1 / math.factorial(2 * n + 3)"),
-        "coefficient(number) / coefficient(0)",
+        *("coefficient(number) / coefficient(0)", "2 / (2 * n + 3)"),
     },
     "_statistics/merging.py": {"1 / UNIT"},
     "_head/chunks.py": {"examples / size", "examples / number", "examples / number / 8"},
