@@ -139,7 +139,8 @@ MUTANTS = [
         "classes at -inf pass their cotangent on to the others", "accuracy", "[log_softmax"),
     # The options of the cross-entropies.
     Mutant("_uniform_probability", "divide(1.0, jnp.maximum(number, 1).astype(dtype))",
-        "jnp.full_like(number, 1 / rows.mask.classes.shape[-1], dtype)",
+        "divide(1.0, jnp.full_like(number, rows.mask.classes.shape[-1], dtype))"
+        " if rows.mask.classes is not None else divide(1.0, number)",
         "smoothing gives the mass of masked classes to none",
         "policies", "[softmax_cross_entropy-options-classes"),
     Mutant("as_array", "mask.fill(weights.labels, 0.0, 0.0)", "weights.labels",
@@ -228,7 +229,7 @@ MUTANTS = [
     Mutant("log_of_complement", "log(-expm1(jnp.where(near, x, -1.0)))",
         "log1p(-exp(jnp.where(near, x, -1.0)))",
         "what a nearly certain class leaves to the others cancels", "top_k", "nearly_certain"),
-    Mutant("_OF_QUOTIENT", "-divide(a, b) * divide(dot, b)", "-a * b_dot / (b * b)",
+    Mutant("_OF_QUOTIENT", "-divide(a, b) * divide(dot, b)", "-a * dot / (b * b)",
         "the derivative of a quotient divides by a square that overflows or vanishes",
         "second_derivatives", "test_hessian and binary"),
     Mutant("power_of_share", "power(share, exponent) * (1 + x * (1 + 0.5 * x * (1 + (1 / 3) * x)))",
