@@ -49,7 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         document = {
             **about,
-            "elementary": elementary,
+            "elementary": {
+                name: {kind: x if x is None else report.finite(x) for kind, x in row.items()}
+                for name, row in elementary.items()
+            },
             "iris": {"loss": [[n, loss] for n, loss in history], "accuracy": accuracy},
             "numerics": report.as_json(lines),
             "missed": missed,

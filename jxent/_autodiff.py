@@ -318,8 +318,9 @@ def as_one_program(function: Callable[..., Out]) -> Callable[..., Out]:
     """The eager form of an operation, compiled also where the user has disabled `jax.jit`."""
 
     def eagerly(*args: jax.Array, **parameters: Any) -> Out:
+        of_arrays = partial(function, **parameters) if parameters else function
         with jax.disable_jit(False):
-            results: Out = jax.jit(function, static_argnames=tuple(parameters))(*args, **parameters)
+            results: Out = jax.jit(of_arrays)(*args)
         return results
 
     return eagerly

@@ -222,11 +222,10 @@ def _binary_focal_to_logits(
     z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
 ) -> jax.Array:
     z = finite(z)
-    up, down, losses = sigmoid(z), sigmoid(-z), finite_binary_loss(z, a, b)
+    up, down = sigmoid(z), sigmoid(-z)
     # Larger losses, times gamma, may overflow, and their ratio is 0.
-    change = jnp.minimum(losses, LARGEST) * _ratio(
-        (b - a) * up * down, _binary_missed(z, a, b), 0.0
-    )
+    losses = jnp.minimum(finite_binary_loss(z, a, b), LARGEST)
+    change = losses * _ratio((b - a) * up * down, _binary_missed(z, a, b), 0.0)
     return _binary_power(z, a, b, gamma) * (b * up - a * down + gamma * change)
 
 

@@ -186,7 +186,8 @@ def _generalized_kl(ell: jax.Array, t: jax.Array) -> jax.Array:
     u = _log_of_quotient(ell, t)
     near = u < 1
     of_near = excess(jnp.where(near, u, 0.0))
-    of_far = t * (jnp.where(near, 1.0, u) + expm1(-jnp.where(near, 1.0, u)))
+    far = jnp.where(near, 1.0, u)
+    of_far = t * (far + expm1(-far))
     return jnp.sum(jnp.where(near, _exp_beside(of_near, ell) * of_near, of_far), axis=-1)
 
 

@@ -40,8 +40,8 @@ def on_tpus(
 ) -> Callable[[Function], Function]:
     """Makes the decorated elementary function an operation of JAX with another form for TPUs.
 
-    The form is for this dtype. Programs for other platforms are as without it; with a selection by
-    JAX they would not be. The `terms` are those of `with_tangents`. Only quotients are transposed.
+    The form is for arguments of this dtype. Programs for other platforms do not change: a choice by
+    `jax.lax.platform_dependent` would show there. The `terms` are as in `with_tangents`.
     """
 
     def decorate(function: Function) -> Function:
@@ -54,7 +54,7 @@ def on_tpus(
         kind = "vectorized" if len(signature(function).parameters) == 1 else "broadcasting"
         getattr(batching, f"def{kind}")(operation)
         ad.defjvp(operation, *terms)
-        ad.primitive_transposes[operation] = lambda c, a, b: (operation.bind(c, b), None)
+        ad.primitive_transposes[operation] = lambda c, a, b: (operation.bind(c, b), None)  # of a/b
         FORMS[operation] = function, of_tpus
         mlir.register_lowering(operation, mlir.lower_fun(function, multiple_results=False))
         mlir.register_lowering(operation, mlir.lower_fun(of_tpus, multiple_results=False), "tpu")
@@ -79,11 +79,10 @@ def expm1(x: jax.Array) -> jax.Array:
     return jax.lax.expm1(x, accuracy=HIGHEST)
 
 
-# With b r = 1 + e, Newton's method gives ``r (2 - b r) = (1 - e²)/b``.
+# If b r = 1 + h then r (2 - b r) = (1 - h²)/b. The factor is 2 or NaN where r is 0 or infinite.
 def _inverse_on_tpu(b: jax.Array) -> jax.Array:
     r = 1 / b
     factor = 2 - b * r
-    # The factor is 2 or NaN where r is 0 or infinite, which it is to stay.
     return r * jnp.where(factor < 2, factor, 1.0)
 
 
@@ -101,8 +100,6 @@ _OF_QUOTIENT: tuple[Function, Function] = (
     lambda dot, a, b: divide(dot, b),
     lambda dot, a, b: -divide(a, b) * divide(dot, b),
 )
-
-
 divide: Function = on_tpus(lambda a, b: a * _inverse_on_tpu(b), *_OF_QUOTIENT)(operator.truediv)
 """``a / b``, with three roundings on TPUs."""
 rounded_divide = on_tpus(_rounded_divide_on_tpu, *_OF_QUOTIENT)(operator.truediv)
@@ -110,7 +107,7 @@ rounded_divide = on_tpus(_rounded_divide_on_tpu, *_OF_QUOTIENT)(operator.truediv
 which second derivatives of a divergence would err by 45 eps instead of 32."""
 
 
-# With y = log(1 + x) + e the quotient d is e^e - 1, and e = d - d²/2 + …, by Newton's method d.
+# If y = log(1 + x) + h then d = e^h - 1, so that h = d - d²/2 + …. Newton's method takes h = d.
 def _plain_log1p_on_tpu(x: jax.Array) -> jax.Array:
     y = jax.lax.log1p(x, accuracy=HIGHEST)
     d = (expm1(y) - x) / (1 + x)
@@ -538,7 +535,7 @@ def _slope(z: jax.Array, cap: jax.Array) -> jax.Array:
     return divide(jnp.where(jnp.abs(_quotient(z, cap)) < LARGEST, 1.0, 0.0).astype(z.dtype), cap)
 
 
-# du = (dz - u dc) / c. JAX would divide by the square of c, which may overflow.
+# du = (dz - u dc) / c. For an infinite z JAX would multiply infinity by the slope of the clip, 0.
 @with_partials(_slope, lambda z, cap: -_quotient(z, cap) * _slope(z, cap))
 def _quotient(z: jax.Array, cap: jax.Array) -> jax.Array:
     """``u = z / cap``, at most `LARGEST`, and 0 where the cap is infinite."""

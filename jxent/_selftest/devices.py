@@ -134,9 +134,9 @@ def as_text(measured: dict[str, dict[str, Any]]) -> str:
         f"{'':10}{'JAX':>10}{'published':>11}{'jxent':>8}{'derived from':>14}",
     ]
     for name, found in measured.items():
-        published = "-" if found["published"] is None else f"{found['published']:g}"
+        in_theory = "-" if found["published"] is None else f"{found['published']:g}"
         lines.append(
-            f"  {name:8}{found['jax']:10.1f}{published:>11}{found['jxent']:8.1f}"
+            f"  {name:8}{found['jax']:10.1f}{in_theory:>11}{found['jxent']:8.1f}"
             f"{found['assumed']:14g}"
         )
     return "\n".join([*lines, *worse(measured)])

@@ -29,18 +29,25 @@ BOUNDS = {
 }
 """Each family's title in the report, and the bounds of its values and of its gradients."""
 
-FAMILIES = tuple(
-    Family(
-        *described,
-        tuple(
-            (row.name, inputs)
-            for row in TABLE.values()
-            if row.family == family and row.reported
-            for inputs in names_of(row)
-        ),
+
+def families(rows: Iterable[Row]) -> tuple[Family, ...]:
+    """The losses of these rows by families, each with its inputs."""
+    rows = list(rows)
+    return tuple(
+        Family(
+            *described,
+            tuple(
+                (row.name, inputs)
+                for row in rows
+                if row.family == family
+                for inputs in names_of(row)
+            ),
+        )
+        for family, described in BOUNDS.items()
     )
-    for family, described in BOUNDS.items()
-)
+
+
+FAMILIES = families(row for row in TABLE.values() if row.reported)
 
 
 def _sigmoid(z: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -163,14 +170,15 @@ def as_json(lines: Iterable[Line]) -> list[dict[str, Any]]:
 
 def _numbers(error: Error) -> dict[str, Any]:
     return {
-        "error": _finite(error.worst),
-        "of_bound": _finite(error.of_bound),
+        "error": finite(error.worst),
+        "of_bound": finite(error.of_bound),
         "entries": error.entries,
         "beyond": error.beyond,
     }
 
 
-def _finite(x: float) -> float | str:
+def finite(x: float) -> float | str:
+    """Returns a number for JSON, which has neither NaN nor infinity."""
     return float(x) if math.isfinite(x) else str(float(x))
 
 
