@@ -7,12 +7,13 @@ on every shard of its classes, and their types say so.
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+Out = TypeVar("Out")
 AxisName: TypeAlias = str | tuple[str, ...]
 MeshAxes: TypeAlias = tuple[str, ...]
 
@@ -150,13 +151,42 @@ def resharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     return jax.sharding.reshard(x, sharding) if moves else x
 
 
-def automatic_axes(x: jax.Array) -> tuple[Any, ...]:
-    """The mesh axes over which XLA may have spread `x` without its type saying so."""
+def in_explicit_mesh(function: Callable[..., Out], *arrays: jax.Array) -> Out:
+    """``function(*arrays)`` in the mesh of their types, of which `jax.vmap` must be told."""
+    sharding = next(filter(None, map(explicit_sharding, arrays)), None)
+    if sharding is None or not jax.sharding.get_abstract_mesh().empty:
+        return function(*arrays)
+
+    @jax.jit
+    def in_mesh(*arrays: jax.Array) -> Out:
+        with jax.sharding.use_abstract_mesh(sharding.mesh):
+            return function(*arrays)
+
+    return in_mesh(*arrays)
+
+
+def gathered(x: jax.Array) -> jax.Array:
+    """`x` with its first dimension whole on each device, where XLA may have spread it."""
+    if not automatic_axes(x):
+        return x
+    own: Any = jax.typeof(x).sharding.mesh
+    mesh = jax.sharding.get_abstract_mesh() if own.empty else own
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    sharding = NamedSharding(mesh, PartitionSpec(None, *rest))
+    result: jax.Array = jax.lax.with_sharding_constraint(x, sharding)
+    return result
+
+
+def automatic_axes(x: jax.Array) -> Mapping[Any, int]:
+    """The mesh axes over which XLA may have spread `x` without its type saying so, and their sizes.
+
+    A mesh that only the ``in_shardings`` of `jax.jit` know is not seen.
+    """
     meshes = jax.typeof(x).sharding.mesh, jax.sharding.get_abstract_mesh()
     automatic = jax.sharding.AxisType.Auto
-    return tuple(
-        name
+    return {
+        name: mesh.shape[name]
         for mesh in meshes
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
         if kind == automatic and mesh.shape[name] > 1
-    )
+    }

@@ -13,7 +13,7 @@ from jax.export import is_symbolic_dim
 
 from .._autodiff import differentiated_whole
 from .._dtypes import computing_dtype
-from .._sharding import varying_axes, varying_over
+from .._sharding import gathered, varying_axes, varying_over
 from .plan import COUNTED, Arrays, Name, Plan, is_of_examples, number_of_examples
 
 
@@ -51,12 +51,22 @@ added, and the outputs for each of the examples."""
 
 
 def over_chunks(plan: Plan, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
-    """`step` over chunks of examples."""
-    examples, size = number_of_examples(arrays), plan.chunk_size
+    """`step` over chunks of examples: for each group of them, which has totals of its own."""
+    size = plan.chunk_size
     assert size is not None
-    if COUNTED in arrays and (is_symbolic_dim(examples) or examples):
-        return _over_those_that_count(size, plan.may_skip, arrays, step, carry)
-    return _over_all(size, arrays, step, carry)
+
+    def of_group(*values: jax.Array) -> tuple[Any, Any]:
+        given = dict(zip(arrays, values, strict=True))
+        examples = number_of_examples(given)
+        if COUNTED in given and (is_symbolic_dim(examples) or examples):
+            return _over_those_that_count(size, plan.may_skip, given, step, carry)
+        return _over_all(size, given, step, carry)
+
+    function = of_group
+    for _ in range(plan.groups):
+        function = jax.vmap(function, [0 if is_of_examples(name) else None for name in arrays])
+    # Otherwise a kernel whose features are spread would be gathered again for each chunk.
+    return function(*(gathered(x) if name.kind == "kernel" else x for name, x in arrays.items()))
 
 
 def _over_all(size: int, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:

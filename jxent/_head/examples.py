@@ -20,11 +20,14 @@ from .._sharding import (
     AxisName,
     MeshAxes,
     as_tuple,
+    automatic_axes,
     axes_named,
     bound_axes,
     check_replicated,
     explicit_sharding,
+    in_explicit_mesh,
     joint_sharding,
+    resharded,
     varying_axes,
 )
 from .chunks import with_chunk_size
@@ -40,6 +43,7 @@ from .plan import (
     is_of_classes,
     is_of_examples,
     made,
+    number_of_examples,
 )
 from .rules import of_classes, outputs, total_of, values_of, weigh
 
@@ -117,11 +121,6 @@ def over_examples(
         if example_spec is not None:
             raise ValueError(f"example_spec must come with a mesh, got {example_spec} alone")
         for name, array in arrays.items():
-            if sharding := explicit_sharding(array):
-                raise ValueError(
-                    f"{name} must not be sharded explicitly without mesh=, the mesh to compute on,"
-                    f" got {sharding.spec}"
-                )
             if not is_of_classes(name):
                 check_replicated(str(name), array, axes)
     examples = arrays[Name("inputs")].shape[:-1]
@@ -129,16 +128,84 @@ def over_examples(
         # Their number is not known, so that the last chunk must be like the others.
         arrays = arrays | {COUNTED: jnp.ones(examples, bool)}
     plan = plan._replace(mesh_axes=axes, names=tuple(arrays), reduction=reduction)
-    totals, each = _over_mesh(_of_shard, mesh, example_spec, plan, arrays)
+    if mesh is None:
+        totals, each = in_explicit_mesh(partial(_in_groups, plan), *arrays.values())
+    else:
+        spec = _spec_of_examples(mesh, example_spec, plan, arrays)
+        totals, each = made(_in_shard_map, plan, mesh, spec)(*arrays.values())
     if reduction == "none":
         return None, each
     return (mean(*totals) if reduction == "mean" else totals[0]), each
 
 
-def _of_shard(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
-    """``((total, count), outputs per example)``; the count is for a mean, the total may be None."""
+def _in_groups(plan: Plan, *values: jax.Array) -> tuple[Any, Any]:
+    """`_reduced` of all examples, in groups that the devices compute side by side."""
+    arrays = dict(zip(plan.names, values, strict=True))
     shape = arrays[Name("inputs")].shape[:-1]
-    arrays = _in_one_dimension(without_masked_classes(arrays))
+    arrays, groups = _laid_out(plan, arrays)
+    if not groups:
+        totals, each = _reduced(plan, arrays)
+        return totals, jax.tree.map(lambda x: x.reshape(shape), each)
+    number = len(groups)
+    rest = [n // m for n, m in zip(arrays[Name("inputs")].shape, groups, strict=False)]
+    first, every_other = range(number), range(0, 2 * number, 2)
+
+    def cut(x: jax.Array) -> jax.Array:
+        for i in reversed(first):
+            x = x.reshape(*x.shape[:i], groups[i], rest[i], *x.shape[i + 1 :])
+        x = jnp.moveaxis(x, every_other, first)
+        return x.reshape(*groups, math.prod(rest), *x.shape[2 * number :])
+
+    def joined(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x.reshape(*groups, *rest), first, every_other)
+        for i in first:
+            x = x.reshape(*x.shape[:i], groups[i] * rest[i], *x.shape[i + 2 :])
+        return x.reshape(shape)
+
+    arrays = {name: cut(x) if is_of_examples(name) else x for name, x in arrays.items()}
+    totals, each = _reduced(plan._replace(groups=number), arrays)
+    return totals, jax.tree.map(joined, each)
+
+
+def _laid_out(plan: Plan, arrays: Arrays) -> tuple[Arrays, tuple[int, ...]]:
+    """The arrays, and the number of groups for each dimension of their examples.
+
+    Explicit axes say how the examples are spread. Automatic ones do not: then the examples become
+    one dimension, and there is a group for each device, however many devices share an example.
+    """
+    dimensions = arrays[Name("inputs")].ndim - 1
+    spread = {str(name): range(dimensions) for name in arrays if is_of_examples(name)}
+    joint = joint_sharding(
+        dimensions,
+        {str(name): x for name, x in arrays.items()},
+        lambda name, _: spread.get(name, ()),
+    )
+    if joint is None:
+        arrays = _in_one_dimension(arrays)
+        number = number_of_examples(arrays)
+        devices = math.prod(automatic_axes(arrays[Name("inputs")]).values())
+        is_cut = devices > 1 and not is_symbolic_dim(number) and number % devices == 0
+        return arrays, (devices,) if is_cut else ()
+    mesh = joint.mesh
+    examples = PartitionSpec(
+        *(tuple(a for a in as_tuple(axes) if mesh.shape[a] > 1) or None for axes in joint.spec)
+    )
+    kernels = [explicit_sharding(arrays[Name("kernel", i)]) for i in plan.heads]
+    of_classes = [axis for own in kernels if own for axis in as_tuple(own.spec[1])]
+    # Where the axes of the examples spread the classes, too, the kernel is gathered.
+    classes = tuple(dict.fromkeys(axis for axis in of_classes if axis not in _axes_in(examples)))
+    arrays = {
+        name: resharded(x, joint.update(spec=_spec_of(name, examples, classes)))
+        for name, x in arrays.items()
+    }
+    if not _axes_in(examples):
+        return _in_one_dimension(arrays), ()
+    return arrays, tuple(_size(mesh, as_tuple(axes)) for axes in examples)
+
+
+def _reduced(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
+    """``((total, count), outputs per example)``; the count is for a mean, the total may be None."""
+    arrays = without_masked_classes(arrays)
     values = aligned(tuple(arrays.values()), plan.mesh_axes, of_classes(plan))
     arrays = dict(zip(plan.names, values, strict=True))
     plan = with_chunk_size(plan, arrays)
@@ -151,7 +218,7 @@ def _of_shard(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
         total = None
         if plan.reduction != "none":
             total, outs = jnp.sum(weigh(arrays.get(WEIGHTS), outs[0])), ()
-    each = jax.tree.map(lambda x: x.reshape(shape), plan.loss.unflatten(outs, aux))
+    each = plan.loss.unflatten(outs, aux)
     if plan.reduction == "mean":
         return (total, _count(plan, arrays, total.dtype)), each
     return (total,), each
@@ -192,7 +259,7 @@ def _traced(plan: Plan, arrays: Arrays) -> tuple[Plan, Arrays]:
 
 def _count(plan: Plan, arrays: Arrays, dtype: Any) -> jax.Array:
     """The sum of the weights of the examples that count, by which a mean is divided."""
-    weights = arrays.get(WEIGHTS, jnp.ones(arrays[Name("inputs")].shape[:1], dtype))
+    weights = arrays.get(WEIGHTS, jnp.ones(arrays[Name("inputs")].shape[:-1], dtype))
     is_negative = weights < 0
     if (of_labels := plan.loss.mean_weights(arrays)) is not None:
         weights = weights * of_labels
@@ -205,30 +272,14 @@ def _count(plan: Plan, arrays: Arrays, dtype: Any) -> jax.Array:
 # ---------------------------------------- On a mesh: global arrays in, `jax.shard_map` inside
 
 
-def _over_mesh(
-    function: Callable[[Plan, Arrays], Any],
-    mesh: AnyMesh | None,
-    example_spec: PartitionSpec | None,
-    plan: Plan,
-    arrays: Arrays,
-) -> Any:
-    """``function(plan, arrays)``, of global arrays where there is a mesh.
-
-    The function returns totals over the examples, and numbers ``[...]`` of the examples.
-    """
-    if mesh is None:
-        return function(plan, arrays)
-    spec = _spec_of_examples(mesh, example_spec, plan, arrays)
-    return made(_in_shard_map, plan, function, mesh, spec)(*arrays.values())
-
-
-def _in_shard_map(
-    plan: Plan, function: Any, mesh: AnyMesh, spec: PartitionSpec
-) -> Callable[..., Any]:
+def _in_shard_map(plan: Plan, mesh: AnyMesh, spec: PartitionSpec) -> Callable[..., Any]:
     in_specs = tuple(_spec_of(name, spec, plan.mesh_axes) for name in plan.names)
 
     def local(*values: jax.Array) -> Any:
-        totals, each = function(plan, dict(zip(plan.names, values, strict=True)))
+        arrays = dict(zip(plan.names, values, strict=True))
+        examples = arrays[Name("inputs")].shape[:-1]
+        totals, each = _reduced(plan, _in_one_dimension(arrays))
+        each = jax.tree.map(lambda x: x.reshape(examples), each)
         return jax.lax.psum(totals, _axes_in(spec)), each
 
     out_specs = (PartitionSpec(), spec)

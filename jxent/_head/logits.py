@@ -2,16 +2,19 @@ r"""Logits of a linear head, which are never made whole."""
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from .._arguments import ArrayLike, boolean, floating, scalar
 from .._dtypes import computing_dtype, upcast
 from .._numerics import soft_cap
 from .._rows import Rows
+from .._sharding import explicit_sharding
 from .plan import Arrays, Name, Plan
 
 
@@ -173,21 +176,31 @@ def _dot(
     Without a `precision` it is rounded to bfloat16 beside a bfloat16 head. TPUs do so themselves;
     a GPU must be told, or it would first write the whole kernel to memory in float32.
     """
-    numbers = (((axes[0],), (axes[1],)), ((), ()))
-
-    def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jax.lax.dot_general(a, b, numbers, precision=precision, preferred_element_type=dtype)
+    dot = partial(
+        jax.lax.dot_general,
+        dimension_numbers=(((axes[0],), (axes[1],)), ((), ())),
+        precision=precision,
+        preferred_element_type=dtype,
+        out_sharding=_sharding_of_product(a, b, axes),
+    )
 
     if a.dtype == b.dtype:
-        return product(a, b)
+        return dot(a, b)
 
     def rounded(a: jax.Array, b: jax.Array) -> jax.Array:
-        return product(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16))
+        return dot(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16))
 
     def unrounded(a: jax.Array, b: jax.Array) -> jax.Array:
-        return product(*upcast(a, b))
+        return dot(*upcast(a, b))
 
     if precision is not None or not in_bfloat16:
         return unrounded(a, b)
     result: jax.Array = jax.lax.platform_dependent(a, b, cuda=rounded, default=unrounded)
     return result
+
+
+def _sharding_of_product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> Any:
+    """The sharding on explicit axes, which JAX wants to be told if what is summed is spread."""
+    own = [explicit_sharding(x) for x in (a, b)]
+    specs = [sharding and sharding.spec[1 - i] for sharding, i in zip(own, axes, strict=True)]
+    return next((sharding.update(spec=PartitionSpec(*specs)) for sharding in own if sharding), None)

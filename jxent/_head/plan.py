@@ -29,7 +29,11 @@ class Name(NamedTuple):
     which: int | str = 0
 
     def __str__(self) -> str:
-        return self.which if isinstance(self.which, str) else self.kind
+        return (
+            self.which
+            if isinstance(self.which, str)
+            else f"{self.kind} {self.which or ''}".rstrip()
+        )
 
 
 Arrays: TypeAlias = dict[Name, jax.Array]
@@ -72,8 +76,8 @@ def is_of_examples(name: Name) -> bool:
 
 
 def number_of_examples(arrays: Arrays) -> Any:
-    """The number of examples, for arrays whose examples are one dimension."""
-    return arrays[Name("inputs")].shape[0]
+    """The number of examples in a group, or of all where they are one dimension."""
+    return arrays[Name("inputs")].shape[-2]
 
 
 # ---------------------------------------- The plan
@@ -118,6 +122,8 @@ class Plan(NamedTuple):
     names: tuple[Name, ...] = ()
     reduction: str = "none"
     """Whether the losses are wanted, or their sum or mean."""
+    groups: int = 0
+    """The number of dimensions before the examples: groups of them, on devices side by side."""
     may_skip: bool = True
     """Whether shards may differ in what they skip, and in the cotangents of their sums."""
 

@@ -192,7 +192,14 @@ def _wanted(plan: Plan, args: Any) -> frozenset[Name]:
 
 
 def _cotangents(plan: Plan, gradients: Arrays, like: Arrays) -> tuple[jax.Array | None, ...]:
+    """The gradients in the dtypes of their arguments, which the groups' sum is taken in."""
     return tuple(
-        gradients[name].astype(like[name].dtype) if name in gradients else None
+        _of_all_groups(plan, name, gradients[name].astype(like[name].dtype))
+        if name in gradients
+        else None
         for name in plan.names
     )
+
+
+def _of_all_groups(plan: Plan, name: Name, x: jax.Array) -> jax.Array:
+    return x if is_of_examples(name) else jnp.sum(x, axis=range(plan.groups))
