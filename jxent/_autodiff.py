@@ -9,7 +9,7 @@
 4. `pushforward` is that transpose as one operation of JAX, so that reverse mode traces a rule once.
 5. `aligned` makes the arguments vary over the same axes of a mesh, as a rule needs them.
 6. `refused` stands for what must not be differentiated.
-7. `computed_once` keeps XLA:CPU from computing an array again for each of its readers.
+7. `computed_once` keeps XLA from computing an array again for each of its readers.
 """
 
 import operator
@@ -410,23 +410,33 @@ mlir.register_lowering(_refused, mlir.lower_fun(_zero, multiple_results=False))
 
 
 # ---------------------------------------- 7. Computed once
-# XLA:CPU computes a cheap array again in each loop that reads it, and there LLVM may round a
+# XLA computes a cheap array again in each loop that reads it. On a CPU LLVM may there round a
 # product and a sum once instead of twice. Then the logit of the most likely class differs from the
-# maximum, which is the same number, and a confident prediction costs the difference.
+# maximum, which is the same number, and a confident prediction costs the difference. On a TPU the
+# gradient of logits, made anew within each of the two products that read it, slows both down.
 
 
-def computed_once(x: jax.Array) -> jax.Array:
-    """The array itself, which is written to memory on a CPU if it was computed."""
-    result: jax.Array = _computed_once.bind(x)
+def computed_once(x: jax.Array, platform: str = "cpu") -> jax.Array:
+    """The array itself, which is written to memory on this platform if it was computed."""
+    result: jax.Array = _computed_once.bind(x, platform=platform)
     return result
 
 
 _computed_once = Primitive("computed_once")
-_computed_once.def_impl(lambda x: x)
-_computed_once.def_abstract_eval(lambda x: x)
+_computed_once.def_impl(lambda x, platform: x)
+_computed_once.def_abstract_eval(lambda x, platform: x)
 batching.defvectorized(_computed_once)
 # The tangents need not be written, so that `jax.lax.optimization_barrier` alone does not serve.
-ad.primitive_jvps[_computed_once] = lambda primals, tangents: (computed_once(*primals), *tangents)
-mlir.register_lowering(_computed_once, lambda _, x: [x])
+ad.primitive_jvps[_computed_once] = lambda primals, tangents, platform: (
+    computed_once(primals[0], platform),
+    tangents[0],
+)
 _written = mlir.lower_fun(jax.lax.optimization_barrier, multiple_results=False)
-mlir.register_lowering(_computed_once, _written, platform="cpu")
+
+
+def _lowered_for(here: str | None) -> Callable[..., Any]:
+    return lambda context, x, *, platform: _written(context, x) if platform == here else [x]
+
+
+for _platform in None, "cpu", "tpu":
+    mlir.register_lowering(_computed_once, _lowered_for(_platform), platform=_platform)

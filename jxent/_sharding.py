@@ -153,16 +153,16 @@ def resharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
 
 def in_explicit_mesh(function: Callable[..., Out], *arrays: jax.Array) -> Out:
     """``function(*arrays)`` in the mesh of their types, of which `jax.vmap` must be told."""
-    sharding = next(filter(None, map(explicit_sharding, arrays)), None)
-    if sharding is None or not jax.sharding.get_abstract_mesh().empty:
+    mesh: Any = next((own.mesh for x in arrays if (own := explicit_sharding(x))), None)
+    if mesh is None or not jax.sharding.get_abstract_mesh().empty:
         return function(*arrays)
 
-    @jax.jit
     def in_mesh(*arrays: jax.Array) -> Out:
-        with jax.sharding.use_abstract_mesh(sharding.mesh):
+        with jax.sharding.use_abstract_mesh(mesh):
             return function(*arrays)
 
-    return in_mesh(*arrays)
+    out: Out = jax.jit(in_mesh)(*arrays)
+    return out
 
 
 def gathered(x: jax.Array) -> jax.Array:
@@ -175,6 +175,15 @@ def gathered(x: jax.Array) -> jax.Array:
     sharding = NamedSharding(mesh, PartitionSpec(None, *rest))
     result: jax.Array = jax.lax.with_sharding_constraint(x, sharding)
     return result
+
+
+def platform_of(x: jax.Array) -> str:
+    """The platform of the mesh that `x` is on, or else the one that JAX computes on by default."""
+    for mesh in jax.typeof(x).sharding.mesh, jax.sharding.get_abstract_mesh():
+        device = getattr(mesh, "abstract_device", None)
+        if device is not None:
+            return str(device.platform)
+    return jax.default_backend()
 
 
 def automatic_axes(x: jax.Array) -> Mapping[Any, int]:

@@ -13,41 +13,63 @@ from jax.export import is_symbolic_dim
 
 from .._autodiff import differentiated_whole
 from .._dtypes import computing_dtype
-from .._sharding import gathered, varying_axes, varying_over
+from .._sharding import gathered, platform_of, varying_axes, varying_over
 from .plan import COUNTED, Arrays, Name, Plan, is_of_examples, number_of_examples
 
 
 def with_chunk_size(plan: Plan, arrays: Arrays) -> Plan:
     """The plan for these arrays, with a number of examples per chunk.
 
-    By default the logits of a chunk are small beside the gradient of the kernel, or small in any
-    case. A chunk has at least 128 examples, so that arithmetic limits the products and not memory;
-    and chunks have nearly equal sizes, in whole tiles.
+    A chunk moves the kernel twice, and the kernel's running gradient in float32 in and out: for
+    each entry 12 bytes in all if it is bfloat16, beside 6 operations for each example. On a device
+    that does I operations while it moves a byte, this takes 2 I / size of the time of the products.
+    I is 160 to 560 on accelerators, so a chunk has 2048 examples there, unless that would take the
+    temporaries above both a quarter of all logits and 1.6 gradients of the kernel and 0.3 GB. They
+    are the running gradient, and the chunk's logits with their gradient in half of the bytes.
+
+    On a CPU arithmetic takes most of the time at any size. The logits of a chunk are then small
+    beside the gradient of the kernel, or small in any case.
+
+    Chunks have whole tiles of examples. If up to half as many more chunks are all full, they are
+    chosen. Otherwise the last one is filled up, and as chunks are nearly equal, with few examples.
     """
-    plan = plan._replace(names=tuple(arrays))
-    if plan.chunk_size is not None:
-        return plan
-    row = kernels = 0
+    examples = number_of_examples(arrays)
+    size, tile = plan.chunk_size, 8
+    if size is None:
+        size, tile = _default_size(plan, arrays)
+    if not is_symbolic_dim(examples):
+        tile = math.gcd(size, tile)
+        number = max(1, math.ceil(examples / size))
+        whole = (n for n in range(number, number * 3 // 2 + 1) if examples % (n * tile) == 0)
+        size = max(1, math.ceil(examples / next(whole, number) / tile) * tile)
+    return plan._replace(chunk_size=size, names=tuple(arrays))
+
+
+def _default_size(plan: Plan, arrays: Arrays) -> tuple[int, int]:
+    """The most examples in a chunk, and the size of a tile."""
+    examples, row, inputs, kernels = number_of_examples(arrays), 0, 0, 0
     for i in plan.heads:
         x, w = arrays[Name("inputs", i)], arrays[Name("kernel", i)]
         itemsize = computing_dtype(x, w).itemsize
         row, kernels = row + w.shape[1] * itemsize, kernels + w.size * itemsize
-    examples = number_of_examples(arrays)
-    budget = 3 * 2**23
-    if not is_symbolic_dim(kernels):
-        budget = max(budget, kernels // 8)
+        inputs += examples * x.shape[-1] * itemsize
     # A symbol of `jax.export` may stand for any number: for many classes, or for few examples.
-    most = 2 if is_symbolic_dim(row) else max(2, budget // row // 64)
-    size = most * 64
-    if not is_symbolic_dim(examples):
-        number = max(1, math.ceil(examples / size))
-        size = max(1, math.ceil(examples / number / 8) * 8)
-    return plan._replace(chunk_size=size)
+    if is_symbolic_dim(row):
+        return 128, 8
+    least, kernels = 3 * 2**23 // row, 0 if is_symbolic_dim(kernels) else kernels
+    if platform_of(x) == "cpu":
+        most, tile = kernels // 8 // row, 8
+    else:
+        spare, tile = 3 * 10**8 + kernels * 6 // 10, 64
+        if not is_symbolic_dim(inputs):
+            spare = max(spare, examples * row // 4 - kernels) - inputs
+        most = min(2048, spare * 2 // 3 // row)
+    return max(128, least // 64 * 64, most // 64 * 64), tile
 
 
 Step: TypeAlias = Callable[[Any, Arrays], tuple[Any, Any]]
 """Takes running totals and the arrays of some examples. Returns the totals with these examples
-added, and the outputs for each of the examples."""
+added, and the outputs for each of the examples. What is not counted has cotangents of 0."""
 
 
 def over_chunks(plan: Plan, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
@@ -70,15 +92,27 @@ def over_chunks(plan: Plan, arrays: Arrays, step: Step, carry: Any) -> tuple[Any
 
 
 def _over_all(size: int, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, Any]:
+    """All examples. The last one, not counted again, fills the rest of the last chunk."""
     examples = number_of_examples(arrays)
     if examples <= size:
         return step(carry, arrays)
+    missing = -examples % size
 
-    def chunk(carry: Any, arrays: Arrays, start: Any, size: int) -> tuple[Any, Any]:
+    def filled(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+
+    if missing:
+        arrays = _of_examples(arrays, filled)
+
+    def chunk(carry: Any, arrays: Arrays, start: Any) -> tuple[Any, Any]:
         cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
-        return step(carry, _of_examples(arrays, cut))
+        rows = _of_examples(arrays, cut)
+        if missing:
+            rows[COUNTED] = start + jnp.arange(size) < examples
+        return step(carry, rows)
 
-    return _in_chunks(examples, size, arrays, chunk, carry)
+    carry, outs = _in_chunks(examples, size, arrays, chunk, carry)
+    return carry, jax.tree.map(lambda x: x[:examples], outs)
 
 
 def _over_those_that_count(
@@ -86,17 +120,18 @@ def _over_those_that_count(
 ) -> tuple[Any, Any]:
     """The examples that count come first, in their order, and chunks that have none are skipped.
 
-    Positions of dropped examples are filled with the first counted example at weight 0. The dropped
-    examples may hold NaN or labels that the loss does not accept. Their own results are 0. Where no
-    example counts, but chunks are computed for others of a `vmap` or a mesh, ones and the label 0
-    take its place.
+    Positions of dropped examples are filled with the first counted example, which does not count
+    again. The dropped examples may hold NaN or labels that the loss does not accept. Their own
+    results are 0. Where no example counts, but chunks are computed for others of a `vmap` or a
+    mesh, ones and the label 0 take its place.
     """
     counted, examples = arrays[COUNTED], number_of_examples(arrays)
+    size = jax.core.min_dim(examples, size)
     arrays = {name: x for name, x in arrays.items() if name != COUNTED}
     order = jnp.argsort(~counted, stable=True)
     count = jnp.sum(counted.astype(order.dtype))
 
-    def chunk(carry: Any, given: Any, start: Any, size: Any) -> tuple[Any, Any]:
+    def chunk(carry: Any, given: Any, start: Any) -> tuple[Any, Any]:
         arrays, order, count = given
         place = jnp.asarray(start, order.dtype) + jnp.arange(size, dtype=order.dtype)
         is_counted = place < count
@@ -104,14 +139,12 @@ def _over_those_that_count(
         def compute(carry: Any, arrays: Arrays) -> tuple[Any, Any]:
             index = jnp.where(is_counted, jnp.take(order, place, mode="clip"), order[:1])
             rows = _of_examples(arrays, partial(jnp.take, indices=index, axis=0, mode="clip"))
-            for name in rows:
-                if name.kind in ("weights", "cotangents"):
-                    rows[name] = jnp.where(is_counted, rows[name], 0)
-                elif jnp.issubdtype(rows[name].dtype, np.number) and is_of_examples(name):
+            for name in filter(is_of_examples, rows):
+                if jnp.issubdtype(rows[name].dtype, np.number):
                     is_floating = jnp.issubdtype(rows[name].dtype, np.floating)
                     harmless = jnp.asarray(is_floating, rows[name].dtype)
                     rows[name] = jnp.where(count > 0, rows[name], harmless)
-            carry, outs = step(carry, rows)
+            carry, outs = step(carry, rows | {COUNTED: is_counted})
             return carry, jax.tree.map(partial(_zero_unless, is_counted), outs)
 
         def skip(carry: Any, arrays: Arrays) -> tuple[Any, Any]:
@@ -153,33 +186,19 @@ def _zeros(like: Any) -> jax.Array:
 
 
 def _in_chunks(
-    examples: Any, most: int, given: Any, chunk: Callable[..., tuple[Any, Any]], carry: Any
+    examples: Any, size: Any, given: Any, chunk: Callable[..., tuple[Any, Any]], carry: Any
 ) -> tuple[Any, Any]:
-    """``chunk(carry, given, start, size)`` for chunks of at most so many examples.
-
-    The last one may be smaller, and none is padded, unless the number of examples is a symbol.
-    """
-    size = jax.core.min_dim(examples, most)
-    if is_symbolic_dim(examples):
-        number, rest = (examples + most - 1) // most, 0
-    else:
-        number, rest = divmod(examples, size)
-
+    """``chunk(carry, given, start)`` for chunks of this size, the last of which may exceed."""
+    number = (examples + size - 1) // size
     # A second derivative would keep what each chunk computes. The checkpoint makes it compute each
     # chunk again.
-    whole, remainder = (
-        jax.checkpoint(partial(chunk, size=n), prevent_cse=False) for n in (size, rest)
-    )
+    whole = jax.checkpoint(chunk, prevent_cse=False)
 
     @differentiated_whole
     def every(carry: Any, given: Any) -> tuple[Any, Any]:
         starts = jnp.arange(number) * size
         carry, outs = jax.lax.scan(lambda carry, i: whole(carry, given, i), carry, starts)
-        outs = jax.tree.map(lambda x: x.reshape(number * size, *x.shape[2:]), outs)
-        if rest:
-            carry, last = remainder(carry, given, number * size)
-            outs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), outs, last)
-        return carry, outs
+        return carry, jax.tree.map(lambda x: x.reshape(number * size, *x.shape[2:]), outs)
 
     return every(carry, given)
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from .._arguments import ArrayLike, boolean, floating, scalar
+from .._autodiff import computed_once
 from .._dtypes import computing_dtype, upcast
 from .._numerics import soft_cap
 from .._rows import Rows
@@ -155,6 +156,9 @@ def gradients_of_product(
     dtype = computing_dtype(x, w)
     in_bfloat16 = x.dtype == w.dtype == jnp.bfloat16
     found = {}
+    # Below 1536 features it takes longer to write it than to make it twice (by a TPU's compiler).
+    if {inputs, kernel} <= wanted and x.shape[1] >= 1536:
+        to_product = computed_once(to_product, "tpu")
     if inputs in wanted:
         found[inputs] = _dot(plan.precision, to_product, w, (1, 1), dtype, in_bfloat16)
     if kernel in wanted:

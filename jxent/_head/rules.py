@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .._autodiff import in_every_mode
 from .._dtypes import computing_dtype, upcast
@@ -103,9 +102,7 @@ def _without_weightless(arrays: Arrays) -> Arrays:
 
 def _cotangents_of_losses(arrays: Arrays) -> list[jax.Array]:
     """Cotangents of the losses in their weighted sum. An empty list means 1 for each."""
-    if WEIGHTS in arrays:
-        return [arrays[WEIGHTS]]
-    return [jnp.ones_like(arrays[COUNTED], np.float32)] if COUNTED in arrays else []
+    return [arrays[WEIGHTS]] if WEIGHTS in arrays else []
 
 
 def weigh(weights: jax.Array | None, losses: jax.Array) -> jax.Array:
@@ -161,7 +158,10 @@ def _outputs_and_gradients(
         of_wanted = {i: z for i, z in products.items() if i in heads}
         outs, pullback, aux = jax.vjp(outputs, of_wanted, others, has_aux=True)
         given = [rows[name].astype(x.dtype) for name, x in zip(numbers, outs, strict=False)]
-        to_products, gradients = pullback(tuple(given) or jax.tree.map(jnp.ones_like, outs))
+        to_outs = tuple(given) or jax.tree.map(jnp.ones_like, outs)
+        if COUNTED in rows:
+            to_outs = tuple(jnp.where(rows[COUNTED], x, 0) for x in to_outs)
+        to_products, gradients = pullback(to_outs)
         for i, to_product in to_products.items():
             gradients |= gradients_of_product(plan, rows, i, to_product, of_products)
         totals = {name: totals[name] + gradients[name] for name in shared}
