@@ -142,6 +142,11 @@ class CrossEntropy(NamedTuple):
         """Equal tuples are the same loss."""
         return True
 
+    @property
+    def has_one_out(self) -> bool:
+        """The losses."""
+        return True
+
     def traced(self, run: Callable[[Any], None]) -> tuple[HeadLoss, Arrays]:
         """It closes over nothing."""
         return self, {}

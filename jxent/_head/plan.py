@@ -101,6 +101,10 @@ class HeadLoss(Protocol):
         every number of examples in a chunk.
         """
 
+    @property
+    def has_one_out(self) -> bool:
+        """Whether a single array ``[examples]`` is differentiated, once the loss is traced."""
+
     def __call__(self, logits: list[jax.Array], arrays: Arrays) -> Outputs:
         """The losses of logits ``[examples, classes]``, one array for each head."""
 
@@ -256,6 +260,11 @@ class UserLoss:
 
         run(trace)
         return traced, {Name("captured", i): jnp.asarray(x) for i, x in enumerate(captured)}
+
+    @property
+    def has_one_out(self) -> bool:
+        """As in `HeadLoss`."""
+        return sum(self.results[0].is_out) == 1
 
     def __call__(self, logits: list[jax.Array], arrays: Arrays) -> Outputs:
         """As in `HeadLoss`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from .._autodiff import in_every_mode
 from .._dtypes import computing_dtype, upcast
@@ -15,30 +16,45 @@ from .chunks import over_chunks
 from .logits import finished, gradients_of_product, product
 from .plan import COUNTED, WEIGHTS, Arrays, Name, Plan, is_of_classes, is_of_examples
 
+SAVED = "jxent_head_gradients"
+"""The name by which a policy of `jax.checkpoint` may save the gradients of a reduced head."""
+
 
 def values_of(plan: Plan) -> Any:
-    """The function ``(*arrays) -> (outs, aux)``; gradients compute the logits again."""
+    """The function ``(*arrays) -> (outs, aux)``; gradients compute the logits again.
+
+    There is one case in which they do not: where one output is differentiated for inputs alone, as
+    beside a frozen kernel, the gradient of each example is kept. It needs only to be multiplied.
+    """
 
     @jax.custom_vjp
     def reverse(*values: jax.Array) -> Any:
         return outputs(plan, _named(plan, values))
 
     def fwd(*args: Any) -> tuple[Any, Any]:
-        arrays = _named(plan, [x.value for x in args])
-        outs, aux = outputs(plan, arrays)
+        wanted, arrays = _wanted(plan, args), _named(plan, [x.value for x in args])
+        keeps = plan.loss.has_one_out and all(name.kind == "inputs" for name in wanted)
+        if keeps:
+            outs, aux, kept = _outputs_and_gradients(plan, arrays, [], wanted)
+        else:
+            (outs, aux), kept = outputs(plan, arrays), {}
         if WEIGHTS in arrays:
             # The losses are multiplied by the weights later. A loss of NaN without weight must have
             # the gradient 0.
             is_usable = (arrays[WEIGHTS] != 0) | jnp.isfinite(outs[0])
             arrays |= {COUNTED: arrays[COUNTED] & is_usable}
-        # Residuals must be arrays, so the names that are wanted are the keys of an empty tree.
-        return (outs, aux), (arrays, dict.fromkeys(_wanted(plan, args), ()))
+            kept = {name: jnp.where(is_usable[..., None], x, 0) for name, x in kept.items()}
+        # Residuals must be arrays, so the names that are wanted are the keys of a tree.
+        return (outs, aux), (kept, _dtypes(arrays, wanted), {} if keeps else arrays)
 
     def bwd(residuals: Any, cotangents: Any) -> tuple[jax.Array | None, ...]:
-        arrays, wanted = residuals
+        kept, dtypes, arrays = residuals
         to_outs, _ = cotangents
-        *_, gradients = _outputs_and_gradients(plan, arrays, to_outs, frozenset(wanted))
-        return _cotangents(plan, gradients, arrays)
+        if arrays:
+            *_, gradients = _outputs_and_gradients(plan, arrays, to_outs, frozenset(dtypes))
+        else:
+            gradients = {name: _times(to_outs[0][..., None], x) for name, x in kept.items()}
+        return _cotangents(plan, gradients, dtypes)
 
     reverse.defvjp(fwd, bwd, symbolic_zeros=True)
     return in_every_mode(reverse, _of_aux(plan))
@@ -68,9 +84,9 @@ def total_of(plan: Plan) -> Any:
             rest = given | {COUNTED: given[COUNTED] & (given[WEIGHTS] == 0)}
             (of_rest,), _ = outputs(plan, rest)
             gradients[WEIGHTS] = losses + _zero_if_weightless(given[WEIGHTS], of_rest)
-        # The rule below needs only the dtypes of the arguments, so it gets empty arrays.
-        dtypes = {name: jnp.zeros(0, arrays[name].dtype) for name in wanted}
-        return (jnp.sum(weigh(arrays.get(WEIGHTS), losses)), aux), (gradients, dtypes)
+        gradients = {name: checkpoint_name(x, SAVED) for name, x in gradients.items()}
+        total = jnp.sum(weigh(arrays.get(WEIGHTS), losses))
+        return (total, aux), (gradients, _dtypes(arrays, wanted))
 
     # The total is linear in its cotangent: the gradients were computed for 1, and wait for it in
     # the computing dtype, so that a loss scale reaches them before they are rounded.
@@ -189,6 +205,11 @@ def _named(plan: Plan, values: Any) -> Arrays:
 
 def _wanted(plan: Plan, args: Any) -> frozenset[Name]:
     return frozenset(name for name, x in zip(plan.names, args, strict=True) if x.perturbed)
+
+
+def _dtypes(arrays: Arrays, wanted: frozenset[Name]) -> Arrays:
+    """Empty arrays of the dtypes of those that are wanted, which a rule may keep."""
+    return {name: jnp.zeros(0, arrays[name].dtype) for name in wanted}
 
 
 def _cotangents(plan: Plan, gradients: Arrays, like: Arrays) -> tuple[jax.Array | None, ...]:
