@@ -9,7 +9,8 @@
 4. `pushforward` is that transpose as one operation of JAX, so that reverse mode traces a rule once.
 5. `aligned` makes the arguments vary over the same axes of a mesh, as a rule needs them.
 6. `refused` stands for what must not be differentiated.
-7. `computed_once` keeps XLA from computing an array again for each of its readers.
+7. `with_vmap_rule` gives a function a rule of its own under `jax.vmap`.
+8. `computed_once` keeps XLA from computing an array again for each of its readers.
 """
 
 import operator
@@ -334,10 +335,14 @@ def _transposed(cotangents: Leaves, *args: Any, pullback: Any, out: Any, avals: 
 
 
 def _tangents(primals: Leaves, tangents: Leaves, **parameters: Any) -> tuple[Any, Any]:
+    return _jvp_of_perturbed(partial(_written_out, **parameters), primals, tangents)
+
+
+def _jvp_of_perturbed(
+    function: Callable[..., Any], primals: Leaves, tangents: Leaves
+) -> tuple[Any, Any]:
     dots = [SymbolicZero(dot.aval) if type(dot) is ad.Zero else dot for dot in tangents]
-    out: tuple[Any, Any] = jax.jvp(
-        *restrict_to_perturbed(partial(_written_out, **parameters), primals, dots)
-    )
+    out: tuple[Any, Any] = jax.jvp(*restrict_to_perturbed(function, primals, dots))
     return out
 
 
@@ -409,7 +414,53 @@ batching.primitive_batchers[_refused] = lambda args, dims: (_refused.bind(*args)
 mlir.register_lowering(_refused, mlir.lower_fun(_zero, multiple_results=False))
 
 
-# ---------------------------------------- 7. Computed once
+# ---------------------------------------- 7. A rule for `jax.vmap`
+
+
+def with_vmap_rule(function: Callable[..., Out], rule: Callable[..., Out], *args: jax.Array) -> Out:
+    """``function(*args)``, which `jax.vmap` computes as ``rule(size, is_mapped, *args)``.
+
+    It is differentiated as `function` is, where `jax.custom_batching.custom_vmap` has no reverse
+    mode. The dimension that is mapped comes first in the arguments that `is_mapped` tells, and in
+    all results. Both functions must be hashable and hold no arrays.
+    """
+    tree = jax.tree.structure(jax.eval_shape(function, *args))
+    results = _with_vmap_rule.bind(*args, function=function, rule=rule)
+    out: Out = jax.tree.unflatten(tree, results)
+    return out
+
+
+def _plainly(*args: jax.Array, function: Any, rule: Any) -> list[jax.Array]:
+    return jax.tree.leaves(function(*args))
+
+
+def _types(*args: Any, function: Any, rule: Any) -> list[Any]:
+    results = jax.tree.leaves(jax.eval_shape(function, *args))
+    return [jax.core.ShapedArray(x.shape, x.dtype) for x in results]
+
+
+def _tangents_of_function(primals: Leaves, tangents: Leaves, **parameters: Any) -> tuple[Any, Any]:
+    return _jvp_of_perturbed(partial(_plainly, **parameters), primals, tangents)
+
+
+def _batched_by_rule(args: Leaves, dims: Leaves, function: Any, rule: Any) -> tuple[Any, Any]:
+    (size,) = {x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None}
+    is_mapped = tuple(d is not None for d in dims)
+    args = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
+    results = jax.tree.leaves(rule(size, is_mapped, *args))
+    return results, [0] * len(results)
+
+
+_with_vmap_rule = Primitive("with_vmap_rule")
+_with_vmap_rule.multiple_results = True
+_with_vmap_rule.def_impl(_plainly)
+_with_vmap_rule.def_abstract_eval(_types)
+ad.primitive_jvps[_with_vmap_rule] = _tangents_of_function
+batching.primitive_batchers[_with_vmap_rule] = _batched_by_rule
+mlir.register_lowering(_with_vmap_rule, mlir.lower_fun(_plainly, multiple_results=True))
+
+
+# ---------------------------------------- 8. Computed once
 # XLA computes a cheap array again in each loop that reads it. On a CPU LLVM may there round a
 # product and a sum once instead of twice. Then the logit of the most likely class differs from the
 # maximum, which is the same number, and a confident prediction costs the difference. On a TPU the

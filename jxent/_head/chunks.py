@@ -41,7 +41,8 @@ def with_chunk_size(plan: Plan, arrays: Arrays) -> Plan:
         tile = math.gcd(size, tile)
         number = max(1, math.ceil(examples / size))
         whole = (n for n in range(number, number * 3 // 2 + 1) if examples % (n * tile) == 0)
-        size = max(1, math.ceil(examples / next(whole, number) / tile) * tile)
+        size = math.ceil(examples / next(whole, number) / tile) * tile
+        size = max(1, min(size, examples))
     return plan._replace(chunk_size=size, names=tuple(arrays))
 
 

@@ -45,7 +45,7 @@ from .plan import (
     made,
     number_of_examples,
 )
-from .rules import of_classes, outputs, total_of, values_of, weigh
+from .rules import of_classes, of_examples, outputs, weigh
 
 # ---------------------------------------- Options
 
@@ -211,10 +211,10 @@ def _reduced(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
     plan = with_chunk_size(plan, arrays)
     plan, arrays = _traced(plan, arrays)
     if plan.reduction != "none" and plan.may_skip:
-        total, aux = made(total_of, plan)(*arrays.values())
+        total, aux = of_examples(plan, arrays, reduced=True)
         outs: tuple[jax.Array, ...] = ()
     else:
-        outs, aux = made(values_of, plan)(*arrays.values())
+        outs, aux = of_examples(plan, arrays, reduced=False)
         total = None
         if plan.reduction != "none":
             total, outs = jnp.sum(weigh(arrays.get(WEIGHTS), outs[0])), ()

@@ -3,18 +3,19 @@
 Here examples are one dimension. The rules take the arrays in the order of the plan's names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from .._autodiff import in_every_mode
+from .._autodiff import in_every_mode, with_vmap_rule
 from .._dtypes import computing_dtype, upcast
+from .._sharding import explicit_sharding, varying_axes
 from .chunks import over_chunks
 from .logits import finished, gradients_of_product, product
-from .plan import COUNTED, WEIGHTS, Arrays, Name, Plan, is_of_classes, is_of_examples
+from .plan import COUNTED, WEIGHTS, Arrays, Name, Plan, is_of_classes, is_of_examples, made
 
 SAVED = "jxent_head_gradients"
 """The name by which a policy of `jax.checkpoint` may save the gradients of a reduced head."""
@@ -97,6 +98,50 @@ def total_of(plan: Plan) -> Any:
 
     reverse.defvjp(fwd, bwd, symbolic_zeros=True)
     return in_every_mode(reverse, _of_aux(plan))
+
+
+def of_examples(plan: Plan, arrays: Arrays, reduced: bool) -> tuple[Any, Any]:
+    """``(total, aux)`` if `reduced`, else ``(outs, aux)``.
+
+    To map examples beside a shared kernel is to have more examples. Otherwise the chunks of all
+    that is mapped would be computed side by side, with a gradient of the kernel for each.
+    """
+    function = made(total_of if reduced else values_of, plan)
+    values = tuple(arrays.values())
+    # On a mesh a mapped dimension may be spread over devices, and then it must stay.
+    on_mesh = plan.groups or any(varying_axes(x) or explicit_sharding(x) for x in values)
+    rule = made(_as_more_examples, plan, reduced)
+    out: tuple[Any, Any]
+    out = function(*values) if on_mesh else with_vmap_rule(function, rule, *values)
+    return out
+
+
+def _as_more_examples(plan: Plan, reduced: bool) -> Callable[..., tuple[Any, Any]]:
+    """The rule under `jax.vmap`. A total for each needs a cotangent for each of the losses."""
+
+    def rule(size: int, is_mapped: tuple[bool, ...], *values: jax.Array) -> tuple[Any, Any]:
+        mapped = dict(zip(plan.names, is_mapped, strict=True))
+        if not all(is_of_examples(name) for name in plan.names if mapped[name]):
+            function = made(total_of if reduced else values_of, plan)
+            out: tuple[Any, Any] = jax.vmap(function, [0 if m else None for m in is_mapped])(
+                *values
+            )
+            return out
+        arrays = {}
+        for name, x in zip(plan.names, values, strict=True):
+            if is_of_examples(name):
+                x = x if mapped[name] else jnp.broadcast_to(x, (size, *x.shape))
+                x = x.reshape(size * x.shape[1], *x.shape[2:])
+            arrays[name] = x
+        outs_aux = of_examples(plan, arrays, reduced=False)
+        outs, aux = jax.tree.map(lambda x: x.reshape(size, x.shape[0] // size), outs_aux)
+        if not reduced:
+            return outs, aux
+        weights = arrays.get(WEIGHTS)
+        weights = weights if weights is None else weights.reshape(outs[0].shape)
+        return jnp.sum(weigh(weights, outs[0]), axis=-1), aux
+
+    return rule
 
 
 def of_classes(plan: Plan) -> tuple[bool | None, ...]:
