@@ -46,6 +46,7 @@ def one_head(student, _):
             (linear_loss, "inputs", "mean", 2),
             (linear_loss, "inputs kernel", "mean", 3),
             (linear_loss, "inputs kernel", "none", 4),
+            (linear_loss, "inputs", "none", 2),
             (one_head, "kernel", "mean", 2),
             (divergence, "inputs kernel", "none", 6),
             (linear_loss, "", "mean", 1),
@@ -56,7 +57,7 @@ def one_head(student, _):
             (divergence, "inputs kernel", "mean", 4),
             (divergence, "inputs kernel other_inputs other_kernel", "mean", 6),
         ],
-        *range(5),
+        *range(6),
     ),
 )
 def test_products(loss, wanted, reduction, number):

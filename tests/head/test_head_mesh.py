@@ -182,33 +182,6 @@ def test_the_gradient_of_a_weight_of_zero():
     assert np.all(np.asarray(to_weights)[[0, 1, 2, 3, 6, 7]] > 0.1)
 
 
-def test_explicitly_sharded_examples_need_a_mesh():
-    mesh = mesh_of(*BOTH, AxisType.Explicit)
-    args = {"inputs": np.ones((8, 2), "f"), "kernel": np.ones((2, 3), "f")}
-    args |= {"labels": np.zeros(8, int), "weights": np.ones(8, "f")}
-    specs = [("inputs", P("data", None)), ("inputs", P(None, "model"))]
-    specs += [("labels", P("data")), ("weights", P("data"))]
-    with jax.set_mesh(mesh):
-        sharded = [
-            args | {name: jax.device_put(args[name], NamedSharding(mesh, spec))}
-            for name, spec in specs
-        ]
-        for (name, spec), some in zip(specs, sharded, strict=True):
-            message = (
-                f"{name} must not be sharded explicitly without mesh=, the mesh to compute on,"
-                f" got {spec}"
-            )
-            for chunk_size in (None, 2):
-                with pytest.raises(ValueError, match=re.escape(message)):
-                    linear_loss(**some, chunk_size=chunk_size)
-        _, by_feature, labels, weights = sharded
-        by_example = sharded[0] | {"labels": labels["labels"], "weights": weights["weights"]}
-        losses = fast_jit(
-            lambda *given: [linear_loss(**some, mesh=mesh, chunk_size=2) for some in given]
-        )(by_example, by_feature)
-    np.testing.assert_allclose(losses, np.log(3), rtol=1e-6)
-
-
 MESH = {"mesh": BOTH, "class_axis_name": "model"}
 
 

@@ -10,12 +10,13 @@ _DOT = re.compile(r"(?:dot|custom-call\S*matmul)\((.*?)\)")
 
 def products(text, examples, features, classes):
     """How many products of that size they amount to, those in loops counted each time."""
-    computations = _computations(text)
+    computations = computations_of(text)
     entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)[1]
     return _multiplications(computations, entry) / (examples * features * classes)
 
 
-def _computations(text):
+def computations_of(text):
+    """The lines of each computation of compiled HLO."""
     found = {}
     for block in re.split(r"\n(?=\S)", text):
         lines = block.splitlines()
@@ -25,16 +26,18 @@ def _computations(text):
 
 
 def _multiplications(computations, name):
-    sizes, total = {}, 0
+    shapes, total = {}, 0
     for line in computations[name]:
         if not (instruction := _INSTRUCTION.match(line)):
             continue
         target, rest = instruction.groups()
-        sizes[target] = _size(rest)
+        shapes[target] = _shape(rest)
         if dot := _DOT.search(rest):
-            a, b = (sizes[operand] for operand in re.findall(r"%([\w.-]+)", dot[1]))
-            # Of matrices [m, k] and [k, n], whose product is [m, n].
-            total += math.isqrt(a * b * sizes[target])
+            a, b = (shapes[operand] for operand in re.findall(r"%([\w.-]+)", dot[1]))
+            batch = re.search(r"lhs_batch_dims=\{([\d,]+)\}", rest)
+            number = math.prod(a[int(i)] for i in batch[1].split(",")) if batch else 1
+            # Of so many matrices [m, k] and [k, n], whose products are [m, n].
+            total += math.isqrt(math.prod(a) * math.prod(b) * math.prod(shapes[target]) // number)
         times = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
         for called in re.findall(r"(?:body|calls|to_apply)=%?([\w.-]+)", rest):
             if called in computations:
@@ -47,6 +50,6 @@ def _multiplications(computations, name):
     return total
 
 
-def _size(instruction):
+def _shape(instruction):
     shape = re.match(r"\w+\[([\d,]*)\]", instruction)
-    return math.prod(int(n) for n in shape[1].split(",") if n) if shape else 0
+    return [int(n) for n in shape[1].split(",") if n] if shape else [0]
