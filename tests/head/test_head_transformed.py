@@ -97,15 +97,10 @@ def test_mapped_examples(function, reduction, mapped):
         x, y, weights = (a[name][:3] for name in ("inputs", "labels", "weights"))
         w = a["kernel"]
         given = {
-            "inputs": (x, a["kernel"], y, weights),
-            "in the middle": (x.swapaxes(0, 1), a["kernel"], y.T, weights.T),
-            "one label of all": (x, a["kernel"], y[0], weights),
-            "kernels, too": (
-                x,
-                np.stack([a["kernel"]] * 3) * np.arange(1, 4)[:, None, None],
-                y,
-                weights,
-            ),
+            "inputs": (x, w, y, weights),
+            "in the middle": (x.swapaxes(0, 1), w, y.T, weights.T),
+            "one label of all": (x, w, y[0], weights),
+            "kernels, too": (x, np.stack([w, w / 2, -w]), y, weights),
         }[mapped]
 
         def results(loss):
