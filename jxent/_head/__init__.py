@@ -243,9 +243,9 @@ def chunked(
       Cost, in products of examples, features and classes: ``"mean"`` and ``"sum"`` take one for
       each `LinearLogits`, and one for each of their inputs and kernels that is differentiated, as
       the gradients are computed together with the loss. ``"none"`` takes one more for each
-      `LinearLogits` if anything but the inputs of a single output is differentiated. So write an objective inside `loss` and reduce
-      it: a policy gradient with an entropy bonus takes 3 products, and 4 where its terms come out
-      of ``"none"``.
+      `LinearLogits` if anything is differentiated but the inputs of a single output. So write an
+      objective inside `loss` and reduce it: a policy gradient with an entropy bonus takes 3
+      products, and 4 where its terms come out of ``"none"``.
 
       An example that does not count has losses of 0, gradients of 0, and an `aux` of 0 or False,
       even if its inputs are NaN. Where `where` or weights of 0 leave examples out, chunks without

@@ -39,9 +39,9 @@ def with_chunk_size(plan: Plan, arrays: Arrays) -> Plan:
         size, tile = _default_size(plan, arrays)
     if not is_symbolic_dim(examples):
         tile = math.gcd(size, tile)
-        number = max(1, math.ceil(examples / size))
+        number = max(1, -(-examples // size))
         whole = (n for n in range(number, number * 3 // 2 + 1) if examples % (n * tile) == 0)
-        size = math.ceil(examples / next(whole, number) / tile) * tile
+        size = -(-examples // (next(whole, number) * tile)) * tile
         size = max(1, min(size, examples))
     return plan._replace(chunk_size=size, names=tuple(arrays))
 
@@ -112,7 +112,7 @@ def _over_all(size: int, arrays: Arrays, step: Step, carry: Any) -> tuple[Any, A
             rows[COUNTED] = start + jnp.arange(size) < examples
         return step(carry, rows)
 
-    carry, outs = _in_chunks(examples, size, arrays, chunk, carry)
+    carry, outs = _in_chunks(-(-examples // size), size, arrays, chunk, carry)
     return carry, jax.tree.map(lambda x: x[:examples], outs)
 
 
@@ -127,7 +127,7 @@ def _over_those_that_count(
     mesh, ones and the label 0 take its place.
     """
     counted, examples = arrays[COUNTED], number_of_examples(arrays)
-    size = jax.core.min_dim(examples, size)
+    number, size = (examples + size - 1) // size, jax.core.min_dim(examples, size)
     arrays = {name: x for name, x in arrays.items() if name != COUNTED}
     order = jnp.argsort(~counted, stable=True)
     count = jnp.sum(counted.astype(order.dtype))
@@ -158,7 +158,7 @@ def _over_those_that_count(
         result: tuple[Any, Any] = jax.lax.cond(is_needed, compute, skip, carry, arrays)
         return result
 
-    carry, outs = _in_chunks(examples, size, (arrays, order, count), chunk, carry)
+    carry, outs = _in_chunks(number, size, (arrays, order, count), chunk, carry)
     back = jnp.argsort(order)
     return carry, jax.tree.map(lambda x: jnp.take(x, back, axis=0, mode="clip"), outs)
 
@@ -187,10 +187,9 @@ def _zeros(like: Any) -> jax.Array:
 
 
 def _in_chunks(
-    examples: Any, size: Any, given: Any, chunk: Callable[..., tuple[Any, Any]], carry: Any
+    number: Any, size: Any, given: Any, chunk: Callable[..., tuple[Any, Any]], carry: Any
 ) -> tuple[Any, Any]:
-    """``chunk(carry, given, start)`` for chunks of this size, the last of which may exceed."""
-    number = (examples + size - 1) // size
+    """``chunk(carry, given, start)`` for so many chunks of this size."""
     # A second derivative would keep what each chunk computes. The checkpoint makes it compute each
     # chunk again.
     whole = jax.checkpoint(chunk, prevent_cse=False)

@@ -135,3 +135,31 @@ def test_second_derivatives_keep_no_logits(options):
     kept = jax.eval_shape(lambda *args: jax.vjp(jax.grad(loss, (0, 1)), *args)[1], *args)
     # Kernels and their gradients, which have two rows of classes.
     assert max(x.size for x in jax.tree.leaves(kept)) == 2 * classes
+
+
+ACCELERATOR = [
+    # Examples, features, classes and dtype; then the size of a chunk.
+    ((32768, 2560, 128256, "bfloat16"), 2048),
+    ((8192, 4096, 128256, "bfloat16"), 1664),  # Five are nearly full; more memory is not allowed.
+    ((1536, 4096, 128256, "bfloat16"), 1536),
+    ((200, 64, 50304, "float32"), 200),
+    ((4096, 64, 100, "float32"), 4096),  # The logits are small in any case.
+]
+
+
+def test_the_gradient_of_logits_is_written_once_on_a_tpu():
+    """Where two products read it, and are large beside it."""
+
+    def loss(x, w):
+        return linear_loss(x, w, jnp.zeros(256, int), chunk_size=128)
+
+    def written(features, wanted, platform):
+        shapes = (256, features), (features, 256)
+        arguments = [jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes]
+        traced = fast_jit(jax.grad(loss, wanted)).trace(*arguments)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        return text.count("optimization_barrier")
+
+    assert written(1536, (0, 1), "tpu") == written(1535, (0, 1), "tpu") + 1
+    assert written(1536, 1, "tpu") == written(1535, 1, "tpu")
+    assert written(1536, (0, 1), "cuda") == written(1535, (0, 1), "cuda")

@@ -44,7 +44,6 @@ QUOTIENTS = {
         *("coefficient(number) / coefficient(0)", "2 / (2 * n + 3)"),
     },
     "_statistics/merging.py": {"1 / UNIT"},
-    "_head/chunks.py": {"examples / size", "examples / number", "examples / number / 8"},
 }
 """Where the package divides without `divide`."""
 TEXTBOOK = {"_selftest/exact.py", "_selftest/sizes.py", "_selftest/table.py"}
