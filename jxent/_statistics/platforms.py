@@ -175,6 +175,11 @@ def on_cpu(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Statist
     classes = logits.shape[-1]
     if not has_whole_rows(logits) or is_short(logits):
         return sum_rows(logits, request, dtype)
+    # XLA:CPU would write blocks to memory if a second sum had to read them. One block of up to 1023
+    # classes has narrow slices as well: with wider ones 768 classes take 1.1 times the time.
+    has_one_sum = request.weights is None and not request.exp_gap
+    if classes >= 768 and has_one_sum and not explicit_sharding(logits):
+        return sum_slices(logits, request, dtype, 16, blocks=classes // 512)
     return sum_slices(logits, request, dtype, _width_on_cpu(classes))
 
 
@@ -209,10 +214,19 @@ def sum_rows(logits: jax.Array, request: Request, dtype: np.dtype[Any]) -> Stati
     return _with_label(finish_sums(maxima, total(terms, dtype)), logits, request)
 
 
-def sum_slices(logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int) -> Statistics:
-    """Finds the maximum, and then sums slices of so many classes, entry by entry."""
-    terms, maxima = _terms(logits, request, dtype, width)
+def sum_slices(
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int, blocks: int = 1
+) -> Statistics:
+    """Finds the maximum, and then sums slices of so many classes, entry by entry.
+
+    Blocks are read one after the other. Without them a row is read in as many places at once as
+    there are slices, and the processor waits for memory: from 1280 to 10 000 classes blocks take
+    0.4 to 0.75 of the time.
+    """
+    terms, maxima = _terms(logits, request, dtype, width, blocks)
     terms = _written_once(terms)
+    if blocks > 1:
+        terms = {name: x.reshape(*x.shape[:-2], blocks * width) for name, x in terms.items()}
     row = broadcast_shared_weights(finish_sums(maxima, _total(terms, dtype)))
     row = _with_label(row, logits, request)
     if row.label_logit is None:
@@ -236,21 +250,23 @@ def _written_once(terms: Named) -> Named:
 
 
 def _terms(
-    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int
+    logits: jax.Array, request: Request, dtype: np.dtype[Any], width: int, blocks: int = 1
 ) -> tuple[Named, Named]:
-    """Per-entry terms of the row sums, and the row's maxima."""
+    """Per-entry terms of the row sums, ``[..., blocks, width]`` if blocks, and the row's maxima."""
     maxima = {"maximum": _largest(logits, dtype)}
     if request.weights is not None:
         maxima["max_weight"] = _largest(request.weights, dtype)
     # Without the barrier XLA:CPU would search the maximum again for each class.
     z, w, maxima = jax.lax.optimization_barrier((logits, request.weights, maxima))
-    starts = starts_of(z.shape[-1], width)
+    starts, of_terms = starts_of(z.shape[-1], width, blocks), maxima
+    if blocks > 1:
+        of_terms = {name: x[..., None] for name, x in maxima.items()}
     if width == 8 and len(starts) == 4:
         # XLA:CPU unrolls four slices of 8 into scalar code (1.25 times the time). A fifth,
         # overlapping slice avoids it; overlaps count once.
         starts.insert(-1, (starts[-2] + starts[-1]) // 2)
     of_slices = slices(z, replace(request, weights=w), dtype, width, starts)
-    return sums_given_max(*of_slices, request.exp_gap, maxima), maxima
+    return sums_given_max(*of_slices, request.exp_gap, of_terms), maxima
 
 
 def _with_label(row: Statistics, logits: jax.Array, request: Request) -> Statistics:

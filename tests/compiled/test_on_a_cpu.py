@@ -13,7 +13,7 @@ from support.cases import BARE, fast_jit
 from support.tiers import quick
 
 
-# Blocks whose number divides the classes, one block for want of such, and an unrolled reduction.
+# An unrolled reduction, slices, and blocks whose number divides the classes or does not.
 @pytest.mark.aot
 @pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA of JAX 0.12 is promised")
 @pytest.mark.parametrize("classes", quick([10, 151, 1024, 32003, 32768], 10, 151, 1024, 32003))

@@ -37,12 +37,12 @@ WAYS = {
     "short": sum_rows,
     "gpu": on_gpu,
     "tpu": on_tpu,
-    # Slices that do not divide the classes.
+    # Slices that do not divide the classes, and blocks of slices.
     "reduction_of_3": lambda z, *args, **kwargs: sum_by_reduction(
         z, *args, **kwargs, width=-(-z.shape[-1] // 3), apart=False
     ),
-    "sums_of_7": lambda z, *args, **kwargs: sum_slices(
-        z, *args, **kwargs, width=-(-z.shape[-1] // 7)
+    "blocks_of_7": lambda z, *args, **kwargs: sum_slices(
+        z, *args, **kwargs, width=-(-z.shape[-1] // 21), blocks=3
     ),
 }
 WAYS = {
@@ -116,7 +116,7 @@ def _exact(z, w):
 @_each_way(
     8, [4, 29, 100, 1028, 50_000],
     ("cpu", 29), ("cpu", 100), ("short", 100), ("reduction_of_3", 50_000),
-    *((way, 1028) for way in ("cpu", "gpu", "tpu", "sums_of_7")),
+    *((way, 1028) for way in ("cpu", "gpu", "tpu", "blocks_of_7")),
 )  # fmt: skip
 def test_sums(way, classes):
     z = _rows(classes)
