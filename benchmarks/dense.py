@@ -5,8 +5,9 @@ table of jxent's median times relative to its peers', and of the memory that XLA
 arguments and results. PyTorch is compared on a CPU, where it is installed. With tqdm installed,
 progress is shown.
 
-``python benchmarks/dense.py --sweep`` compares one loss over many numbers of classes. It also
-compares the times to trace and lower it, and to compile it, with its gradient in float32.
+``python benchmarks/dense.py --sweep`` compares one loss over many numbers of classes: the mean of
+the losses, and forward also the losses as they come. It also compares the times to trace and lower
+it, and to compile it, with its gradient in float32.
 """
 
 import argparse
@@ -40,8 +41,16 @@ ROWS = [
 SWEEP = [2, 3, 10, 16, 37, 64, 100, 256, 1000, 4096, 10007, 32768, 50257, 128256]
 KIND = "value and gradient"
 KINDS = {"forward": jax.jit, KIND: lambda f: jax.jit(jax.value_and_grad(f))}
-SWEPT = [("forward", "float32"), (KIND, "float32"), (KIND, "bfloat16")]
-TIMED_WHEN_MADE = (KIND, "float32")
+MEAN, AS_THEY_COME = "mean", "as they come"
+SWEPT = [
+    *(
+        (form, "forward", dtype)
+        for dtype in ("float32", "bfloat16")
+        for form in (MEAN, AS_THEY_COME)
+    ),
+    *((MEAN, KIND, dtype) for dtype in ("float32", "bfloat16")),
+]
+TIMED_WHEN_MADE = (MEAN, KIND, "float32")
 
 
 def main():
@@ -77,8 +86,9 @@ def main():
 def sweep(options):
     """Prints a table of the loss of integer labels, over numbers of classes."""
     print("Times relative to optax's, and temporaries relative to the logits.\n")
-    print("| classes | float32 | | with gradient | | bfloat16, with gradient | |", end="")
-    print(" tracing and lowering | compiling |\n|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    names = [f"{dtype}, {form if kind == 'forward' else kind}" for form, kind, dtype in SWEPT]
+    print(f"| classes | {' | | '.join(names)} | | tracing and lowering | compiling |")
+    print(f"|--:|{'--:|--:|' * len(SWEPT)}--:|--:|")
     for classes in tqdm(options.classes, leave=False):
         # Batch sizes are often multiples of 64, and only then XLA:CPU vectorises short rows.
         examples = max(1, 2**options.log2 // options.part // classes // 64) * 64
@@ -86,10 +96,11 @@ def sweep(options):
         y = jnp.asarray(rng.integers(0, classes, examples))
         cells, made = [str(classes)], {}
         for row in SWEPT:
-            kind, dtype = row
+            form, kind, dtype = row
             z = jax.random.normal(jax.random.key(0), (examples, classes), dtype)
             times = options.compilations if row == TIMED_WHEN_MADE else 1
-            programs, made[row] = made_in_turn(KINDS[kind], z, y, times)
+            loss = mean_loss if form == MEAN else losses
+            programs, made[row] = made_in_turn(KINDS[kind], loss, z, y, times)
             seconds = medians(programs, z, y, options.runs)
             temporaries = programs["jxent"].memory_analysis().temp_size_in_bytes / z.nbytes
             cells += [f"{seconds['jxent'] / seconds['optax']:.2f}", f"{temporaries:.2f}"]
@@ -98,7 +109,7 @@ def sweep(options):
         show(f"| {' | '.join(cells)} |")
 
 
-def made_in_turn(make, z, y, times):
+def made_in_turn(make, loss, z, y, times):
     """Compiles the loss of each library so many times, in turn.
 
     Returns the programs, and the median seconds of tracing and lowering, and of compiling.
@@ -107,7 +118,7 @@ def made_in_turn(make, z, y, times):
     for _ in range(times):
         for library in (jxent, optax):
             jax.clear_caches()
-            function = make(functools.partial(mean_loss, library, SOFTMAX))
+            function = make(functools.partial(loss, library, SOFTMAX))
             start = time.perf_counter()
             lowered = function.lower(z, y)
             traced = time.perf_counter()
@@ -121,9 +132,14 @@ def show(row):
     tqdm.write(row) if hasattr(tqdm, "write") else print(row, flush=True)
 
 
+def losses(library, name, z, y):
+    """Returns the library's losses of that name, as they come."""
+    return getattr(library, name)(z, y)
+
+
 def mean_loss(library, name, z, y):
-    """Returns the mean of the library's loss of that name."""
-    return jnp.mean(getattr(library, name)(z, y))
+    """Returns their mean."""
+    return jnp.mean(losses(library, name, z, y))
 
 
 def compared(name, shape, dtype, with_torch, runs):
