@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import jxent
+from jxent._head import chunks
+from jxent._head.plan import Name, Plan
 from support.cases import fast_jit
 from support.products import products
 from support.tiers import quick, quick_rows
@@ -145,6 +147,33 @@ ACCELERATOR = [
     ((200, 64, 50304, "float32"), 200),
     ((4096, 64, 100, "float32"), 4096),  # The logits are small in any case.
 ]
+
+
+@pytest.mark.parametrize(("sizes", "expected"), ACCELERATOR)
+def test_full_chunks_on_an_accelerator(sizes, expected, monkeypatch):
+    monkeypatch.setattr(chunks, "platform_of", lambda x: "tpu")
+    assert default_chunk(*sizes) == expected
+
+
+def test_full_chunks_on_a_cpu(monkeypatch):
+    """Half as many more of them, if these are all full."""
+    monkeypatch.setattr(chunks, "platform_of", lambda x: "cpu")
+    assert default_chunk(4096, 512, 32000, "float32") == 128
+    assert default_chunk(4100, 512, 32000, "float32") == 192
+
+
+def default_chunk(examples, features, classes, dtype):
+    """The number of examples in a chunk of a head of this size."""
+    shapes = {"inputs": (examples, features), "kernel": (features, classes)}
+    arrays = {Name(kind): jax.ShapeDtypeStruct(shape, dtype) for kind, shape in shapes.items()}
+    found = []
+
+    def trace(*values):
+        plan = Plan(None, names=tuple(arrays))
+        found.append(chunks.with_chunk_size(plan, dict(zip(arrays, values, strict=True))))
+
+    jax.eval_shape(trace, *arrays.values())
+    return found[0].chunk_size
 
 
 def test_the_gradient_of_logits_is_written_once_on_a_tpu():

@@ -152,6 +152,19 @@ def test_the_gradient_of_a_weight_of_zero():
     np.testing.assert_array_equal(np.asarray(aux) != 0, weights != 0)
 
 
+def test_a_frozen_kernel_that_is_not_finite():
+    """The loss is NaN, and its gradient, but 0 without weight."""
+    kernel = np.float32([[np.inf, np.inf, 0.0]])
+    weights = np.float32([0, 1, 0])
+
+    def total(x):
+        options = {"weights": weights, "reduction": "none", "chunk_size": 1}
+        return jnp.sum(linear_loss(x, kernel, np.zeros(3, int), **options) * weights)
+
+    gradient = fast_jit(jax.grad(total))(np.ones((3, 1), "f"))
+    np.testing.assert_array_equal(gradient[:, 0], [0, np.nan, 0])
+
+
 def test_one_class_is_certain():
     """Its loss is the z-loss alone, whatever the logit."""
     x, w = np.float32([[1.0], [30.0]]), np.float32([[2.0]])

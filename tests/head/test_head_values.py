@@ -66,7 +66,7 @@ def head(examples, features, classes, dtype=np.float64):
 
 
 @pytest.mark.parametrize(
-    ("classes", "chunk_size"), quick_rows([(33, 23), (33, 16), (33, None), (33, 1), (1, 22)], 0)
+    ("classes", "chunk_size"), quick_rows([(33, 23), (33, 16), (33, None), (33, 1), (1, 22)], 1)
 )
 def test_scales_offsets_and_chunks(classes, chunk_size):
     """Whatever the logits' scale and offset, and however the rows are cut."""
@@ -74,6 +74,30 @@ def test_scales_offsets_and_chunks(classes, chunk_size):
     for scale, offset in itertools.product([1e-2, 1.0, 30.0], [0.0, 1e4]):
         changed = {"kernel": scale * arrays["kernel"], "bias": np.full(classes, offset)}
         check(arrays | changed, chunk_size=chunk_size, tolerance=1e-12 + 1e-15 * offset)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_chunks_that_are_not_full(reduction):
+    """What fills the last one does not count again."""
+    x, w, y = head(7, 3, 5).values()
+
+    def results(loss):
+        def total(x, w):
+            return jnp.sum(jnp.cos(loss(x, w)))
+
+        return jax.value_and_grad(total, (0, 1))(x, w)
+
+    def of_head(x, w):
+        options = {"chunk_size": 3, "precision": "highest", "reduction": reduction}
+        return jxent.linear_softmax_cross_entropy(x, w, y, **options)
+
+    def dense(x, w):
+        losses = jxent.softmax_cross_entropy_with_integer_labels(x @ w, y)
+        return losses if reduction == "none" else jnp.mean(losses)
+
+    with jax.enable_x64(True):
+        found, expected = fast_jit(lambda: (results(of_head), results(dense)))()
+    chex.assert_trees_all_close(found, expected, rtol=1e-12, strict=True)
 
 
 @pytest.mark.full
