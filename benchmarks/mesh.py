@@ -1,9 +1,10 @@
 """Compiles a linear head's loss for TPU meshes: what each chip computes, carries and keeps.
 
 ``python benchmarks/mesh.py`` compiles value and gradients for TPUs on a machine that has none, as
-`compilers` does. It prints a Markdown table of jxent, and of whole logits in float32 that XLA
-partitions by itself. Two more rows are a policy objective, by `jxent.chunked` and of whole logits.
-Nothing runs. It needs what ``pip install ".[aot]"`` installs.
+`compilers` does. It prints a Markdown table of jxent with the argument `mesh` and without, on
+explicit and on automatic axes, and of whole logits in float32 that XLA partitions by itself. Two
+more rows are a policy objective, by `jxent.chunked` and of whole logits. Nothing runs. It needs
+what ``pip install ".[aot]"`` installs.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jxent
 
@@ -42,6 +43,7 @@ SETTINGS = [
 ]
 CHUNK = 512
 """Examples per chunk. It divides the examples of a chip, so the number of chunks is known."""
+EXPLICIT, AUTOMATIC = "jxent without mesh, explicit axes", "jxent without mesh, automatic axes"
 WIDTHS = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 
@@ -63,6 +65,9 @@ def losses() -> dict[str, Any]:
         return jxent.linear_softmax_cross_entropy(
             x, w, y, mesh=mesh, class_axis_name="model", chunk_size=CHUNK
         )
+
+    def partitioned(mesh, x, w, y):
+        return jxent.linear_softmax_cross_entropy(x, w, y, chunk_size=CHUNK)
 
     def whole(mesh, x, w, y):
         logits = jnp.dot(x, w, preferred_element_type=jnp.float32)
@@ -92,6 +97,8 @@ def losses() -> dict[str, Any]:
 
     return {
         "jxent": fused,
+        EXPLICIT: partitioned,
+        AUTOMATIC: partitioned,
         "whole logits": whole,
         "jxent, policy": policy,
         "whole logits, policy": whole_policy,
@@ -101,7 +108,9 @@ def losses() -> dict[str, Any]:
 def figures(setting: Setting, name: str) -> Figures:
     """Compiles one of the losses with its gradients, and returns the compiler's figures."""
     chips = topologies.get_topology_desc(platform="tpu", topology_name=setting.topology).devices
-    mesh = Mesh(np.array(chips).reshape(setting.data, setting.model), ("data", "model"))
+    axis_types = (AxisType.Explicit if name == EXPLICIT else AxisType.Auto,) * 2
+    sizes = setting.data, setting.model
+    mesh = Mesh(np.array(chips).reshape(sizes), ("data", "model"), axis_types=axis_types)
     data, model = PartitionSpec("data"), PartitionSpec(None, "model")
     inputs = ((setting.examples, setting.features), jnp.bfloat16, data)
     kernel = ((setting.features, setting.classes), jnp.bfloat16, model)
@@ -114,7 +123,9 @@ def figures(setting: Setting, name: str) -> Figures:
     shardings = None, (arguments[0].sharding, arguments[1].sharding)
     compiled = jax.jit(program, out_shardings=shardings).lower(*arguments).compile()
     # A loop's body counts once and has nearly all the work, so this product is an upper bound.
-    chunks = setting.examples // setting.data // CHUNK if name.startswith("jxent") else 1
+    # Automatic axes do not say which of them share the classes: there is a group for each chip.
+    groups = mesh.size if name == AUTOMATIC else setting.data
+    chunks = setting.examples // groups // CHUNK if name.startswith("jxent") else 1
     product = 2 * setting.examples * setting.features * setting.classes // mesh.size
     return Figures(
         products=chunks * compiled.cost_analysis()["flops"] / product,

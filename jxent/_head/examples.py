@@ -104,7 +104,7 @@ def axes_of_classes(mesh: AnyMesh | None, class_axis_name: AxisName | None) -> M
     return axes_named("class_axis_name", class_axis_name)
 
 
-# ---------------------------------------- On one device
+# ---------------------------------------- The loss of all examples
 
 
 def over_examples(
@@ -136,6 +136,13 @@ def over_examples(
     if reduction == "none":
         return None, each
     return (mean(*totals) if reduction == "mean" else totals[0]), each
+
+
+# ---------------------------------------- On a mesh whose program XLA partitions
+# XLA does not cut a loop over chunks of examples that are spread. So the examples are cut into
+# groups, as many as there are devices, and the groups are mapped: the chunks of all groups make one
+# step of the loop, which XLA spreads over the devices, and each group has totals of its own, which
+# are summed after the loop.
 
 
 def _in_groups(plan: Plan, *values: jax.Array) -> tuple[Any, Any]:
@@ -201,6 +208,9 @@ def _laid_out(plan: Plan, arrays: Arrays) -> tuple[Arrays, tuple[int, ...]]:
     if not _axes_in(examples):
         return _in_one_dimension(arrays), ()
     return arrays, tuple(_size(mesh, as_tuple(axes)) for axes in examples)
+
+
+# ---------------------------------------- On one device, or in one shard
 
 
 def _reduced(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
@@ -269,7 +279,7 @@ def _count(plan: Plan, arrays: Arrays, dtype: Any) -> jax.Array:
     return nan_where(jnp.any(is_negative), jnp.sum(weights.astype(dtype)))
 
 
-# ---------------------------------------- On a mesh: global arrays in, `jax.shard_map` inside
+# ---------------------------------------- On a mesh that is given: `jax.shard_map`
 
 
 def _in_shard_map(plan: Plan, mesh: AnyMesh, spec: PartitionSpec) -> Callable[..., Any]:
