@@ -330,6 +330,12 @@ def test_no_more_than_whole_logits():
         assert gradients < carried < 1.002 * gradients
         assert carried < 1.001 * whole[1]
         assert temporaries < 0.75 * whole[2]
+    # Without the argument the gradient of inputs is summed in float32, and the kernel's once, too.
+    for axes in ("explicit", "automatic"):
+        products, carried, _ = found[f"jxent without mesh, {axes} axes"]
+        assert products == pytest.approx(3, rel=0.02)
+        gradients = 4 * 8192 * 4096 + 2 * 4096 * 16032
+        assert gradients < carried < 1.01 * gradients
 
 
 def of_mesh(_):
