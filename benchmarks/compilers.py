@@ -19,7 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 # JAX looks for no accelerator, neither on this machine nor over the network. Several processes may
 # compile at once.
@@ -70,7 +70,8 @@ devices: dict[str, dict[str, str]] = {
 class Figures(NamedTuple):
     """The figures that a compiler gives for a program.
 
-    The body of a loop counts once, however often it runs: multiply, or compile without loops.
+    Bytes and seconds count the body of a loop once, however often it runs: multiply, or compile
+    without loops. The cycles count it as often as it runs.
     """
 
     bytes_moved: int
@@ -79,7 +80,11 @@ class Figures(NamedTuple):
     estimated_seconds: float | None
     """On a TPU the time for the bytes alone; on the H100 XLA's model of bytes and arithmetic."""
     estimated_cycles: int | None
-    """On a TPU the sum over all kernels, for bytes and arithmetic; None on the H100."""
+    """On a TPU the sum over all kernels, for bytes and arithmetic; None on the H100.
+
+    A loop like those of `jax.lax.scan`, which count from 0 to a constant, counts its body so many
+    times, and any other loop once. Of the branches of a conditional the dearest counts.
+    """
     text: str
     """The optimised HLO."""
 
@@ -124,9 +129,7 @@ def compile_for(
     cycles = None
     if on_tpu:
         cost = compiled.cost_analysis()
-        estimates = map(int, re.findall(r'"estimated_cycles":"(\d+)"', text))
-        # The model gives an absurdly large number for a kernel that it cannot judge.
-        cycles = sum(n for n in estimates if n < 2**40)
+        cycles = _cycles(text)
         moved, seconds = int(cost["bytes accessed"]), cost.get("optimal_seconds", -1)
     else:  # Each kernel has the times of several models; the first counts.
         times = re.findall(r'"reification_cost":\[\{[^}]*"exec_time_us":([^,}]+)', text)
@@ -140,7 +143,54 @@ class _Instruction(NamedTuple):
     type: str
     operation: str
     operands: list[str]
+    called: list[str]
+    """The computations that it calls; of a loop the condition and the body."""
     rest: str
+    """What stands after the parenthesis that opens its operands."""
+
+
+_Computations: TypeAlias = dict[str, dict[str, _Instruction]]
+
+
+def _computations(text: str) -> tuple[_Computations, str]:
+    """Returns the instructions of all computations by name, and the name of the entry."""
+    names = set(re.findall(r"^(?:ENTRY )?%?([\w.-]+) .*\{$", text, re.M))
+    computations: _Computations = {}
+    entry = ""
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
+            computations[header[2]] = current = {}
+            entry = header[2] if header[1] else entry
+        elif found := re.match(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line):
+            name, types, operation, rest = found.groups()
+            operands, _, attributes = rest.partition(")")
+            called = [c for c in re.findall(r"%([\w.-]+)", attributes) if c in names]
+            operands = re.findall(r"%([\w.-]+)", operands)
+            current[name] = _Instruction(types, operation, operands, called, rest)
+    return computations, entry
+
+
+def _cycles(text: str) -> int:
+    """Returns the estimated cycles of all kernels, each counted as often as it runs."""
+    computations, entry = _computations(text)
+
+    def trips(condition: str) -> int:
+        constants = [i for i in computations[condition].values() if i.operation == "constant"]
+        limits = [i.rest.split(")")[0] for i in constants if i.type.startswith("s32[]")]
+        return int(limits[0]) if len(limits) == 1 else 1
+
+    def cycles(computation: str) -> int:
+        total = 0
+        for i in computations[computation].values():
+            # The model gives an absurdly large number for a kernel that it cannot judge.
+            if (own := re.search(r'"estimated_cycles":"(\d+)"', i.rest)) and int(own[1]) < 2**40:
+                total += int(own[1])
+            called = [cycles(c) for c in i.called]
+            times = trips(i.called[0]) if i.operation == "while" else 1
+            total += max(called) if i.operation == "conditional" else times * sum(called)
+        return total
+
+    return cycles(entry)
 
 
 _MOVES_NOTHING = {"bitcast", "constant", "get-tuple-element", "parameter", "tuple"}
@@ -156,16 +206,7 @@ def _bytes_moved(text: str) -> int:
 
     An operand counts in full, unless a kernel only gathers or slices from it.
     """
-    computations: dict[str, dict[str, _Instruction]] = {}
-    entry = ""
-    for line in text.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
-            computations[header[2]] = current = {}
-            entry = header[2] if header[1] else entry
-        elif found := re.match(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line):
-            name, types, operation, rest = found.groups()
-            operands = re.findall(r"%([\w.-]+)", rest.split(")")[0])
-            current[name] = _Instruction(types, operation, operands, rest)
+    computations, entry = _computations(text)
 
     def partly_read(computation: str) -> dict[int, int]:
         parts = {}
@@ -179,11 +220,10 @@ def _bytes_moved(text: str) -> int:
         instructions = computations[computation]
         total = 0
         for i in instructions.values():
-            called = [c for c in re.findall(r"%([\w.-]+)", i.rest) if c in computations]
             if i.operation in _CALLS:
-                total += sum(moved(c) for c in called)
+                total += sum(map(moved, i.called))
             elif i.operation not in _MOVES_NOTHING and not i.operation.endswith("-done"):
-                parts = partly_read(called[0]) if i.operation == "fusion" else {}
+                parts = partly_read(i.called[0]) if i.operation == "fusion" else {}
                 sizes = (_size(instructions[name].type) for name in i.operands)
                 total += sum(parts.get(n, size) for n, size in enumerate(sizes)) + _size(i.type)
         return total
