@@ -14,7 +14,7 @@ TABLES = [
     ("Other losses of a linear head", ["linear.py", "--objectives"]),
     ("Its memory against the vocabulary", ["linear.py", "--vocabularies"]),
     ("What the compilers make of the losses", ["compilers.py"]),
-    ("The memory of a linear head on TPUs and an H100", ["linear_compiled.py"]),
+    ("The loss of a linear head on TPUs and an H100, as compiled", ["linear_compiled.py"]),
     ("The loss of a linear head over TPU meshes", ["mesh.py"]),
     ("The errors of every loss", ["accuracy.py"]),
     ("The errors over every argument", ["exhaustive.py"]),

@@ -18,6 +18,7 @@ import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -107,11 +108,17 @@ def _installed() -> dict[str, str]:
     return {d.name: d.version for d in importlib.metadata.distributions()}
 
 
+_registering = threading.Lock()
+
+
 @functools.cache
 def _sharding(device: str) -> jax.sharding.Sharding:
-    jax.devices()  # this call registers the plugins
-    (first, *_) = topologies.get_topology_desc(**devices[device]).devices
-    return jax.sharding.SingleDeviceSharding(first)
+    with _registering:  # Two threads that found no compiler would both register it, which fails.
+        jax.devices()  # this call registers the plugins
+        (first, *_) = topologies.get_topology_desc(**devices[device]).devices
+    # A function that is traced knows its platform only from a mesh.
+    mesh = jax.sharding.Mesh([first], ("one",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def compile_for(
