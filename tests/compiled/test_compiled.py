@@ -22,6 +22,7 @@ if __name__ == "__main__":
     import compilers  # before JAX
     import jax
     import jax.numpy as jnp
+    import linear_compiled
     import mesh
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -31,9 +32,9 @@ if __name__ == "__main__":
 pytestmark = pytest.mark.aot
 
 
-def figures(device, part):
+def figures(device, part, *options):
     """From a process of its own, which runs `part` below: its compiler changes what JAX finds."""
-    command = [sys.executable, __file__, device, part]
+    command = [sys.executable, __file__, device, part, *map(str, options)]
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     if "unavailable" in found:
         pytest.skip(f"{device}: {found['unavailable']}")
@@ -314,6 +315,42 @@ def of_accuracy(device):
     return {"accurate": sorted(accurate), "inexact": inexact}
 
 
+# The loss of a linear head on one TPU chip, in chunks of the length that the head chooses.
+
+# Examples, features and classes, and for each device the most time that value and gradients may
+# take, in units of the three products that they need. With few features the other arithmetic
+# weighs more.
+HEADS = [
+    ((8192, 4096, 128256), {"v5p": 1.5, "v5e": 1.65, "v6e": 2.1}),
+    ((32768, 2560, 128256), {"v5p": 1.5, "v5e": 1.65, "v6e": 2.1}),
+    ((16384, 1024, 50304), {"v5p": 1.57, "v5e": 1.57, "v6e": 2.36}),
+]
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "most"),
+    [(device, shape, most) for shape, bounds in HEADS for device, most in bounds.items()],
+)
+def test_time_and_temporaries_of_a_head(device, shape, most):
+    found = figures(device, "of_head", *shape)
+    # Less than the products take would mean that the estimates are no longer understood.
+    assert 1 < found["products"] <= most
+    examples, features, classes = shape
+    logits, kernel = (4e-9 * n * classes for n in (examples, features))
+    assert found["temporaries"] / 1e9 <= max(logits / 4, 1.6 * kernel + 0.3)
+
+
+def of_head(device, *sizes):
+    shape = linear_compiled.Shape(*map(int, sizes))
+    with ThreadPoolExecutor(2) as threads:
+        head = threads.submit(
+            linear_compiled.figures, device, jxent.linear_softmax_cross_entropy, shape
+        )
+        products = threads.submit(linear_compiled.products, device, shape)
+    cycles, temporaries = head.result()
+    return {"products": cycles / products.result(), "temporaries": temporaries}
+
+
 # The loss of a linear head over 64 TPU chips: what a chip may compute, carry and keep.
 
 
@@ -343,7 +380,7 @@ def of_mesh(_):
 
 
 if __name__ == "__main__":
-    device, part = sys.argv[1:]
+    device, part, *options = sys.argv[1:]
     reason = compilers.unavailable(device)
-    found = {"unavailable": reason} if reason else globals()[part](device)
+    found = {"unavailable": reason} if reason else globals()[part](device, *options)
     print("{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in found.items()) + "}")
