@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from .._autodiff import in_every_mode, with_vmap_rule
 from .._dtypes import computing_dtype, upcast
-from .._sharding import explicit_sharding, varying_axes
+from .._sharding import automatic_axes, explicit_sharding, varying_axes
 from .chunks import over_chunks
 from .logits import finished, gradients_of_product, product
 from .plan import COUNTED, WEIGHTS, Arrays, Name, Plan, is_of_classes, is_of_examples, made
@@ -108,11 +108,11 @@ def of_examples(plan: Plan, arrays: Arrays, reduced: bool) -> tuple[Any, Any]:
     """
     function = made(total_of if reduced else values_of, plan)
     values = tuple(arrays.values())
-    # On a mesh a mapped dimension may be spread over devices, and then it must stay.
-    on_mesh = plan.groups or any(varying_axes(x) or explicit_sharding(x) for x in values)
+    # On a mesh the mapped dimension may be spread over devices, and then it must stay.
+    is_spread = any(varying_axes(x) or explicit_sharding(x) or automatic_axes(x) for x in values)
     rule = made(_as_more_examples, plan, reduced)
     out: tuple[Any, Any]
-    out = function(*values) if on_mesh else with_vmap_rule(function, rule, *values)
+    out = function(*values) if is_spread else with_vmap_rule(function, rule, *values)
     return out
 
 
