@@ -177,13 +177,13 @@ def gathered(x: jax.Array) -> jax.Array:
     return result
 
 
-def platform_of(x: jax.Array) -> str:
-    """The platform of the mesh that `x` is on, or else the one that JAX computes on by default."""
+def is_on_cpu(x: jax.Array) -> bool:
+    """Whether the mesh that `x` is on has CPUs, or else the device that JAX takes by default."""
     for mesh in jax.typeof(x).sharding.mesh, jax.sharding.get_abstract_mesh():
         device = getattr(mesh, "abstract_device", None)
         if device is not None:
-            return str(device.platform)
-    return jax.default_backend()
+            return bool(device.device_kind == "cpu")
+    return jax.default_backend() == "cpu"
 
 
 def automatic_axes(x: jax.Array) -> Mapping[Any, int]:

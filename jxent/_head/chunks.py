@@ -13,7 +13,7 @@ from jax.export import is_symbolic_dim
 
 from .._autodiff import differentiated_whole
 from .._dtypes import computing_dtype
-from .._sharding import gathered, platform_of, varying_axes, varying_over
+from .._sharding import gathered, is_on_cpu, varying_axes, varying_over
 from .plan import COUNTED, Arrays, Name, Plan, is_of_examples, number_of_examples
 
 
@@ -58,7 +58,7 @@ def _default_size(plan: Plan, arrays: Arrays) -> tuple[int, int]:
     if is_symbolic_dim(row):
         return 128, 8
     least, kernels = 3 * 2**23 // row, 0 if is_symbolic_dim(kernels) else kernels
-    if platform_of(x) == "cpu":
+    if is_on_cpu(x):
         most, tile = kernels // 8 // row, 8
     else:
         spare, tile = 3 * 10**8 + kernels * 6 // 10, 64

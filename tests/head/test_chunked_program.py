@@ -151,13 +151,13 @@ ACCELERATOR = [
 
 @pytest.mark.parametrize(("sizes", "expected"), ACCELERATOR)
 def test_full_chunks_on_an_accelerator(sizes, expected, monkeypatch):
-    monkeypatch.setattr(chunks, "platform_of", lambda x: "tpu")
+    monkeypatch.setattr(chunks, "is_on_cpu", lambda x: False)
     assert default_chunk(*sizes) == expected
 
 
 def test_full_chunks_on_a_cpu(monkeypatch):
     """Half as many more of them, if these are all full."""
-    monkeypatch.setattr(chunks, "platform_of", lambda x: "cpu")
+    monkeypatch.setattr(chunks, "is_on_cpu", lambda x: True)
     assert default_chunk(4096, 512, 32000, "float32") == 128
     assert default_chunk(4100, 512, 32000, "float32") == 192
 
