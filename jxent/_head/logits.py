@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
@@ -157,7 +158,8 @@ def gradients_of_product(
     in_bfloat16 = x.dtype == w.dtype == jnp.bfloat16
     found = {}
     # Below 1536 features it takes longer to write it than to make it twice (by a TPU's compiler).
-    if {inputs, kernel} <= wanted and x.shape[1] >= 1536:
+    is_large = is_symbolic_dim(x.shape[1]) or x.shape[1] >= 1536
+    if {inputs, kernel} <= wanted and is_large:
         to_product = computed_once(to_product, "tpu")
     if inputs in wanted:
         found[inputs] = _dot(plan.precision, to_product, w, (1, 1), dtype, in_bfloat16)
