@@ -108,38 +108,39 @@ def of_examples(plan: Plan, arrays: Arrays, reduced: bool) -> tuple[Any, Any]:
     """
     function = made(total_of if reduced else values_of, plan)
     values = tuple(arrays.values())
-    # On a mesh the mapped dimension may be spread over devices, and then it must stay.
-    is_spread = any(varying_axes(x) or explicit_sharding(x) or automatic_axes(x) for x in values)
-    rule = made(_as_more_examples, plan, reduced)
     out: tuple[Any, Any]
-    out = function(*values) if is_spread else with_vmap_rule(function, rule, *values)
+    # On a mesh the mapped dimension may be spread over devices, and then it must stay.
+    if any(varying_axes(x) or explicit_sharding(x) or automatic_axes(x) for x in values):
+        out = function(*values)
+    else:
+        rule = made(_as_more_examples, plan, function, reduced)
+        out = with_vmap_rule(function, rule, *values)
     return out
 
 
-def _as_more_examples(plan: Plan, reduced: bool) -> Callable[..., tuple[Any, Any]]:
-    """The rule under `jax.vmap`. A total for each needs a cotangent for each of the losses."""
+def _as_more_examples(
+    plan: Plan, function: Callable[..., Any], reduced: bool
+) -> Callable[..., tuple[Any, Any]]:
+    """The rule of `function` under `jax.vmap`. Each total needs cotangents of its losses."""
 
     def rule(size: int, is_mapped: tuple[bool, ...], *values: jax.Array) -> tuple[Any, Any]:
         mapped = dict(zip(plan.names, is_mapped, strict=True))
-        if not all(is_of_examples(name) for name in plan.names if mapped[name]):
-            function = made(total_of if reduced else values_of, plan)
-            out: tuple[Any, Any] = jax.vmap(function, [0 if m else None for m in is_mapped])(
-                *values
-            )
+        if size == 0 or not all(is_of_examples(name) for name in plan.names if mapped[name]):
+            mapped_function = jax.vmap(function, [0 if m else None for m in is_mapped])
+            out: tuple[Any, Any] = mapped_function(*values)
             return out
         arrays = {}
         for name, x in zip(plan.names, values, strict=True):
             if is_of_examples(name):
                 x = x if mapped[name] else jnp.broadcast_to(x, (size, *x.shape))
-                x = x.reshape(size * x.shape[1], *x.shape[2:])
+                examples = x.shape[1]
+                x = x.reshape(size * examples, *x.shape[2:])
             arrays[name] = x
-        outs_aux = of_examples(plan, arrays, reduced=False)
-        outs, aux = jax.tree.map(lambda x: x.reshape(size, x.shape[0] // size), outs_aux)
-        if not reduced:
-            return outs, aux
-        weights = arrays.get(WEIGHTS)
-        weights = weights if weights is None else weights.reshape(outs[0].shape)
-        return jnp.sum(weigh(weights, outs[0]), axis=-1), aux
+        outs, aux = of_examples(plan, arrays, reduced=False)
+        if reduced:
+            outs = weigh(arrays.get(WEIGHTS), outs[0])
+        outs, aux = jax.tree.map(lambda x: x.reshape(size, examples), (outs, aux))
+        return (jnp.sum(outs, axis=-1) if reduced else outs), aux
 
     return rule
 
@@ -258,14 +259,10 @@ def _dtypes(arrays: Arrays, wanted: frozenset[Name]) -> Arrays:
 
 
 def _cotangents(plan: Plan, gradients: Arrays, like: Arrays) -> tuple[jax.Array | None, ...]:
-    """The gradients in the dtypes of their arguments, which the groups' sum is taken in."""
-    return tuple(
-        _of_all_groups(plan, name, gradients[name].astype(like[name].dtype))
-        if name in gradients
-        else None
-        for name in plan.names
-    )
+    """The gradients in the dtypes of their arguments, in which the groups' gradients are summed."""
 
+    def cotangent(name: Name) -> jax.Array:
+        x = gradients[name].astype(like[name].dtype)
+        return x if is_of_examples(name) else jnp.sum(x, axis=range(plan.groups))
 
-def _of_all_groups(plan: Plan, name: Name, x: jax.Array) -> jax.Array:
-    return x if is_of_examples(name) else jnp.sum(x, axis=range(plan.groups))
+    return tuple(cotangent(name) if name in gradients else None for name in plan.names)

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jxent
+from support import heads
 from support.cases import fast_jit
 from support.meshes import BOTH, CLASSES_ONLY, EXAMPLES_ONLY, THREE, carried, mesh_of
 from support.products import products
@@ -19,7 +20,6 @@ from support.tiers import quick_rows
 
 linear_loss = jxent.linear_softmax_cross_entropy
 integer_loss = jxent.softmax_cross_entropy_with_integer_labels
-IGNORED = -100
 
 
 def arrays():
@@ -35,29 +35,19 @@ def arrays():
     return found, others
 
 
-def objective(reduction, whole, numbers, others):
-    """The value, and what is made beside it, of whole logits or by `jxent.chunked`."""
-    a, where = numbers, others["where"]
+def objective(chunked, numbers, others):
+    """The value, and what is made beside it, where `chunked` is `jxent.chunked` or its like."""
+    a = numbers
 
     def loss(logits, labels, teacher):
         logits = logits / a["temperature"]
         losses = integer_loss(logits, labels, class_weights=a["class_weights"])
         return losses + jxent.softmax_kl_divergence(logits, teacher), jxent.softmax_entropy(logits)
 
-    if whole:
-        logits = a["inputs"] @ a["kernel"] + a["bias"][None, None, :]
-        found = loss(logits, others["labels"], a["other_inputs"] @ a["other_kernel"])
-        losses, aux = (jnp.where(where, x, 0) for x in found)
-        if reduction != "none":
-            losses = losses.sum() / (
-                jnp.sum(where, dtype=losses.dtype) if reduction == "mean" else 1
-            )
-    else:
-        options = {"reduction": reduction, "has_aux": True, "chunk_size": 2, "precision": "highest"}
-        student = jxent.LinearLogits(a["inputs"], a["kernel"], a["bias"])
-        teacher = jxent.LinearLogits(a["other_inputs"], a["other_kernel"])
-        chunked = jxent.chunked(loss, **options)
-        losses, aux = chunked(student, others["labels"], teacher, where=where)
+    student = jxent.LinearLogits(a["inputs"], a["kernel"], a["bias"])
+    teacher = jxent.LinearLogits(a["other_inputs"], a["other_kernel"])
+    function = chunked(loss, has_aux=True)
+    losses, aux = function(student, others["labels"], teacher, where=others["where"])
     return jnp.sum(jnp.cos(losses)), aux
 
 
@@ -110,7 +100,10 @@ def test_any_layout(layout, axis_type, reduction, in_mesh):
 
     with jax.enable_x64(True):
         numbers, others = arrays()
-        plain, chunked = (functools.partial(objective, reduction, whole) for whole in (True, False))
+        plain = functools.partial(heads.plain_chunked, reduction=reduction)
+        options = {"reduction": reduction, "chunk_size": 2, "precision": "highest"}
+        chunked = functools.partial(jxent.chunked, **options)
+        plain, chunked = (functools.partial(objective, make) for make in (plain, chunked))
         expected = fast_jit(jax.value_and_grad(plain, has_aux=True))(numbers, others)
         with jax.set_mesh(mesh) if in_mesh else contextlib.nullcontext():
             spread = placed(numbers)
@@ -149,7 +142,7 @@ def program(mesh, specs, reduction, ignored, way):
     # Automatic axes do not say how many of them share an example.
     groups = mesh.size if way == "none" and not explicit else mesh.shape["data"]
     options = {"reduction": reduction, "chunk_size": EXAMPLES // groups // CHUNKS, **spread}
-    options |= {"ignore_index": IGNORED} if ignored else {}
+    options |= {"ignore_index": heads.IGNORED} if ignored else {}
 
     def loss(x, w, y):
         return jnp.sum(linear_loss(x, w, y, **options))

@@ -127,7 +127,7 @@ def plain_head(a, reduction="mean", shared=True):
 def whole(logits):
     """The logits of a `LinearLogits`, by its definition."""
     z = jnp.dot(logits.inputs, logits.kernel, precision="highest")
-    z = z if logits.bias is None else z + logits.bias[None, :]
+    z = z if logits.bias is None else z + jnp.broadcast_to(logits.bias, z.shape)
     z = z if logits.scale is None else z * logits.scale
     if (cap := logits.softcap) is not None:
         finite = jnp.where(cap < jnp.inf, cap, 1)
@@ -143,7 +143,7 @@ def reduced(losses, weights, reduction):
     return total if reduction == "sum" else mean
 
 
-def plain_chunked(loss, reduction="none"):
+def plain_chunked(loss, reduction="none", has_aux=False):
     """What `jxent.chunked` is to compute."""
 
     def function(*args, where=None, weights=None):
@@ -152,9 +152,11 @@ def plain_chunked(loss, reduction="none"):
             out = jax.tree.map(lambda x: jnp.where(where, x, jnp.zeros((), x.dtype)), out)
         if reduction == "none":
             return out
+        out, *aux = out if has_aux else (out,)
         weights = jnp.ones_like(out) if weights is None else weights
         weights = weights if where is None else jnp.where(where, weights, 0)
-        return reduced(weights * out, weights, reduction)
+        value = reduced(weights * out, weights, reduction)
+        return (value, *aux) if has_aux else value
 
     return function
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from support.products import computations_of
+from support.products import as_often_as_it_runs
 
 EXAMPLES_ONLY = ("data", "model"), (8, 1)
 CLASSES_ONLY = ("data", "model"), (1, 8)
@@ -39,20 +39,9 @@ def collectives(text):
 
 def carried(text):
     """How many elements the results of all collective operations have, in loops each time."""
-
-    def of(name):
-        total = 0
-        for line in computations[name]:
-            total += sum(size for _, size in collectives(line))
-            times = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            called = re.findall(r"(?:body|calls|(?:true|false)_computation)=%?([\w.-]+)", line)
-            branches = re.search(r"branch_computations=\{(.*?)\}", line)
-            called += re.findall(r"[\w.-]+", branches[1]) if branches else []
-            total += int(times[1] if times else 1) * sum(map(of, called))
-        return total
-
-    computations = computations_of(text)
-    return of(re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)[1])
+    return as_often_as_it_runs(
+        text, lambda lines: sum(size for _, size in collectives("\n".join(lines)))
+    )
 
 
 def assert_same(results, exact, rtol, atol):

@@ -10,13 +10,34 @@ _DOT = re.compile(r"(?:dot|custom-call\S*matmul)\((.*?)\)")
 
 def products(text, examples, features, classes):
     """How many products of that size they amount to, those in loops counted each time."""
-    computations = computations_of(text)
-    entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)[1]
-    return _multiplications(computations, entry) / (examples * features * classes)
+    return as_often_as_it_runs(text, _multiplications) / (examples * features * classes)
 
 
-def computations_of(text):
-    """The lines of each computation of compiled HLO."""
+def as_often_as_it_runs(text, count):
+    """The sum of ``count(lines)`` over the computations of compiled HLO, loops counted each time.
+
+    Of the branches of a condition the largest counts.
+    """
+    computations = _computations(text)
+
+    def of(name):
+        total = count(computations[name])
+        for line in computations[name]:
+            times = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+            for called in re.findall(r"(?:body|calls|to_apply)=%?([\w.-]+)", line):
+                if called in computations:
+                    total += int(times[1] if times else 1) * of(called)
+            if branches := re.search(r"branch_computations=\{(.*?)\}", line):
+                names = re.findall(r"[\w.-]+", branches[1])
+            else:
+                names = re.findall(r"(?:true|false)_computation=%?([\w.-]+)", line)
+            total += max(map(of, names), default=0)
+        return total
+
+    return of(re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)[1])
+
+
+def _computations(text):
     found = {}
     for block in re.split(r"\n(?=\S)", text):
         lines = block.splitlines()
@@ -25,9 +46,9 @@ def computations_of(text):
     return found
 
 
-def _multiplications(computations, name):
+def _multiplications(lines):
     shapes, total = {}, 0
-    for line in computations[name]:
+    for line in lines:
         if not (instruction := _INSTRUCTION.match(line)):
             continue
         target, rest = instruction.groups()
@@ -38,15 +59,6 @@ def _multiplications(computations, name):
             number = math.prod(a[int(i)] for i in batch[1].split(",")) if batch else 1
             # Of so many matrices [m, k] and [k, n], whose products are [m, n].
             total += math.isqrt(math.prod(a) * math.prod(b) * math.prod(shapes[target]) // number)
-        times = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
-        for called in re.findall(r"(?:body|calls|to_apply)=%?([\w.-]+)", rest):
-            if called in computations:
-                total += int(times[1] if times else 1) * _multiplications(computations, called)
-        if branches := re.search(r"branch_computations=\{(.*?)\}", rest):
-            names = re.findall(r"[\w.-]+", branches[1])
-        else:
-            names = re.findall(r"(?:true|false)_computation=%?([\w.-]+)", rest)
-        total += max((_multiplications(computations, branch) for branch in names), default=0)
     return total
 
 
