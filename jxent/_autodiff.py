@@ -424,26 +424,22 @@ def with_vmap_rule(function: Callable[..., Out], rule: Callable[..., Out], *args
     mode. The dimension that is mapped comes first in the arguments that `is_mapped` tells, and in
     all results. Both functions must be hashable and hold no arrays.
     """
-    tree = jax.tree.structure(jax.eval_shape(function, *args))
-    results = _with_vmap_rule.bind(*args, function=function, rule=rule)
+    shapes, tree = jax.tree.flatten(jax.eval_shape(function, *args))
+    avals = tuple(jax.core.ShapedArray(x.shape, x.dtype) for x in shapes)
+    results = _with_vmap_rule.bind(*args, function=function, rule=rule, avals=avals)
     out: Out = jax.tree.unflatten(tree, results)
     return out
 
 
-def _plainly(*args: jax.Array, function: Any, rule: Any) -> list[jax.Array]:
+def _plainly(*args: jax.Array, function: Any, **_: Any) -> list[jax.Array]:
     return jax.tree.leaves(function(*args))
-
-
-def _types(*args: Any, function: Any, rule: Any) -> list[Any]:
-    results = jax.tree.leaves(jax.eval_shape(function, *args))
-    return [jax.core.ShapedArray(x.shape, x.dtype) for x in results]
 
 
 def _tangents_of_function(primals: Leaves, tangents: Leaves, **parameters: Any) -> tuple[Any, Any]:
     return _jvp_of_perturbed(partial(_plainly, **parameters), primals, tangents)
 
 
-def _batched_by_rule(args: Leaves, dims: Leaves, function: Any, rule: Any) -> tuple[Any, Any]:
+def _batched_by_rule(args: Leaves, dims: Leaves, *, rule: Any, **_: Any) -> tuple[Any, Any]:
     (size,) = {x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None}
     is_mapped = tuple(d is not None for d in dims)
     args = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
@@ -454,7 +450,7 @@ def _batched_by_rule(args: Leaves, dims: Leaves, function: Any, rule: Any) -> tu
 _with_vmap_rule = Primitive("with_vmap_rule")
 _with_vmap_rule.multiple_results = True
 _with_vmap_rule.def_impl(_plainly)
-_with_vmap_rule.def_abstract_eval(_types)
+_with_vmap_rule.def_abstract_eval(lambda *args, avals, **_: list(avals))
 ad.primitive_jvps[_with_vmap_rule] = _tangents_of_function
 batching.primitive_batchers[_with_vmap_rule] = _batched_by_rule
 mlir.register_lowering(_with_vmap_rule, mlir.lower_fun(_plainly, multiple_results=True))
