@@ -29,11 +29,9 @@ class Name(NamedTuple):
     which: int | str = 0
 
     def __str__(self) -> str:
-        return (
-            self.which
-            if isinstance(self.which, str)
-            else f"{self.kind} {self.which or ''}".rstrip()
-        )
+        if isinstance(self.which, str):
+            return self.which
+        return f"{self.kind} {self.which}" if self.which else self.kind
 
 
 Arrays: TypeAlias = dict[Name, jax.Array]
@@ -97,8 +95,8 @@ class HeadLoss(Protocol):
     def traced(self, run: Callable[[Any], None]) -> tuple["HeadLoss", Arrays]:
         """The loss as a function of arrays alone, and the arrays that it closes over.
 
-        `run` abstractly evaluates the head with the function that it is given as the loss, for
-        every number of examples in a chunk.
+        `run` abstractly evaluates the head with the function that it is given as the loss, for the
+        number of examples in a chunk.
         """
 
     @property
@@ -232,8 +230,8 @@ class UserLoss:
     has_aux: bool
     function: Callable[..., Any] | None
     """None once it is traced."""
-    programs: dict[Any, HoistedJaxpr] = dataclasses.field(default_factory=dict)
-    """By number of examples."""
+    programs: list[HoistedJaxpr] = dataclasses.field(default_factory=list)
+    """The one program, of a chunk."""
     results: list[Result] = dataclasses.field(default_factory=list)
     """The one form of its result."""
     is_constant = False
@@ -241,7 +239,7 @@ class UserLoss:
     def traced(self, run: Callable[[Any], None]) -> tuple["UserLoss", Arrays]:
         """As in `HeadLoss`."""
         captured: list[Any] = []
-        traced = dataclasses.replace(self, function=None, programs={}, results=[])
+        traced = dataclasses.replace(self, function=None, programs=[], results=[])
 
         def trace(logits: list[jax.Array], arrays: Arrays) -> Outputs:
             leaves = _leaves(self.leaves, logits, arrays)
@@ -255,7 +253,7 @@ class UserLoss:
                 return outs
 
             program = HoistedJaxpr.of(function, leaves, captured)
-            traced.programs[size] = program
+            traced.programs[:] = [program]
             return traced.results[0].split(program(captured, leaves))
 
         run(trace)
@@ -270,7 +268,7 @@ class UserLoss:
         """As in `HeadLoss`."""
         leaves = _leaves(self.leaves, logits, arrays)
         captured = {name.which: x for name, x in arrays.items() if name.kind == "captured"}
-        return self.results[0].split(self.programs[leaves[0].shape[0]](captured, leaves))
+        return self.results[0].split(self.programs[0](captured, leaves))
 
     def unflatten(self, outs: tuple[Any, ...], aux: tuple[Any, ...]) -> Any:
         """As in `HeadLoss`."""
