@@ -7,13 +7,12 @@ on every shard of its classes, and their types say so.
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-Out = TypeVar("Out")
 AxisName: TypeAlias = str | tuple[str, ...]
 MeshAxes: TypeAlias = tuple[str, ...]
 
@@ -151,35 +150,19 @@ def resharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     return jax.sharding.reshard(x, sharding) if moves else x
 
 
-def in_explicit_mesh(function: Callable[..., Out], *arrays: jax.Array) -> Out:
-    """``function(*arrays)`` in the mesh of their types, of which `jax.vmap` must be told."""
-    mesh: Any = next((own.mesh for x in arrays if (own := explicit_sharding(x))), None)
-    if mesh is None or not jax.sharding.get_abstract_mesh().empty:
-        return function(*arrays)
-
-    def in_mesh(*arrays: jax.Array) -> Out:
-        with jax.sharding.use_abstract_mesh(mesh):
-            return function(*arrays)
-
-    out: Out = jax.jit(in_mesh)(*arrays)
-    return out
-
-
 def gathered(x: jax.Array) -> jax.Array:
     """`x` with its first dimension whole on each device, where XLA may have spread it."""
     if not automatic_axes(x):
         return x
-    own: Any = jax.typeof(x).sharding.mesh
-    mesh = jax.sharding.get_abstract_mesh() if own.empty else own
-    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-    sharding = NamedSharding(mesh, PartitionSpec(None, *rest))
-    result: jax.Array = jax.lax.with_sharding_constraint(x, sharding)
+    mesh: Any = next(mesh for mesh in _meshes_of(x) if not mesh.empty)
+    spec = PartitionSpec(None, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1))
+    result: jax.Array = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
     return result
 
 
 def is_on_cpu(x: jax.Array) -> bool:
     """Whether the mesh that `x` is on has CPUs, or else the device that JAX takes by default."""
-    for mesh in jax.typeof(x).sharding.mesh, jax.sharding.get_abstract_mesh():
+    for mesh in _meshes_of(x):
         device = getattr(mesh, "abstract_device", None)
         if device is not None:
             return bool(device.device_kind == "cpu")
@@ -191,11 +174,15 @@ def automatic_axes(x: jax.Array) -> Mapping[Any, int]:
 
     A mesh that only the ``in_shardings`` of `jax.jit` know is not seen.
     """
-    meshes = jax.typeof(x).sharding.mesh, jax.sharding.get_abstract_mesh()
     automatic = jax.sharding.AxisType.Auto
     return {
         name: mesh.shape[name]
-        for mesh in meshes
+        for mesh in _meshes_of(x)
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
         if kind == automatic and mesh.shape[name] > 1
     }
+
+
+def _meshes_of(x: jax.Array) -> tuple[Any, ...]:
+    """The mesh that the type of `x` has, and that of `jax.set_mesh`; each may be empty."""
+    return jax.typeof(x).sharding.mesh, jax.sharding.get_abstract_mesh()

@@ -25,7 +25,6 @@ from .._sharding import (
     bound_axes,
     check_replicated,
     explicit_sharding,
-    in_explicit_mesh,
     joint_sharding,
     resharded,
     varying_axes,
@@ -128,11 +127,16 @@ def over_examples(
         # Their number is not known, so that the last chunk must be like the others.
         arrays = arrays | {COUNTED: jnp.ones(examples, bool)}
     plan = plan._replace(mesh_axes=axes, names=tuple(arrays), reduction=reduction)
-    if mesh is None:
-        totals, each = in_explicit_mesh(partial(_in_groups, plan), *arrays.values())
-    else:
+    own = next(filter(None, map(explicit_sharding, arrays.values())), None)
+    function: Callable[..., tuple[Any, Any]]
+    if mesh is not None:
         spec = _spec_of_examples(mesh, example_spec, plan, arrays)
-        totals, each = made(_in_shard_map, plan, mesh, spec)(*arrays.values())
+        function = made(_in_shard_map, plan, mesh, spec)
+    elif own is not None and jax.sharding.get_abstract_mesh().empty:
+        function = made(_in_own_mesh, plan, own.mesh)
+    else:
+        function = partial(_in_groups, plan)
+    totals, each = function(*arrays.values())
     if reduction == "none":
         return None, each
     return (mean(*totals) if reduction == "mean" else totals[0]), each
@@ -172,6 +176,16 @@ def _in_groups(plan: Plan, *values: jax.Array) -> tuple[Any, Any]:
     arrays = {name: cut(x) if is_of_examples(name) else x for name, x in arrays.items()}
     totals, each = _reduced(plan._replace(groups=number), arrays)
     return totals, jax.tree.map(joined, each)
+
+
+def _in_own_mesh(plan: Plan, mesh: Any) -> Callable[..., tuple[Any, Any]]:
+    """`_in_groups` in the mesh that the types of the arrays have: `jax.vmap` must be told of it."""
+
+    def function(*values: jax.Array) -> tuple[Any, Any]:
+        with jax.sharding.use_abstract_mesh(mesh):
+            return _in_groups(plan, *values)
+
+    return jax.jit(function)
 
 
 def _laid_out(plan: Plan, arrays: Arrays) -> tuple[Arrays, tuple[int, ...]]:

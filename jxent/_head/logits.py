@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
-from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from .._arguments import ArrayLike, boolean, floating, scalar
@@ -16,7 +15,7 @@ from .._autodiff import computed_once
 from .._dtypes import computing_dtype, upcast
 from .._numerics import soft_cap
 from .._rows import Rows
-from .._sharding import explicit_sharding
+from .._sharding import joint_sharding
 from .plan import Arrays, Name, Plan
 
 
@@ -182,12 +181,17 @@ def _dot(
     Without a `precision` it is rounded to bfloat16 beside a bfloat16 head. TPUs do so themselves;
     a GPU must be told, or it would first write the whole kernel to memory in float32.
     """
+    # Where what is summed is spread over explicit axes, JAX wants to be told of the result.
+    places = {
+        name: [None if i == summed else place for i in range(2)]
+        for place, (name, summed) in enumerate(zip("ab", axes, strict=True))
+    }
     dot = partial(
         jax.lax.dot_general,
         dimension_numbers=(((axes[0],), (axes[1],)), ((), ())),
         precision=precision,
         preferred_element_type=dtype,
-        out_sharding=_sharding_of_product(a, b, axes),
+        out_sharding=joint_sharding(2, {"a": a, "b": b}, lambda name, _: places[name]),
     )
 
     if a.dtype == b.dtype:
@@ -203,10 +207,3 @@ def _dot(
         return unrounded(a, b)
     result: jax.Array = jax.lax.platform_dependent(a, b, cuda=rounded, default=unrounded)
     return result
-
-
-def _sharding_of_product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> Any:
-    """The sharding on explicit axes, which JAX wants to be told if what is summed is spread."""
-    own = [explicit_sharding(x) for x in (a, b)]
-    specs = [sharding and sharding.spec[1 - i] for sharding, i in zip(own, axes, strict=True)]
-    return next((sharding.update(spec=PartitionSpec(*specs)) for sharding in own if sharding), None)
