@@ -81,11 +81,7 @@ class Figures(NamedTuple):
     estimated_seconds: float | None
     """On a TPU the time for the bytes alone; on the H100 XLA's model of bytes and arithmetic."""
     estimated_cycles: int | None
-    """On a TPU the sum over all kernels, for bytes and arithmetic; None on the H100.
-
-    A loop like those of `jax.lax.scan`, which count from 0 to a constant, counts its body so many
-    times, and any other loop once. Of the branches of a conditional the dearest counts.
-    """
+    """On a TPU the sum over all kernels, for bytes and arithmetic; None on the H100."""
     text: str
     """The optimised HLO."""
 
@@ -136,7 +132,7 @@ def compile_for(
     cycles = None
     if on_tpu:
         cost = compiled.cost_analysis()
-        cycles = _cycles(text)
+        cycles = as_often_as_it_runs(text, _cycles)
         moved, seconds = int(cost["bytes accessed"]), cost.get("optimal_seconds", -1)
     else:  # Each kernel has the times of several models; the first counts.
         times = re.findall(r'"reification_cost":\[\{[^}]*"exec_time_us":([^,}]+)', text)
@@ -177,8 +173,12 @@ def _computations(text: str) -> tuple[_Computations, str]:
     return computations, entry
 
 
-def _cycles(text: str) -> int:
-    """Returns the estimated cycles of all kernels, each counted as often as it runs."""
+def as_often_as_it_runs(text: str, count: Callable[[_Instruction], int]) -> int:
+    """Returns the sum of ``count(instruction)`` over a TPU's program, loops counted each time.
+
+    A loop like those of `jax.lax.scan`, which count from 0 to a constant, counts its body so many
+    times, and any other loop once. Of the branches of a conditional the dearest counts.
+    """
     computations, entry = _computations(text)
 
     def trips(condition: str) -> int:
@@ -186,18 +186,36 @@ def _cycles(text: str) -> int:
         limits = [i.rest.split(")")[0] for i in constants if i.type.startswith("s32[]")]
         return int(limits[0]) if len(limits) == 1 else 1
 
-    def cycles(computation: str) -> int:
-        total = 0
+    def total(computation: str) -> int:
+        found = 0
         for i in computations[computation].values():
-            # The model gives an absurdly large number for a kernel that it cannot judge.
-            if (own := re.search(r'"estimated_cycles":"(\d+)"', i.rest)) and int(own[1]) < 2**40:
-                total += int(own[1])
-            called = [cycles(c) for c in i.called]
+            called = [total(c) for c in i.called]
             times = trips(i.called[0]) if i.operation == "while" else 1
-            total += max(called) if i.operation == "conditional" else times * sum(called)
-        return total
+            found += count(i)
+            found += max(called) if i.operation == "conditional" else times * sum(called)
+        return found
 
-    return cycles(entry)
+    return total(entry)
+
+
+def _cycles(instruction: _Instruction) -> int:
+    found = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
+    cycles = int(found[1]) if found else 0
+    # The model gives an absurdly large number for a kernel that it cannot judge.
+    return cycles if cycles < 2**40 else 0
+
+
+_COLLECTIVES = {"all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"}
+
+
+def carried(text: str) -> int:
+    """Returns the bytes that the collective operations of a TPU's program return."""
+
+    def count(instruction: _Instruction) -> int:
+        is_collective = instruction.operation.removesuffix("-start") in _COLLECTIVES
+        return _size(instruction.type) if is_collective else 0
+
+    return as_often_as_it_runs(text, count)
 
 
 _MOVES_NOTHING = {"bitcast", "constant", "get-tuple-element", "parameter", "tuple"}

@@ -10,7 +10,6 @@ what ``pip install ".[aot]"`` installs.
 import argparse
 import datetime
 import functools
-import math
 import re
 from typing import Any, NamedTuple
 
@@ -44,7 +43,6 @@ SETTINGS = [
 CHUNK = 512
 """Examples per chunk. It divides the examples of a chip, so the number of chunks is known."""
 EXPLICIT, AUTOMATIC = "jxent without mesh, explicit axes", "jxent without mesh, automatic axes"
-WIDTHS = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 
 class Figures(NamedTuple):
@@ -129,23 +127,9 @@ def figures(setting: Setting, name: str) -> Figures:
     product = 2 * setting.examples * setting.features * setting.classes // mesh.size
     return Figures(
         products=chunks * compiled.cost_analysis()["flops"] / product,
-        carried=carried(compiled.as_text(), chunks),
+        carried=compilers.carried(compiled.as_text()),
         temporaries=compiled.memory_analysis().temp_size_in_bytes,
     )
-
-
-def carried(text: str, chunks: int) -> int:
-    """Counts the bytes that all collective operations return, those in loops once per chunk."""
-    bodies = set(re.findall(r"body=%([\w.-]+)", text))
-    kinds = "all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter"
-    total = 0
-    for computation in re.split(r"\n(?=\S)", text):
-        times = chunks if computation[1:].split(" ")[0] in bodies else 1
-        for types in re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", computation):
-            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
-                size = math.prod(int(n) for n in shape.split(",") if n)
-                total += times * WIDTHS[dtype] * size
-    return total
 
 
 def cells(setting: Setting, name: str) -> list[str]:

@@ -261,7 +261,7 @@ def of_rows(device):
         spread = NamedSharding(Mesh(devices, ("model",)), PartitionSpec(None, "model"))
         z = jax.ShapeDtypeStruct((FEW, ROWS[1]), "bfloat16", sharding=spread)
         compiled = jax.jit(loss).lower(z, labels.update(shape=(FEW,))).compile()
-        return found | {"carried": mesh.carried(compiled.as_text(), 1)}
+        return found | {"carried": compilers.carried(compiled.as_text())}
     for z in half, single:
         found[f"{z.dtype} with options"] = of(with_options, z, labels, weights)
     found["divergence"] = of(jax.value_and_grad(divergence), half, half)
