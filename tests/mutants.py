@@ -364,6 +364,8 @@ MUTANTS = [
         "the kernel's gradient is that of one group", "head_partitioned", "any_layout"),
     Mutant("values_of", "name.kind == 'inputs'", "False",
         "a frozen kernel costs the logits again", "chunked_program", "products"),
+    Mutant("values_of", "_times(to_outs[0][..., None], x)", "x",
+        "beside a frozen kernel every example has the cotangent 1", "head_values", "frozen"),
     Mutant("values_of", "jnp.where(is_usable[..., None], x, 0)", "x",
         "a gradient that is kept is NaN without weight", "head_policies", "frozen"),
     Mutant("total_of", "checkpoint_name(x, SAVED)", "x",
