@@ -29,6 +29,7 @@ from ._probabilities import entropy as entropy
 from ._probabilities import jensen_shannon_divergence as jensen_shannon_divergence
 from ._probabilities import negative_log_likelihood as negative_log_likelihood
 from ._probabilities import relative_entropy as relative_entropy
+from ._reduction import label_weights as label_weights
 from ._reduction import weighted_mean as weighted_mean
 from ._sigmoid import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
 from ._sigmoid import sigmoid_entropy as sigmoid_entropy

@@ -3,7 +3,8 @@
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from functools import wraps
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from ._sharding import explicit_sharding
 
 ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence["ArrayLike"]
 Axis: TypeAlias = int | tuple[int, ...] | None
+Public = TypeVar("Public", bound=Callable[..., Any])
 
 
 class Range(NamedTuple):
@@ -43,6 +45,22 @@ RANGES = {
 """The range of each option that is a single number, the same in every function."""
 
 
+def with_hints(**hints: str) -> Callable[[Public], Public]:
+    """Says what the decorated function takes in place of keywords that others have."""
+
+    def decorate(function: Public) -> Public:
+        @wraps(function)
+        def hinting(*args: Any, **options: Any) -> Any:
+            if wrong := min(hints.keys() & options.keys(), default=None):
+                message = f"{function.__name__} has no argument {wrong!r}, but takes {hints[wrong]}"
+                raise TypeError(message)
+            return function(*args, **options)
+
+        return cast(Public, hinting)
+
+    return decorate
+
+
 def floating(name: str, x: ArrayLike) -> jax.Array:
     """`x` as an array of a floating-point dtype."""
     array = any_array(name, x)
@@ -52,21 +70,47 @@ def floating(name: str, x: ArrayLike) -> jax.Array:
 
 
 def elementwise(
-    name: str, x: ArrayLike, like_name: str, like: jax.Array, trailing: bool = False
+    name: str,
+    x: ArrayLike,
+    like_name: str,
+    like: jax.Array,
+    trailing: bool = False,
+    repeats: bool = False,
 ) -> jax.Array:
     """`x` as real numbers in the shape of `like`; one number may stand for all.
 
-    If it is `trailing` it may have only the last axes of `like`.
+    If it is `trailing` it may have only the last axes of `like`. If it `repeats` its dimensions of
+    size 1 may stand for others.
     """
     array = real(name, x, like)
     wanted = "last dimensions" if trailing else "shape"
     fitting = ((), like.shape[like.ndim - array.ndim :] if trailing else like.shape)
-    if array.shape not in fitting:
+    if array.shape not in fitting and not (repeats and fits(array.shape, like.shape)):
         raise ValueError(
             f"{name} must have the {wanted} of {like_name} {like.shape} or be a scalar,"
-            f" got shape {array.shape}"
+            f" got shape {array.shape}{remedy(name, array.shape, like.shape)}"
         )
     return broadcast(array, like, like.shape, explicit_sharding(like))
+
+
+def fits(shape: tuple[Any, ...], wanted: tuple[Any, ...]) -> bool:
+    """Whether both are the same but for dimensions of size 1, which may be repeated."""
+    return len(shape) == len(wanted) and all(
+        n == m or n == 1 for n, m in zip(shape, wanted, strict=True)
+    )
+
+
+def remedy(name: str, shape: tuple[Any, ...], wanted: tuple[Any, ...]) -> str:
+    """The end of an error: how to make the wanted shape of this one, if that is plain."""
+    more = len(wanted) - len(shape)
+    for before, after in ((0, more), (more, 0)) if shape and more >= 0 else ():
+        part = wanted[before : len(wanted) - after]
+        if shape == part or (fits(shape, part) and any(n != 1 for n in shape)):
+            index = ", ".join(["None"] * before + [":"] * len(shape) + ["None"] * after)
+            return f": write jnp.broadcast_to({name}{f'[{index}]' if more else ''}, {wanted})"
+    if more < 0 and [n for n in shape if n != 1] == [n for n in wanted if n != 1]:
+        return f": write {name}.reshape({wanted})"
+    return ""
 
 
 def boolean(name: str, x: ArrayLike) -> jax.Array:

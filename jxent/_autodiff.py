@@ -11,12 +11,15 @@
 6. `refused` stands for what must not be differentiated.
 7. `with_vmap_rule` gives a function a rule of its own under `jax.vmap`.
 8. `computed_once` keeps XLA from computing an array again for each of its readers.
+
+`public` gives what a public function computes its name.
 """
 
 import operator
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from functools import lru_cache, partial, reduce, wraps
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +35,40 @@ Out = TypeVar("Out")
 """An array, or a tree of arrays."""
 Leaves = Sequence[Any]
 Function = Callable[..., jax.Array]
+Public = TypeVar("Public", bound=Callable[..., Any])
+
+# ---------------------------------------- Names
+
+_name = ContextVar("name", default="jxent")
+
+
+def public(function: Public) -> Public:
+    """Gives what the function computes its name: in profiles, in programs, and in JAX's logs."""
+
+    @wraps(function)
+    def under_its_name(*args: Any, **options: Any) -> Any:
+        token = _name.set(function.__name__)
+        try:
+            with jax.named_scope(function.__name__):
+                return function(*args, **options)
+        finally:
+            _name.reset(token)
+
+    return cast(Public, under_its_name)
+
+
+def as_program(function: Callable[..., Out]) -> Callable[..., Out]:
+    """`jax.jit` of the function, with the name of the public function that calls it."""
+
+    @lru_cache
+    def compiled(name: str) -> Callable[..., Out]:
+        def program(*args: Any) -> Out:
+            return function(*args)
+
+        program.__name__ = name
+        return jax.jit(program)
+
+    return lambda *args: compiled(_name.get())(*args)
 
 
 # ---------------------------------------- 1. Elementary functions
@@ -158,7 +195,7 @@ def loss_with_partials(
 
 
 def in_every_mode(
-    reverse: jax.custom_vjp[Any], of_aux: tuple[bool, ...] = ()
+    reverse: jax.custom_vjp[Any], of_aux: tuple[tuple[bool, ...], ...] | None = None
 ) -> Callable[..., Any]:
     """The function of a `jax.custom_vjp`, with forward mode added.
 
@@ -168,36 +205,36 @@ def in_every_mode(
     would cost residuals, and an infinite cotangent that nobody asked for would turn into NaN.
 
     With `of_aux` the function returns ``(out, aux)``, and `aux`, arrays of any dtype, is not
-    differentiated: to do so for an argument for which `of_aux` has True is an error.
+    differentiated: to do so is an error. `of_aux` says of which arguments each of them is made.
     """
+    has_aux = of_aux is not None
 
     def tangent(primals: Any, tangents: Any) -> tuple[Any, Any]:
         of_perturbed, values, dots = restrict_to_perturbed(reverse, primals, tangents)
         vjp: Any = jax.vjp
-        out, pullback, *aux = vjp(of_perturbed, *values, has_aux=bool(of_aux))
+        out, pullback, *aux = vjp(of_perturbed, *values, has_aux=has_aux)
         out_dot = pushforward(pullback, out, dots)
-        if not of_aux:
+        if of_aux is None:
             return out, out_dot
-        dots = tuple(
-            dot
-            for dot, is_of_aux in zip(tangents, of_aux, strict=True)
-            if is_of_aux and not isinstance(dot, SymbolicZero)
-        )
-        return (out, *aux), (out_dot, *jax.tree.map(partial(refused, dots=dots), aux))
+        refusals = [
+            refused(x, [t for t, r in zip(tangents, read, strict=True) if r and not _is_zero(t)])
+            for x, read in zip(*aux, of_aux, strict=True)
+        ]
+        return (out, *aux), (out_dot, tuple(refusals))
 
     # It calls the plain function, not `reverse`: where JAX evaluates only a part of a loop it
     # forgets this rule, and would then find a `jax.custom_vjp`, which has no forward mode.
     @jax.custom_jvp
     def function(*args: Any) -> Any:
         out = reverse.fun(*args)
-        return _mapped_alike(out, args) if of_aux else out
+        return _mapped_alike(out, args) if has_aux else out
 
     # A value that came with its derivative may be differentiated again, and must then meet the
     # rule again. The operations of the function itself have derivatives that lose bits to
     # cancellation, and NaN from branches that were not taken.
     @jax.custom_jvp
     def value_with_rule(out: Any, *args: Any) -> Any:
-        return _mapped_alike(out, args) if of_aux else out
+        return _mapped_alike(out, args) if has_aux else out
 
     @partial(function.defjvp, symbolic_zeros=True)
     def function_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
@@ -213,8 +250,11 @@ def in_every_mode(
         return value_with_rule(out, *args), tangent(tuple(args), dots)[1]
 
     # It is compiled as one program. Otherwise each eager call would dispatch some thirty programs.
-    compiled: Callable[..., Any] = jax.jit(function)
-    return compiled
+    return as_program(function)
+
+
+def _is_zero(dot: Any) -> bool:
+    return isinstance(dot, SymbolicZero)
 
 
 @custom_vmap
@@ -400,8 +440,9 @@ def _zero(x: jax.Array, *dots: jax.Array) -> jax.Array:
 
 def _refuse(*args: Any) -> Leaves:
     raise TypeError(
-        "aux, what loss returns beside its losses, must not be differentiated, but a gradient of it"
-        " is taken: write its part of the objective into the losses, or jax.lax.stop_gradient(aux)"
+        "aux and counts, what loss returns beside its losses, must not be differentiated, but a"
+        " gradient of them is taken: write their part of the objective into the losses, or use"
+        " jax.lax.stop_gradient"
     )
 
 

@@ -1,5 +1,7 @@
 r"""Kullback-Leibler and Jensen-Shannon divergence of softmax distributions."""
 
+from __future__ import annotations
+
 import operator
 from typing import Any
 
@@ -7,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, scalar
-from ._autodiff import with_gradient
+from ._autodiff import public, with_gradient
 from ._dtypes import computing_dtype
 from ._numerics import (
     divergence_terms,
@@ -29,6 +31,7 @@ from ._statistics import Statistics
 from ._statistics.row import Row, plain_surprisal
 
 
+@public
 def softmax_kl_divergence(
     logits: ArrayLike,
     target_logits: ArrayLike,
@@ -77,6 +80,7 @@ def softmax_kl_divergence(
     return rows.zero_masked(_softmax_kl(row_q, row_p, rows.mask))
 
 
+@public
 def softmax_jensen_shannon_divergence(
     logits: ArrayLike,
     target_logits: ArrayLike,

@@ -1,12 +1,14 @@
 r"""Cross-entropies that weigh easy and hard examples differently: PolyLoss and focal loss."""
 
+from __future__ import annotations
+
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, scalar
-from ._autodiff import computed_once, with_gradient, with_partials
+from ._autodiff import computed_once, public, with_gradient, with_partials
 from ._dtypes import upcast
 from ._numerics import (
     LARGEST,
@@ -27,6 +29,7 @@ from ._statistics.primitive import statistics
 from ._statistics.row import Row, surprisals
 
 
+@public
 def poly_loss_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -70,6 +73,7 @@ def poly_loss_cross_entropy(
     return rows.zero_masked(losses + scalar("epsilon", epsilon, losses) * _missed(row, y))
 
 
+@public
 def softmax_focal_loss_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -114,6 +118,7 @@ def softmax_focal_loss_with_integer_labels(
     return rows.zero_masked(losses)
 
 
+@public
 def sigmoid_focal_loss(
     logits: ArrayLike,
     labels: ArrayLike,

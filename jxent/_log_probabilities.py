@@ -1,5 +1,7 @@
 r"""Kullback-Leibler divergences of predictions given as log-probabilities."""
 
+from __future__ import annotations
+
 import math
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._arguments import ArrayLike, Axis
-from ._autodiff import loss_with_partials
+from ._autodiff import loss_with_partials, public
 from ._numerics import (
     excess,
     exp,
@@ -21,6 +23,7 @@ from ._numerics import (
 from ._rows import rows_of
 
 
+@public
 def kl_divergence(
     log_predictions: ArrayLike, targets: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -53,6 +56,7 @@ def kl_divergence(
     return rows.zero_masked(_kl(log_q, t))
 
 
+@public
 def kl_divergence_with_log_targets(
     log_predictions: ArrayLike,
     log_targets: ArrayLike,
@@ -88,6 +92,7 @@ def kl_divergence_with_log_targets(
     return rows.zero_masked(_kl_of_logs(log_q, log_p))
 
 
+@public
 def generalized_kl_divergence(
     log_predictions: ArrayLike, targets: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:

@@ -1,11 +1,13 @@
 r"""Entropies, likelihoods and divergences of predictions given as probabilities."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ._arguments import ArrayLike, Axis
-from ._autodiff import loss_with_partials, with_partials
+from ._autodiff import loss_with_partials, public, with_partials
 from ._dtypes import upcast
 from ._numerics import (
     divide,
@@ -34,6 +36,7 @@ from ._rows import (
 from ._sigmoid import binary_weights, checked_probabilities
 
 
+@public
 def entropy(p: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
     r"""Entropy of a distribution: ``[..., classes] -> [...]``.
 
@@ -62,6 +65,7 @@ def entropy(p: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> ja
     return rows.zero_masked(jnp.sum(_weighted_surprisal(x, x), axis=-1))
 
 
+@public
 def cross_entropy(
     p: ArrayLike, q: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -93,6 +97,7 @@ def cross_entropy(
     return rows.zero_masked(_cross_entropy(x, y))
 
 
+@public
 def cross_entropy_with_integer_labels(
     q: ArrayLike,
     labels: ArrayLike,
@@ -135,6 +140,7 @@ def cross_entropy_with_integer_labels(
     return rows.zero_masked(_weighted_surprisal(rows.zero_masked(weight), likelihood))
 
 
+@public
 def negative_log_likelihood(
     log_probs: ArrayLike,
     labels: ArrayLike,
@@ -181,6 +187,7 @@ def negative_log_likelihood(
     return rows.zero_masked(losses)
 
 
+@public
 def relative_entropy(
     p: ArrayLike, q: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -216,6 +223,7 @@ def relative_entropy(
     return rows.zero_masked(_relative_entropy(x, y))
 
 
+@public
 def jensen_shannon_divergence(
     p: ArrayLike, q: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -247,6 +255,7 @@ def jensen_shannon_divergence(
     return rows.zero_masked(_jensen_shannon(x, y))
 
 
+@public
 def binary_entropy(p: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     r"""Entropy of a binary distribution: ``[...] -> [...]``.
 
@@ -273,6 +282,7 @@ def binary_entropy(p: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array
     return elements.zero_masked(_binary_cross_entropy(x, *binary_weights(elements, x, x)))
 
 
+@public
 def binary_cross_entropy(
     probs: ArrayLike,
     labels: ArrayLike,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from ._arguments import (
     ArrayLike,
@@ -24,9 +25,11 @@ from ._arguments import (
     axes_of,
     boolean,
     broadcast,
+    fits,
     floating,
     integer,
     real,
+    remedy,
 )
 from ._autodiff import computed_once
 from ._dtypes import computing_dtype
@@ -144,7 +147,7 @@ class Rows:
     def of(
         cls,
         name: str,
-        x: jax.Array,
+        x: jax.Array | jax.ShapeDtypeStruct,
         axes: tuple[int, ...],
         where: ArrayLike | None,
         class_axis_name: AxisName | None = None,
@@ -157,16 +160,21 @@ class Rows:
         if where is None:
             return rows
         mask = boolean("where", where)
-        if axes and mask.shape == x.shape:
-            classes = rows.canonical(mask)
-            counted = in_any_shard(jnp.any(classes, axis=-1), rows.mesh_axes)
-            return replace(rows, mask=Mask(classes, counted))
-        if mask.shape == rows.examples:
+        if axes and fits(mask.shape, x.shape):
+            if mask.shape == x.shape or any(mask.shape[i] != 1 for i in axes):
+                classes = rows.canonical(_repeated(mask, x.shape, rows.sharding))
+                counted = in_any_shard(jnp.any(classes, axis=-1), rows.mesh_axes)
+                return replace(rows, mask=Mask(classes, counted))
+            mask = jnp.squeeze(mask, axes)
+        if fits(mask.shape, rows.examples):
             check_replicated("where", mask, rows.mesh_axes)
+            mask = _said("where", mask) if axes else mask
+            mask = _repeated(mask, rows.examples, rows.along())
             return replace(rows, mask=Mask(examples=resharded(mask, rows.along())))
         or_examples = f" or of its examples {rows.examples}" if axes else ""
         raise ValueError(
             f"where must have the shape of {name} {x.shape}{or_examples}, got shape {mask.shape}"
+            f"{remedy('where', mask.shape, rows.examples) or remedy('where', mask.shape, x.shape)}"
         )
 
     @property
@@ -206,7 +214,7 @@ class Rows:
         shape = (*self.examples, math.prod(self.classes))
         return x if x.ndim == len(shape) else x.reshape(shape, out_sharding=self.along(self.axes))
 
-    def _row(self, x: jax.Array) -> jax.Array:
+    def row(self, x: jax.Array) -> jax.Array:
         """``[classes]``, from the layout the user gave."""
         x = resharded(x, along(self.axes, self.sharding))
         return x if x.ndim == 1 else x.reshape(-1, out_sharding=along([self.axes], self.sharding))
@@ -233,12 +241,13 @@ class Rows:
             raise ValueError(
                 f"{name} must have the shape of {self.name} {self.shape}, that of its classes"
                 f" {self.classes}, or be a scalar, got shape {x.shape}"
+                f"{remedy(name, x.shape, self.shape) if x.ndim == len(self.shape) else ''}"
             )
         if x.shape == self.shape:
             x = self.canonical(x)
         else:
             shape = (*self.examples, math.prod(self.classes))
-            row = self._row(x) if x.ndim else x.reshape(-1)
+            row = self.row(x) if x.ndim else x.reshape(-1)
             x = broadcast(row, x, shape, self.along(self.axes))
         return x if absent is None else self.mask.fill(x, absent, 0.0)
 
@@ -272,8 +281,8 @@ class Rows:
             raise TypeError(f"labels must be integers, got dtype {array.dtype}")
         if array.shape not in ((), self.examples):
             raise ValueError(
-                f"labels must have the shape of the examples of {self.name} {self.examples}"
-                f" or be a scalar, got shape {array.shape}"
+                f"labels must have the shape of the examples of {self.name} {self.examples} or be"
+                f" a scalar, got shape {array.shape}{remedy('labels', array.shape, self.examples)}"
             )
         check_replicated("labels", array, self.mesh_axes)
         # At least 32 bits, so that the labels can be compared with every class number.
@@ -281,6 +290,7 @@ class Rows:
         array = resharded(jnp.broadcast_to(array, self.examples), self.along())
         rows = self
         if ignore_index is not None:
+            array = _said("ignore_index", array)
             counted, others = _differs(array, ignore_index), self.mask.examples
             counted = counted if others is None else others & counted
             rows = replace(self, mask=self.mask._replace(examples=counted))
@@ -296,7 +306,7 @@ class Rows:
                 f"{name} must have one weight per class of {self.name}, shape {self.classes},"
                 f" got shape {array.shape}"
             )
-        return self._row(array).astype(computing_dtype(like))
+        return self.row(_said(name, array)).astype(computing_dtype(like))
 
     def zero_masked(self, losses: jax.Array) -> jax.Array:
         """The loss 0, with the gradient 0, for the examples that do not count."""
@@ -378,6 +388,21 @@ def _rows_of_classes(
     if not axes or math.prod(array.shape[i] for i in axes) == 0:
         raise ValueError(f"{name} must have at least one class, got shape {array.shape}")
     return Rows.of(name, array, axes, where, class_axis_name, **beside), array
+
+
+COUNTS = "jxent_counts_by_"
+
+
+def _said(argument: str, x: jax.Array) -> jax.Array:
+    """`x`, marked as what says how much an example counts, for a mean that is taken elsewhere."""
+    result: jax.Array = checkpoint_name(x, COUNTS + argument)
+    return result
+
+
+def _repeated(
+    mask: jax.Array, shape: tuple[int, ...], sharding: jax.sharding.NamedSharding | None
+) -> jax.Array:
+    return mask if mask.shape == shape else jnp.broadcast_to(mask, shape, out_sharding=sharding)
 
 
 def _differs(labels: jax.Array, ignore_index: int) -> jax.Array:

@@ -20,18 +20,29 @@ MeshAxes: TypeAlias = tuple[str, ...]
 def bound_axes(class_axis_name: AxisName | None) -> MeshAxes:
     """The mesh axes of that name, after a check that `jax.shard_map` has them and tracks them."""
     axes = axes_named("class_axis_name", class_axis_name)
-    if not axes:
-        return ()
-    try:
-        index = jax.lax.axis_index(axes)
-    except NameError:
-        raise ValueError(
-            f"class_axis_name must name mesh axes of an enclosing jax.shard_map,"
-            f" got {class_axis_name!r}"
-        ) from None
-    if not varying_axes(index) >= set(axes):
+    if axes and not _tracked("class_axis_name", class_axis_name) >= set(axes):
         raise ValueError("class_axis_name needs jax.shard_map with check_vma=True")
     return axes
+
+
+def summed_over(argument: str, name: AxisName | None, x: jax.Array) -> jax.Array:
+    """The sum over the devices along the axes of that name."""
+    axes = axes_named(argument, name)
+    if not axes:
+        return x
+    result: jax.Array = jax.lax.psum(varying_over(_tracked(argument, name), x), axes)
+    return result
+
+
+def _tracked(argument: str, name: AxisName | None) -> frozenset[Any]:
+    """Those of the axes for which types say whether an array varies over them."""
+    try:
+        return varying_axes(jax.lax.axis_index(as_tuple(name)))
+    except NameError:
+        raise ValueError(
+            f"{argument} must name mesh axes of an enclosing jax.shard_map, got {name!r}: for"
+            f" global arrays the losses need none, and the head takes mesh="
+        ) from None
 
 
 def axes_named(argument: str, name: AxisName | None) -> MeshAxes:
@@ -76,12 +87,12 @@ def in_any_shard(x: jax.Array, axes: MeshAxes) -> jax.Array:
     return jax.lax.psum(x.astype(jnp.int32), axes) > 0 if axes else x
 
 
-def check_replicated(name: str, x: jax.Array, axes: MeshAxes) -> None:
+def check_replicated(name: str, x: jax.Array, axes: MeshAxes, remedy: str = "") -> None:
     """Refuses an array of the examples that differs between the shards of their classes."""
     if wrong := sorted(varying_axes(x) & set(axes)):
         raise ValueError(
             f"{name} must be the same for every shard of the classes,"
-            f" but varies over the mesh axes {', '.join(wrong)}"
+            f" but varies over the mesh axes {', '.join(wrong)}{remedy}"
         )
 
 

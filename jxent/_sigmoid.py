@@ -1,10 +1,12 @@
 r"""The sigmoid family: each logit is a binary question of its own."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, elementwise, is_off, scalar
-from ._autodiff import loss_with_partials, with_gradient
+from ._autodiff import loss_with_partials, public, with_gradient
 from ._dtypes import computing_dtype, upcast, widened
 from ._numerics import (
     divergence_terms,
@@ -21,6 +23,7 @@ from ._numerics import (
 from ._rows import Rows, elements_of
 
 
+@public
 def sigmoid_entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     r"""Entropy of the binary distribution with a given logit: ``[...] -> [...]``.
 
@@ -45,6 +48,7 @@ def sigmoid_entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax
     return elements.zero_masked(_sigmoid_entropy(elements.fill_examples(z, 0.0)))
 
 
+@public
 def sigmoid_binary_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -87,6 +91,7 @@ def sigmoid_binary_cross_entropy(
     return elements.zero_masked(binary_loss(elements.fill_examples(z, 0.0), *weights))
 
 
+@public
 def sigmoid_kl_divergence(
     logits: ArrayLike, target_logits: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:

@@ -1,5 +1,7 @@
 r"""Softmax, its logarithm, its normaliser and its entropy, and the cross-entropy of labels."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any
 
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._arguments import ArrayLike, Axis, is_off, scalar
+from ._autodiff import public
 from ._dtypes import computing_dtype
 from ._numerics import divide, weighted_cost
 from ._rows import Rows, as_row, labelled_rows, rows_of, weight_of_label
@@ -16,7 +19,10 @@ from ._statistics import SmoothedWeights
 from ._statistics.row import Row, of_logits, surprisals
 
 
-def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
+@public
+def logsumexp(
+    logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, *, keepdims: bool = False
+) -> jax.Array:
     r"""Logarithm of the sum of exponentials: ``[..., classes] -> [...]``.
 
     .. math:: \operatorname{lse}(z) = \log \sum_j e^{z_j} = m + \operatorname{log1p}(s)
@@ -28,6 +34,7 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
       axis: the class axis, a tuple of axes, or None for all of them, which is the default of
         `jax.nn.logsumexp`.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+      keepdims: whether the class axes stay, with size 1.
 
     Returns:
       ``[...]`` in nats, float32 or float64. Its gradient is ``softmax(logits)``.
@@ -45,9 +52,11 @@ def logsumexp(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
     """
     rows, z = rows_of("logits", logits, axis, where, absent=None)
     normalizer = surprisals(Row(z), None, None, rows.mask, None).normalizer
-    return rows.fill_examples(normalizer, -jnp.inf)
+    result = rows.fill_examples(normalizer, -jnp.inf)
+    return jnp.expand_dims(result, rows.axes) if keepdims else result
 
 
+@public
 def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
     r"""Logarithm of the softmax probabilities: ``[..., classes] -> [..., classes]``.
 
@@ -77,6 +86,7 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
     return rows.to_user_layout(rows.mask.fill(_log_softmax(Row(z), rows.mask), -jnp.inf, -jnp.inf))
 
 
+@public
 def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
     r"""Softmax probabilities: ``[..., classes] -> [..., classes]``.
 
@@ -103,6 +113,7 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
     return rows.to_user_layout(rows.mask.fill(_softmax(Row(z), rows.mask), 0.0, 0.0))
 
 
+@public
 def softmax_entropy(
     logits: ArrayLike,
     axis: Axis = -1,
@@ -149,6 +160,7 @@ def _softmax_entropy(row: Row) -> Any:
 # ---------------------------------------- Cross-entropy
 
 
+@public
 def softmax_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -209,6 +221,7 @@ def softmax_cross_entropy(
     return rows.zero_masked(sum(_z_terms(rows, z_loss, of_row.normalizer), of_row.of_weights))
 
 
+@public
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -281,6 +294,7 @@ def softmax_cross_entropy_with_integer_labels(
     return rows.zero_masked(losses + sum(jnp.where(is_impossible, 0.0, x) for x in terms))
 
 
+@public
 def safe_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     r"""Cross-entropy of softmax and distributions: ``[..., classes], [..., classes] -> [...]``.
 

@@ -1,5 +1,7 @@
 r"""Divergence from a teacher of whom only the likeliest classes are known."""
 
+from __future__ import annotations
+
 from typing import Any, TypeAlias
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._arguments import ArrayLike, Axis, any_array, floating
-from ._autodiff import with_gradient, with_partials
+from ._autodiff import public, with_gradient, with_partials
 from ._dtypes import computing_dtype, upcast
 from ._numerics import (
     divergence_terms,
@@ -27,6 +29,7 @@ from ._statistics.primitive import row_statistics, statistics
 from ._statistics.row import Row, plain_surprisal, surprisals
 
 
+@public
 def softmax_kl_divergence_with_top_k_targets(
     logits: ArrayLike,
     target_indices: ArrayLike,
@@ -58,7 +61,8 @@ def softmax_kl_divergence_with_top_k_targets(
 
     Note:
       With all classes named it is `softmax_kl_divergence` of these log-probabilities. Probabilities
-      that sum to more than 1, by rounding, are taken as they are, and :math:`p_*` is 0. Where no
+      that sum to more than 1, by rounding, are taken as they are, and :math:`p_*` is 0. Those that
+      sum to more than rounding to 16 bits explains are none, but perhaps logits: NaN. Where no
       other class is possible, as all are named or at -inf, a :math:`p_*` of up to four roundings is
       none; more of it costs +inf, as does a named class at -inf.
 
@@ -97,6 +101,9 @@ def softmax_kl_divergence_with_top_k_targets(
     names = is_new & (index >= 0) & (index < classes)
     undefined = jnp.any(~names & (log_p != -jnp.inf), axis=-1)
     log_p = jnp.where(names, log_p, -jnp.inf)
+    # A teacher may have computed them in bfloat16, whatever their dtype is now.
+    excess = jnp.sum(exp(log_p), axis=-1, keepdims=True) - 1
+    undefined |= (excess > 2**-7 * (1 + _nats(log_p)))[..., 0]
     mask = rows.mask
     if mask.classes is not None:
         is_lost = _at(mask.classes.astype(dtype), index) == 0
@@ -164,6 +171,12 @@ def _renormalized(log_p: jax.Array, is_lost: jax.Array) -> jax.Array:
     left = _log_complement(jnp.where(any_lost, lost, -1.0))
     kept = jnp.where(is_lost, -jnp.inf, log_p)
     return jnp.where(any_lost, kept - left, kept)
+
+
+def _nats(log_p: jax.Array) -> jax.Array:
+    """``sum_i -p_i log p_i`` as ``[..., 1]``: what the rounded logarithms err by, in their eps."""
+    surprisal = jnp.where(log_p == -jnp.inf, 0.0, -log_p)
+    return jnp.sum(exp(log_p) * surprisal, axis=-1, keepdims=True)
 
 
 def _log_complement(log_p: jax.Array) -> jax.Array:
@@ -304,8 +317,7 @@ def _log_ratio_of_rest(
     log_p_rest = _log_complement(log_p)
     t = jnp.where(near, close, _log_ratio(log_p_rest, log_q_rest))
     # A rounded logarithm has an error of its own size.
-    nats = jnp.sum(exp(log_p) * jnp.where(log_p == -jnp.inf, 0.0, -log_p), axis=-1, keepdims=True)
-    is_rounding = log_p_rest <= log(rounding * (1 + nats))
+    is_rounding = log_p_rest <= log(rounding * (1 + _nats(log_p)))
     return jnp.where((log_q_rest == -jnp.inf) & is_rounding, 0.0, t)
 
 

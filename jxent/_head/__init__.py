@@ -1,12 +1,25 @@
 r"""Losses over linear heads, whose logits never exist whole."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from .._arguments import ArrayLike, any_array, boolean, check_not_negative, is_off, scalar
+from .._arguments import (
+    ArrayLike,
+    any_array,
+    boolean,
+    check_not_negative,
+    fits,
+    is_off,
+    remedy,
+    scalar,
+    with_hints,
+)
+from .._autodiff import public
 from .._dtypes import computing_dtype
 from .._numerics import nan_where
 from .._rows import Rows, in_range, weight_of_label
@@ -15,6 +28,7 @@ from .._softmax import softmax_cross_entropy_with_integer_labels
 from .examples import (
     NO_MEAN,
     AnyMesh,
+    Reduction,
     axes_of_classes,
     check_reduction,
     checked_size,
@@ -22,13 +36,35 @@ from .examples import (
     with_weights,
 )
 from .logits import LinearLogits, arrays_of
-from .plan import COUNTED, WEIGHTS, Arrays, HeadLoss, Name, Outputs, Plan, UserLoss
+from .plan import (
+    COUNTED,
+    WEIGHTS,
+    Arrays,
+    Form,
+    HeadLoss,
+    Name,
+    Outputs,
+    Plan,
+    UserLoss,
+    name_of,
+    remembered,
+)
 from .rules import weigh
 
 LABELS, CLASS_WEIGHTS = Name("of examples", "labels"), Name("of classes", "class_weights")
 SMOOTHING, Z_LOSS = Name("shared", "label_smoothing"), Name("shared", "z_loss")
 
 
+@public
+@with_hints(
+    where="weights or ignore_index for examples, class_mask for classes",
+    axis="the classes last: give kernel[features, classes]",
+    alpha="label_smoothing or class_weights",
+    gamma="no focal loss: chunked(softmax_focal_loss_with_integer_labels) does",
+    epsilon="no PolyLoss: chunked(poly_loss_cross_entropy) does",
+    scale="logit_scale",
+    softcap="logit_softcap",
+)
 def linear_softmax_cross_entropy(
     inputs: ArrayLike,
     kernel: ArrayLike,
@@ -43,7 +79,7 @@ def linear_softmax_cross_entropy(
     z_loss: ArrayLike = 0.0,
     logit_scale: ArrayLike | None = None,
     logit_softcap: ArrayLike | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     chunk_size: int | None = None,
     precision: jax.lax.PrecisionLike = None,
     class_axis_name: AxisName | None = None,
@@ -172,13 +208,17 @@ class CrossEntropy(NamedTuple):
         )
         return (losses,), ()
 
-    def mean_weights(self, arrays: Arrays) -> jax.Array | None:
+    def mean_weights(self, arrays: Arrays, aux: Any) -> jax.Array | None:
         """The class weights of the labels; a mean is divided by their sum, beside the weights."""
         if CLASS_WEIGHTS not in arrays:
             return None
         weights, mask = arrays[CLASS_WEIGHTS], arrays.get(Name("class_mask"), True)
         is_negative = in_any_shard(jnp.any((weights < 0) & mask), self.axes)
         return nan_where(is_negative, weight_of_label(weights, arrays[LABELS], self.axes))
+
+    def reads(self, name: Name) -> tuple[bool, ...]:
+        """There is nothing that is not differentiated."""
+        return ()
 
     def unflatten(self, outs: tuple[Any, ...], aux: tuple[Any, ...]) -> Any:
         """The losses, if they are not reduced."""
@@ -188,17 +228,27 @@ class CrossEntropy(NamedTuple):
 # ---------------------------------------- Any loss
 
 
+class ChunkedLoss(Protocol):
+    """What `chunked` returns."""
+
+    def __call__(
+        self, *args: Any, where: ArrayLike | None = None, weights: ArrayLike | None = None
+    ) -> Any:
+        """The loss of linear logits in place of logits."""
+
+
 def chunked(
     loss: Callable[..., Any],
     *,
-    reduction: str = "none",
+    reduction: Reduction = "none",
+    has_counts: bool = False,
     has_aux: bool = False,
     chunk_size: int | None = None,
     precision: jax.lax.PrecisionLike = None,
     mesh: AnyMesh | None = None,
     class_axis_name: AxisName | None = None,
     example_spec: jax.sharding.PartitionSpec | None = None,
-) -> Callable[..., Any]:
+) -> ChunkedLoss:
     r"""A loss of logits, made one of linear logits: ``[..., classes], [...] -> [...]``.
 
     .. math:: \operatorname{chunked}(\ell)(x, W, y)_i = \ell(x_i^\top W, y_i)
@@ -216,7 +266,13 @@ def chunked(
         (a temperature, class weights) may be traced and is differentiated.
       reduction: ``"none"``: all of them come back for every example, and the floating-point ones
         are differentiated. ``"mean"`` and ``"sum"``: `loss` returns one floating-point array, which
-        is reduced; the mean is over the sum of the weights of what counts.
+        is reduced. **In the mean every example counts**, but for what `where`, `weights` or
+        `has_counts` say. So a loss that leaves examples out, or weighs classes, raises if it comes
+        without any of these.
+      has_counts: `loss` returns ``(losses, counts)``, and the mean is the sum of the losses over
+        that of the counts: ``labels != -100`` beside ``ignore_index=-100``, or `label_weights`
+        beside class weights. So it is the mean of `linear_softmax_cross_entropy`. A gradient of
+        counts is an error. With `has_aux` `loss` returns ``((losses, counts), aux)``.
       has_aux: `loss` returns ``(losses, aux)``, and `aux`, a tree of arrays ``[examples]``, comes
         back beside the losses or their sum, for every example. Its mean is
         ``weighted_mean(aux, where)``. It has no gradient, and its tangent is 0: what shall have one
@@ -250,7 +306,12 @@ def chunked(
       An example that does not count has losses of 0, gradients of 0, and an `aux` of 0 or False,
       even if its inputs are NaN. Where `where` or weights of 0 leave examples out, chunks without
       any other are skipped, after the others have been brought to the front. The mean of no
-      examples is 0. Outside of `jax.jit` each call traces and compiles anew.
+      examples is 0.
+
+      Outside of `jax.jit` a call uses the program of an earlier one if `loss` is the same function,
+      and closes over nothing that may have changed: over functions, numbers and JAX's arrays alone.
+      Otherwise, as with an array of NumPy, a list or an object, each call compiles anew: write
+      ``jax.jit(policy)``.
 
       A gradient for what `loss` closes over, on a mesh of several shards of examples, takes the
       products of ``"none"``, and no chunk is skipped.
@@ -270,21 +331,24 @@ def chunked(
       1.9169
     """
     check_reduction(reduction)
+    if has_counts and reduction != "mean":
+        raise ValueError(f"has_counts must come with the reduction 'mean', got {reduction!r}")
     size = checked_size(chunk_size)
 
     def function(
         *args: Any, where: ArrayLike | None = None, weights: ArrayLike | None = None
     ) -> Any:
-        """The loss of linear logits in place of logits."""
         arguments = _checked_arguments(args)
         arrays, examples = arguments.arrays, arguments.examples
         if where is not None:
-            arrays[COUNTED] = boolean("where", where)
-            if arrays[COUNTED].shape != examples:
+            counted = boolean("where", where)
+            if not fits(counted.shape, examples):
                 raise ValueError(
-                    f"where must have the shape of the examples {examples},"
-                    f" got shape {arrays[COUNTED].shape}"
+                    f"where must have the shape of the examples {examples}, got shape"
+                    f" {counted.shape}{remedy('where', counted.shape, examples)}"
                 )
+            same = counted.shape == examples
+            arrays[COUNTED] = counted if same else jnp.broadcast_to(counted, examples)
         if weights is not None:
             if reduction == "none":
                 raise ValueError(
@@ -292,14 +356,22 @@ def chunked(
                     " what comes back by them"
                 )
             arrays = with_weights(weights, reduction, arrays)
-        users = UserLoss(arguments.tree, arguments.leaves, reduction != "none", has_aux, loss)
-        plan = Plan(users, precision, size)
-        total, each = over_examples(plan, arrays, reduction, mesh, class_axis_name, example_spec)
+        all_count = reduction == "mean" and not (has_counts or {COUNTED, WEIGHTS} & arrays.keys())
+        form = Form(reduction != "none", has_counts, has_aux, all_count)
+        options, names = (reduction, mesh, class_axis_name, example_spec), tuple(arrays)
+
+        def program(loss: Callable[..., Any]) -> Callable[..., Any]:
+            plan = Plan(UserLoss(arguments.tree, arguments.leaves, form, loss), precision, size)
+            return lambda *x: over_examples(plan, dict(zip(names, x, strict=True)), *options)
+
+        key = arguments.tree, arguments.leaves, form, precision, size, names, options
+        total, each = remembered(program, loss, key)(*arrays.values())
         if reduction == "none":
             return each
         return (total, each) if has_aux else total
 
-    return function
+    function.__name__ = function.__qualname__ = name_of(loss)
+    return public(function)
 
 
 class _Arguments(NamedTuple):
@@ -338,21 +410,10 @@ def _checked_arguments(args: tuple[Any, ...]) -> _Arguments:
             raise ValueError(f"{what} must have the examples of {first}, {examples}, got {shape}")
     for name, x in arrays.items():
         if name.kind == "of examples" and x.shape[: len(examples)] != examples:
+            of_all = ": what is the same for all examples belongs into the loss"
+            of_all = "" if x.shape[:1] == examples[:1] else of_all
             raise ValueError(
                 f"{name} must begin with the shape of the examples {examples}, got shape"
-                f" {x.shape}{_remedy(x.shape, examples)}"
+                f" {x.shape}{remedy('x', x.shape, examples) or of_all}"
             )
     return _Arguments(tree, tuple(leaves), arrays, examples)
-
-
-def _remedy(shape: tuple[int, ...], examples: tuple[int, ...]) -> str:
-    """The end of the message: the remedy for an argument of this shape."""
-    if shape and shape == examples[: len(shape)]:
-        index = ", ".join([":"] * len(shape) + ["None"] * (len(examples) - len(shape)))
-        return f": repeat it, jnp.broadcast_to(x[{index}], {examples})"
-    fits = len(shape) <= len(examples) and any(n != 1 for n in shape)
-    if fits and all(n in (1, m) for n, m in zip(shape[::-1], examples[::-1], strict=False)):
-        return f": repeat it, jnp.broadcast_to(x, {examples})"
-    if shape[:1] == examples[:1]:
-        return ""
-    return ": what is the same for all examples belongs into the loss"

@@ -4,7 +4,7 @@ import math
 import operator
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.export import is_symbolic_dim
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .._arguments import ArrayLike, check_not_negative, elementwise, integer
-from .._autodiff import aligned
+from .._autodiff import aligned, as_program
 from .._dtypes import computing_dtype
 from .._numerics import nan_where
 from .._reduction import mean
@@ -50,6 +50,7 @@ from .rules import of_classes, of_examples, outputs, weigh
 
 
 AnyMesh: TypeAlias = Mesh | AbstractMesh
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
 NO_MEAN = "Write reduction='sum' and divide by a number, or reduction='none'"
 
 
@@ -82,7 +83,7 @@ def with_weights(
     """
     x = arrays[Name("inputs")]
     like = jnp.zeros(x.shape[:-1], computing_dtype(x, arrays[Name("kernel")]))
-    w = elementwise("weights", weights, "the examples", like).astype(like.dtype)
+    w = elementwise("weights", weights, "the examples", like, repeats=True).astype(like.dtype)
     if reduction == "mean":
         check_not_negative("weights", weights, NO_MEAN)
     given = {str(name): x for name, x in arrays.items() if is_of_examples(name)}
@@ -185,7 +186,7 @@ def _in_own_mesh(plan: Plan, mesh: Any) -> Callable[..., tuple[Any, Any]]:
         with jax.sharding.use_abstract_mesh(mesh):
             return _in_groups(plan, *values)
 
-    return jax.jit(function)
+    return as_program(function)
 
 
 def _laid_out(plan: Plan, arrays: Arrays) -> tuple[Arrays, tuple[int, ...]]:
@@ -244,7 +245,7 @@ def _reduced(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
             total, outs = jnp.sum(weigh(arrays.get(WEIGHTS), outs[0])), ()
     each = plan.loss.unflatten(outs, aux)
     if plan.reduction == "mean":
-        return (total, _count(plan, arrays, total.dtype)), each
+        return (total, _count(plan, arrays, aux, total.dtype)), each
     return (total,), each
 
 
@@ -264,7 +265,8 @@ def _traced(plan: Plan, arrays: Arrays) -> tuple[Plan, Arrays]:
     def run(loss: HeadLoss) -> None:
         tracing = plan._replace(loss=loss)
         for x in jax.tree.leaves(jax.eval_shape(partial(outputs, tracing), arrays)):
-            check_replicated("what loss returns", x, plan.mesh_axes)
+            remedy = ": give class_axis_name to its losses"
+            check_replicated("what loss returns", x, plan.mesh_axes, remedy)
 
     loss, captured = plan.loss.traced(run)
     # Inside `jax.shard_map` the loss knows the type of what it closes over. If that varies over
@@ -281,11 +283,11 @@ def _traced(plan: Plan, arrays: Arrays) -> tuple[Plan, Arrays]:
     return plan._replace(loss=loss, names=tuple(arrays), may_skip=may_skip), arrays
 
 
-def _count(plan: Plan, arrays: Arrays, dtype: Any) -> jax.Array:
+def _count(plan: Plan, arrays: Arrays, aux: Any, dtype: Any) -> jax.Array:
     """The sum of the weights of the examples that count, by which a mean is divided."""
     weights = arrays.get(WEIGHTS, jnp.ones(arrays[Name("inputs")].shape[:-1], dtype))
     is_negative = weights < 0
-    if (of_labels := plan.loss.mean_weights(arrays)) is not None:
+    if (of_labels := plan.loss.mean_weights(arrays, aux)) is not None:
         weights = weights * of_labels
     if COUNTED in arrays:
         weights = jnp.where(arrays[COUNTED], weights, 0.0)
@@ -309,9 +311,9 @@ def _in_shard_map(plan: Plan, mesh: AnyMesh, spec: PartitionSpec) -> Callable[..
     out_specs = (PartitionSpec(), spec)
     mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     if AxisType.Explicit not in mesh.axis_types:
-        return jax.jit(mapped)
+        return as_program(mapped)
     shardings = [NamedSharding(mesh, spec) for spec in in_specs]
-    return jax.jit(lambda *values: mapped(*map(jax.reshard, values, shardings)))
+    return as_program(lambda *values: mapped(*map(jax.reshard, values, shardings)))
 
 
 def _spec_of(name: Name, examples: PartitionSpec, classes: MeshAxes) -> PartitionSpec:

@@ -79,9 +79,10 @@ def arrays_of(logits: LinearLogits, number: int = 0, prefix: str = "") -> Arrays
     """
     x, w = floating("inputs", logits.inputs), floating("kernel", logits.kernel)
     if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[0]:
+        is_turned = w.ndim == 2 and x.ndim and x.shape[-1] == w.shape[1]
         raise ValueError(
             "inputs and kernel must have the shapes [..., features] and [features, classes],"
-            f" got {x.shape} and {w.shape}"
+            f" got {x.shape} and {w.shape}{': did you mean kernel.T?' if is_turned else ''}"
         )
     if w.shape[1] == 0:
         raise ValueError(f"kernel must have at least one class, got shape {w.shape}")

@@ -6,14 +6,24 @@ be missing, or its tracer would leak.
 """
 
 import dataclasses
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from inspect import unwrap
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary, proxy
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxprs_in_params
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from .._arguments import any_array
+from .._autodiff import as_program
+from .._dtypes import computing_dtype
+from .._numerics import nan_where
+from .._rows import COUNTS
 from .._sharding import MeshAxes
 
 Out = TypeVar("Out")
@@ -36,6 +46,8 @@ class Name(NamedTuple):
 
 Arrays: TypeAlias = dict[Name, jax.Array]
 COUNTED, WEIGHTS = Name("counted", "where"), Name("weights")
+HEAD = ("inputs", "kernel", "bias", "scale", "softcap", "class_mask")
+"""The kinds of the arrays of linear logits."""
 DIMENSIONS = {
     "inputs": "ef",
     "kernel": "fc",
@@ -53,9 +65,9 @@ DIMENSIONS = {
 }
 """The dimensions of each kind: e for the examples, f for the features, c for the classes.
 
-The first six kinds are the arrays of linear logits. "of examples", "of classes" and "shared" are
-arguments of the loss, and "captured" is what the loss closes over, of any shape. "counted" says
-which examples count; "cotangents" are those of the outputs.
+"of examples", "of classes" and "shared" are arguments of the loss, and "captured" is what the loss
+closes over, of any shape. "counted" says which examples count; "cotangents" are those of the
+outputs.
 """
 
 
@@ -109,8 +121,11 @@ class HeadLoss(Protocol):
     def unflatten(self, outs: tuple[Any, ...], aux: tuple[Any, ...]) -> Any:
         """The user's result, from what is differentiated and what is not."""
 
-    def mean_weights(self, arrays: Arrays) -> jax.Array | None:
-        """The weight of each label in a mean, which its sum is divided by; None for 1."""
+    def mean_weights(self, arrays: Arrays, aux: Any) -> jax.Array | None:
+        """How much each example counts in a mean, beside the weights; None for 1."""
+
+    def reads(self, name: Name) -> tuple[bool, ...]:
+        """Whether the array of that name is read by each of those that are not differentiated."""
 
 
 class Plan(NamedTuple):
@@ -145,6 +160,80 @@ def _remembered(make: Callable[..., Any], *args: Any) -> Any:
     return make(*args)
 
 
+# ---------------------------------------- Programs of users' losses that are remembered
+# A function may be another one at its next call: it may close over a new tracer, or over an object
+# that has been changed in place. So a program is used again only where that can be excluded.
+
+
+_programs: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+_UNCHANGING = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype, jax.Array)
+_JITTED = type(jax.jit(lambda: None))
+_LIBRARIES = ("jax", "jaxlib", "numpy", "jxent", "math", "functools", "operator", "builtins")
+
+
+def remembered(
+    make: Callable[[Any], Callable[..., Out]], loss: Callable[..., Any], key: Any
+) -> Callable[..., Out]:
+    """``make(loss)``, as one program if the loss is that of an earlier call, in all that it is."""
+    parts = _parts(loss)
+    if parts is None:
+        return make(loss)
+    known = _programs.setdefault(loss, {})
+    if key not in known or known[key][0] != parts:
+        # The program goes when the user's function goes, so it must not keep it.
+        known[key] = parts, as_program(make(proxy(loss)))
+    program: Callable[..., Out] = known[key][1]
+    return program
+
+
+def _parts(loss: Callable[..., Any]) -> dict[int, Any] | None:
+    """What the result depends on beside the arguments, by identity; None if it may change."""
+    parts, pending = {}, [loss]
+    for x in pending:
+        if id(x) in parts:
+            continue
+        parts[id(x)] = None if x is loss else x
+        if isinstance(x, FunctionType):
+            names = set(_names_in(x.__code__)) if _is_of_users(x.__globals__["__name__"]) else ()
+            try:
+                pending += [cell.cell_contents for cell in x.__closure__ or ()]
+            except ValueError:
+                return None
+            pending += [*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()]
+            pending += vars(x).values()
+            pending += [x.__globals__[name] for name in names if name in x.__globals__]
+        elif isinstance(x, partial):
+            pending += [x.func, *x.args, *x.keywords.values()]
+        elif isinstance(x, tuple):
+            pending += x
+        elif isinstance(x, ModuleType | type):
+            if _is_of_users(x.__name__ if isinstance(x, ModuleType) else x.__module__):
+                return None
+        elif isinstance(x, _JITTED):
+            pending.append(unwrap(x))
+        elif isinstance(x, jax.core.Tracer) or not isinstance(x, _UNCHANGING):
+            return None
+    return parts
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _is_of_users(module: str) -> bool:
+    return module.partition(".")[0] not in _LIBRARIES
+
+
+def name_of(loss: Callable[..., Any]) -> str:
+    """The name of the user's function."""
+    function = loss.func if isinstance(loss, partial) else loss
+    name: str = getattr(function, "__name__", type(function).__name__)
+    return name
+
+
 # ---------------------------------------- Losses that users give
 
 
@@ -175,6 +264,34 @@ class HoistedJaxpr(NamedTuple):
         outs: list[jax.Array] = jax.core.eval_jaxpr(self.jaxpr, (), *args)
         return outs
 
+    def reads(self, result: int) -> list[bool]:
+        """Whether a result is made of each of the arguments, captured ones first."""
+        return self._only(result)[1]
+
+    def _only(self, result: int) -> tuple[Any, list[bool]]:
+        is_wanted = [i == result for i in range(len(self.jaxpr.outvars))]
+        only: tuple[Any, list[bool]] = dce_jaxpr(self.jaxpr, is_wanted)
+        return only
+
+    def check_that_all_count(self) -> None:
+        """Refuses losses that leave examples out, or weigh classes: a mean would not know it."""
+        if said := sorted({n for n in _names(self._only(0)[0]) if n.startswith(COUNTS)}):
+            arguments = ", ".join(name.removeprefix(COUNTS) for name in said)
+            raise ValueError(
+                f"loss must say how much its examples count in a mean, as it uses {arguments}:"
+                " return (losses, counts) with has_counts=True, or give where or weights to what"
+                " chunked returns, or reduction='sum' and divide by a number"
+            )
+
+
+def _names(jaxpr: Any) -> Iterator[str]:
+    """What `jax.ad_checkpoint.checkpoint_name` has named in a program."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "name":
+            yield eqn.params["name"]
+        for inner in jaxprs_in_params(eqn.params):
+            yield from _names(inner)
+
 
 def _place(captured: list[Any], x: Any) -> int:
     """The place of the array among those captured, to which it is added if it is new."""
@@ -190,14 +307,43 @@ def _as(dtype: Any, x: Any) -> jax.Array:
     return array if array.dtype == dtype else array.astype(dtype)
 
 
+class Form(NamedTuple):
+    """What a user's loss must return."""
+
+    reduced: bool
+    """Whether it returns one array, whose sum is wanted."""
+    has_counts: bool
+    has_aux: bool
+    all_count: bool
+    """Whether a mean is wanted in which every example counts, unless the loss says otherwise."""
+
+    def split(self, found: Any) -> tuple[Any, Any, Any]:
+        """The losses, the counts, which may be missing, and aux."""
+        losses, aux = self._pair(found, "losses, aux", self.has_aux)
+        if not self.has_counts:
+            return losses, (), aux
+        return *self._pair(losses, "losses, counts", True), aux
+
+    def _pair(self, found: Any, wanted: str, is_one: bool) -> Any:
+        if not is_one:
+            return found, ()
+        if isinstance(found, tuple) and len(found) == 2:
+            return found
+        option, got = f"has_{wanted.split()[1]}", _described(found)
+        raise TypeError(f"loss must return a pair ({wanted}) where {option} is True, got {got}")
+
+
+def _described(found: Any) -> str:
+    return "an array" if isinstance(found, jax.Array) else type(found).__name__
+
+
 class Result(NamedTuple):
     """The form of the result of a user's function."""
 
     tree: Any
     is_out: tuple[bool, ...]
     """Which of its leaves are differentiated."""
-    reduced: bool
-    has_aux: bool
+    form: Form
 
     def split(self, leaves: list[jax.Array]) -> Outputs:
         """The leaves that are differentiated, and the others."""
@@ -209,25 +355,23 @@ class Result(NamedTuple):
         """Rebuilds the user's result from its leaves. Losses that have been reduced are None."""
         of_outs, of_aux = iter(outs), iter(aux)
         leaves = [next(of_outs if is_out else of_aux, None) for is_out in self.is_out]
-        losses, more = jax.tree.unflatten(self.tree, leaves)
-        return more if self.reduced else (losses, more) if self.has_aux else losses
+        losses, _, more = jax.tree.unflatten(self.tree, leaves)
+        return more if self.form.reduced else (losses, more) if self.form.has_aux else losses
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UserLoss:
     """A user's function as a `HeadLoss`.
 
-    It is traced anew in each call: what it closes over may be another tracer each time, which a
-    cache would not see. Once traced, it holds no array that the function closes over.
+    It is traced anew in each program: what it closes over may be another tracer each time. Once
+    traced, it holds no array that the function closes over.
     """
 
     arguments: Any
     """The structure of the function's positional arguments."""
     leaves: tuple[Name, ...]
     """The names of their leaves; "inputs" for linear logits."""
-    reduced: bool
-    """Whether it returns one array, whose sum is wanted."""
-    has_aux: bool
+    form: Form
     function: Callable[..., Any] | None
     """None once it is traced."""
     programs: list[HoistedJaxpr] = dataclasses.field(default_factory=list)
@@ -248,12 +392,14 @@ class UserLoss:
             def function(*leaves: jax.Array) -> list[jax.Array]:
                 assert self.function is not None
                 found = self.function(*jax.tree.unflatten(self.arguments, leaves))
-                outs, form = self._checked_result(found, size)
-                traced.results[:] = [form]
+                outs, result = _checked_result(self.form, found, size)
+                traced.results[:] = [result]
                 return outs
 
             program = HoistedJaxpr.of(function, leaves, captured)
             traced.programs[:] = [program]
+            if self.form.all_count:
+                program.check_that_all_count()
             return traced.results[0].split(program(captured, leaves))
 
         run(trace)
@@ -274,33 +420,61 @@ class UserLoss:
         """As in `HeadLoss`."""
         return self.results[0].unflatten(outs, aux)
 
-    def mean_weights(self, arrays: Arrays) -> None:
-        """Nothing but the weights divides a mean."""
+    def mean_weights(self, arrays: Arrays, aux: Any) -> jax.Array | None:
+        """The counts, which come first; NaN for a negative one, as a mean divides by their sum."""
+        if not self.form.has_counts:
+            return None
+        counts = jnp.asarray(aux[0], computing_dtype(*aux[:1]))
+        return nan_where(counts < 0, counts)
 
-    def _checked_result(self, result: Any, size: Any) -> tuple[list[jax.Array], Result]:
-        """The leaves of what the function returns, and their form."""
-        if not self.has_aux:
-            result = (result, ())
-        elif not (isinstance(result, tuple) and len(result) == 2):
-            got = "an array" if isinstance(result, jax.Array) else type(result).__name__
-            raise TypeError(
-                f"loss must return a pair (losses, aux) where has_aux is True, got {got}"
+    def reads(self, name: Name) -> tuple[bool, ...]:
+        """As in `HeadLoss`. Whoever reads logits reads all that they are made of."""
+        ((program,), (result,)) = self.programs, self.results
+        leaves = [Name("captured", i) for i in program.captured] + list(self.leaves)
+        others = [i for i, is_out in enumerate(result.is_out) if not is_out]
+        return tuple(
+            any(
+                is_read
+                and (name == leaf or (leaf.kind == "inputs" and _is_of_head(name, leaf.which)))
+                for leaf, is_read in zip(leaves, program.reads(i), strict=True)
             )
-        found, tree = jax.tree_util.tree_flatten_with_path(result)
-        leaves = [_one_per_example(jax.tree_util.keystr(path), x, size) for path, x in found]
-        number = len(jax.tree.leaves(result[0]))
-        if number == 0:
-            raise TypeError("loss must return at least one array, got nothing")
-        floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
-        is_out = tuple(x and i < number for i, x in enumerate(floating))
-        if self.reduced and not (number == 1 and floating[0]):
-            got = ", ".join(f"{x.dtype}" for x in leaves[:number])
-            raise TypeError(f"loss must return one floating-point array to be reduced, got {got}")
-        return leaves, Result(tree, is_out, self.reduced, self.has_aux)
+            for i in others
+        )
+
+
+def _is_of_head(name: Name, number: Any) -> bool:
+    return name.kind in HEAD and name.which == number
 
 
 def _leaves(names: tuple[Name, ...], logits: list[jax.Array], arrays: Arrays) -> list[jax.Array]:
     return [logits[int(name.which)] if name.kind == "inputs" else arrays[name] for name in names]
+
+
+def _checked_result(form: Form, found: Any, size: Any) -> tuple[list[jax.Array], Result]:
+    """The leaves of what the function returns, and their form."""
+    losses, counts, aux = form.split(found)
+    number = len(jax.tree.leaves(losses))
+    if number == 0:
+        raise TypeError("loss must return at least one array, got nothing")
+    if form.reduced and number > 1:
+        remedy = ": has_aux=True takes (losses, aux)" if isinstance(losses, tuple) else ""
+        raise TypeError(
+            f"loss must return one array to be reduced, got {_described(losses)} of"
+            f" {number}{remedy}"
+        )
+    parts = (("", losses), ("counts", counts), ("aux", aux))
+    leaves = [
+        _one_per_example(f"{what}{jax.tree_util.keystr(path)}", x, size)
+        for what, part in parts
+        for path, x in jax.tree_util.tree_leaves_with_path(part)
+    ]
+    is_floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
+    is_out = tuple(x and i < number for i, x in enumerate(is_floating))
+    if form.reduced and not is_floating[0]:
+        raise TypeError(
+            f"loss must return floating-point numbers to be reduced, got {leaves[0].dtype}"
+        )
+    return leaves, Result(jax.tree.structure((losses, counts, aux)), is_out, form)
 
 
 def _one_per_example(path: str, x: Any, size: Any) -> jax.Array:

@@ -150,9 +150,9 @@ def of_classes(plan: Plan) -> tuple[bool | None, ...]:
     return tuple(None if name.kind == "captured" else is_of_classes(name) for name in plan.names)
 
 
-def _of_aux(plan: Plan) -> tuple[bool, ...]:
-    """Whether `aux` is a function of the array, for each array."""
-    return tuple(name != WEIGHTS for name in plan.names)
+def _of_aux(plan: Plan) -> tuple[tuple[bool, ...], ...]:
+    """For each array that is not differentiated, of which of the plan's arrays it is made."""
+    return tuple(zip(*(plan.loss.reads(name) for name in plan.names), strict=True))
 
 
 def _without_weightless(arrays: Arrays) -> Arrays:

@@ -1,19 +1,22 @@
 """The public surface: names, docstrings, signatures, and what the import brings along."""
 
+import functools
 import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import jxent
 from support.cases import BARE
 from support.tiers import quick
 
-# What makes losses and what they take in place of logits are no losses.
-WITHOUT_CASE = {"chunked", "LinearLogits"}
+# What makes losses, what they take in place of logits, and the weights of labels are no losses.
+WITHOUT_CASE = {"chunked", "LinearLogits", "label_weights"}
 NAMES = {case.name for case in BARE} | WITHOUT_CASE
 
 PAGE = (Path(__file__).parents[2] / "docs/exactness.md").read_text("utf-8")
@@ -55,6 +58,40 @@ def test_docstring(name):
     for parameter in signature.parameters.values():
         assert f"\n  {parameter.name}: " in arguments, parameter.name
         assert parameter.annotation is not inspect.Parameter.empty, parameter.name
+
+
+@pytest.mark.parametrize("case", BARE, ids=str)
+def test_its_name_is_in_what_is_compiled(case, caplog):
+    """In the names of operations, which profiles show, and in the logs of eager calls."""
+    args = case.args()
+    step = jax.jit(jax.grad(lambda x: jnp.sum(case.call(x, *args[1:]))))
+    assert f"jvp({case.name})" in step.lower(args[0]).as_text(debug_info=True)
+    if case.name in ("softmax_entropy", "softmax_cross_entropy", "linear_softmax_cross_entropy"):
+        jax.clear_caches()
+        with jax.log_compiles():
+            case.call(*args)
+        assert f"Compiling jit({case.name})" in caplog.text
+        assert "jit(function)" not in caplog.text
+
+
+def test_the_name_of_a_loss_that_is_chunked(caplog):
+    def my_objective(logits):
+        return jxent.softmax_entropy(logits)
+
+    function = jxent.chunked(functools.partial(my_objective))
+    assert function.__name__ == "my_objective"
+    with jax.log_compiles():
+        function(jxent.LinearLogits(jnp.ones((2, 3)), jnp.ones((3, 4))))
+    assert "Compiling jit(my_objective)" in caplog.text
+    assert jxent.chunked(jxent.softmax_entropy).__name__ == "softmax_entropy"
+
+
+def test_signatures_are_short():
+    """`help` and editors show the names of types, not what they stand for."""
+    signature = str(inspect.signature(jxent.softmax_cross_entropy_with_integer_labels))
+    assert "logits: 'ArrayLike'" in signature
+    assert len(signature) < 400
+    assert "reduction: 'Reduction'" in str(inspect.signature(jxent.chunked))
 
 
 @pytest.mark.parametrize("flags", quick([[], ["-OO"]]))

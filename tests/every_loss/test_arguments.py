@@ -209,7 +209,7 @@ Z, Y = np.zeros((2, 3), np.float32), np.zeros(2, np.int32)
 _SOFT, _INTEGER = "softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"
 _BINARY, _FOCAL = "sigmoid_binary_cross_entropy", "softmax_focal_loss_with_integer_labels"
 _TOP_K = "softmax_kl_divergence_with_top_k_targets"
-_HEAD = "linear_softmax_cross_entropy"
+_HEAD, _ENTROPY = "linear_softmax_cross_entropy", "softmax_entropy"
 _SQUARE, _CLASSES = np.zeros((3, 3), np.float32), np.arange(3)
 
 _OF_TYPES = [
@@ -237,7 +237,18 @@ _OF_TYPES = [
      "probs must have a floating-point dtype, got int32"),
     ("softmax_kl_divergence", (Z, Z.astype(int)), {},
      "target_logits must have a floating-point dtype, got int32"),
-    ("weighted_mean", (Y,), {}, "losses must have a floating-point dtype, got int32"),
+    ("weighted_mean", (Z.astype(complex),), {}, "losses must be real numbers, got dtype complex64"),
+    ("label_weights", (Z[0], Z), {}, "labels must be integers, got dtype float32"),
+    ("label_weights", (Z[0] > 0, "y"), {}, "labels must be an array, got str"),
+    ("label_weights", (Z[0], Y, 0.5), {}, "ignore_index must be an integer, got 0.5"),
+    *[(_HEAD, (Z, Z.T, Y), {name: 1.0}, f"{_HEAD} has no argument {name!r}, but takes {other}")
+      for name, other in [("where", "weights or ignore_index for examples, class_mask for classes"),
+                          ("alpha", "label_smoothing or class_weights"),
+                          ("gamma", f"no focal loss: chunked({_FOCAL}) does"),
+                          ("epsilon", "no PolyLoss: chunked(poly_loss_cross_entropy) does"),
+                          ("axis", "the classes last: give kernel[features, classes]"),
+                          ("scale", "logit_scale"),
+                          ("softcap", "logit_softcap")]],
     # Class numbers where distributions are meant.
     (_SOFT, (_SQUARE, _CLASSES), {},
      "labels must have a floating-point dtype to stand for every example, or else the shape of"
@@ -268,13 +279,25 @@ _OF_VALUES = [
     (_INTEGER, (Z, Y[:1]), {},
      "labels must have the shape of the examples of logits (2,) or be a scalar, got shape (1,)"),
     (_INTEGER, (Z, Y[:, None]), {},
-     "labels must have the shape of the examples of logits (2,) or be a scalar, got shape (2, 1)"),
+     "labels must have the shape of the examples of logits (2,) or be a scalar, got shape (2, 1)"
+     ": write labels.reshape((2,))"),
     (_INTEGER, (Z, Z.astype(np.int32)), {},
      "labels must have the shape of the examples of logits (2,) or be a scalar, got shape (2, 3)"),
+    (_INTEGER, (Z[None].repeat(4, 0), Y), {},
+     "labels must have the shape of the examples of logits (4, 2) or be a scalar, got shape (2,):"
+     " write jnp.broadcast_to(labels[None, :], (4, 2))"),
+    (_INTEGER, (Z[:, None].repeat(4, 1), Y), {},
+     "labels must have the shape of the examples of logits (2, 4) or be a scalar, got shape (2,):"
+     " write jnp.broadcast_to(labels[:, None], (2, 4))"),
     (_INTEGER, (Z, Y), {"where": np.ones(3, bool)},
-     "where must have the shape of logits (2, 3) or of its examples (2,), got shape (3,)"),
-    (_INTEGER, (Z, Y), {"where": np.ones((2, 1), bool)},
-     "where must have the shape of logits (2, 3) or of its examples (2,), got shape (2, 1)"),
+     "where must have the shape of logits (2, 3) or of its examples (2,), got shape (3,):"
+     " write jnp.broadcast_to(where[None, :], (2, 3))"),
+    (_ENTROPY, (Z[:, None].repeat(4, 1),), {"where": np.ones(2, bool)},
+     "where must have the shape of logits (2, 4, 3) or of its examples (2, 4), got shape (2,):"
+     " write jnp.broadcast_to(where[:, None], (2, 4))"),
+    (_ENTROPY, (Z,), {"where": np.ones((2, 1, 1), bool)},
+     "where must have the shape of logits (2, 3) or of its examples (2,), got shape (2, 1, 1):"
+     " write where.reshape((2,))"),
     (_INTEGER, (Z, Y), {"where": True},
      "where must have the shape of logits (2, 3) or of its examples (2,), got shape ()"),
     (_INTEGER, (Z, Y), {"class_weights": [1.0, 2.0]},
@@ -284,7 +307,7 @@ _OF_VALUES = [
     (_INTEGER, (Z, Y), {"z_loss": [1.0]}, "z_loss must be a scalar, got shape (1,)"),
     (_SOFT, (Z, Z[:1]), {},
      "labels must have the shape of logits (2, 3), that of its classes (3,), or be a scalar,"
-     " got shape (1, 3)"),
+     " got shape (1, 3): write jnp.broadcast_to(labels, (2, 3))"),
     (_SOFT, (Z, Y), {},
      "labels must have the shape of logits (2, 3), that of its classes (3,), or be a scalar,"
      " got shape (2,)"),
@@ -293,26 +316,32 @@ _OF_VALUES = [
     ("poly_loss_cross_entropy", (Z, Z, [1.0, 2.0]), {}, "epsilon must be a scalar, got shape (2,)"),
     ("sigmoid_focal_loss", (Z, Z, [1.0, 2.0]), {}, "alpha must be a scalar, got shape (2,)"),
     (_BINARY, (Z, Z[0]), {},
-     "labels must have the shape of logits (2, 3) or be a scalar, got shape (3,)"),
+     "labels must have the shape of logits (2, 3) or be a scalar, got shape (3,)"
+     ": write jnp.broadcast_to(labels[None, :], (2, 3))"),
     (_BINARY, (Z[:, :1], Z[:, 0]), {},
-     "labels must have the shape of logits (2, 1) or be a scalar, got shape (2,)"),
+     "labels must have the shape of logits (2, 1) or be a scalar, got shape (2,)"
+     ": write jnp.broadcast_to(labels[:, None], (2, 1))"),
     (_BINARY, (Z, Z), {"pos_weight": [1.0, 2.0]},
-     "pos_weight must have the last dimensions of logits (2, 3) or be a scalar, got shape (2,)"),
+     "pos_weight must have the last dimensions of logits (2, 3) or be a scalar, got shape (2,)"
+     ": write jnp.broadcast_to(pos_weight[:, None], (2, 3))"),
     (_BINARY, (Z[0], Z[0]), {"pos_weight": Z},
      "pos_weight must have the last dimensions of logits (3,) or be a scalar, got shape (2, 3)"),
     (_BINARY, (Z, Z), {"where": np.ones(3, bool)},
-     "where must have the shape of logits (2, 3), got shape (3,)"),
-    ("binary_entropy", (Z,), {"where": np.ones((2, 1), bool)},
-     "where must have the shape of p (2, 3), got shape (2, 1)"),
+     "where must have the shape of logits (2, 3), got shape (3,):"
+     " write jnp.broadcast_to(where[None, :], (2, 3))"),
+    ("binary_entropy", (Z,), {"where": np.ones((2, 2), bool)},
+     "where must have the shape of p (2, 3), got shape (2, 2)"),
     ("sigmoid_entropy", (Z,), {"where": True},
      "where must have the shape of logits (2, 3), got shape ()"),
     ("sigmoid_kl_divergence", (Z, Z[0]), {},
-     "target_logits must have the shape of logits (2, 3) or be a scalar, got shape (3,)"),
+     "target_logits must have the shape of logits (2, 3) or be a scalar, got shape (3,)"
+     ": write jnp.broadcast_to(target_logits[None, :], (2, 3))"),
     ("relative_entropy", (Z, Z[:1]), {},
      "q must have the shape of p (2, 3), that of its classes (3,), or be a scalar,"
-     " got shape (1, 3)"),
+     " got shape (1, 3): write jnp.broadcast_to(q, (2, 3))"),
     ("weighted_mean", (Z, Z[0]), {},
-     "weights must have the shape of losses (2, 3) or be a scalar, got shape (3,)"),
+     "weights must have the shape of losses (2, 3) or be a scalar, got shape (3,)"
+     ": write jnp.broadcast_to(weights[None, :], (2, 3))"),
     # Axes.
     (_INTEGER, (Z, Y, (0, -3)), {}, "axis must name axes of logits, which has rank 2, got (0, -3)"),
     (_INTEGER, (Z, Y, (1, -1)), {}, "axis must not name an axis twice, got (1, -1)"),
@@ -340,14 +369,15 @@ _OF_VALUES = [
     # A linear head.
     (_HEAD, (Z, _SQUARE[:2], Y), {},
      "inputs and kernel must have the shapes [..., features] and [features, classes],"
-     " got (2, 3) and (2, 3)"),
+     " got (2, 3) and (2, 3): did you mean kernel.T?"),
     (_HEAD, (Z, Z.T, Y), {"reduction": "average"},
      "reduction must be 'mean', 'sum' or 'none', got 'average'"),
     (_HEAD, (Z, Z.T, np.zeros(3, np.int32)), {},
      "labels must have the shape of the examples of inputs @ kernel (2,) or be a scalar,"
      " got shape (3,)"),
     (_HEAD, (Z, Z.T, Y), {"weights": Z[:, :1]},
-     "weights must have the shape of the examples (2,) or be a scalar, got shape (2, 1)"),
+     "weights must have the shape of the examples (2,) or be a scalar, got shape (2, 1):"
+     " write weights.reshape((2,))"),
     *[(_HEAD, (np.ones((n, k), "f"), np.ones((k, 0), "f"), np.zeros(n, int)), {},
        f"kernel must have at least one class, got shape ({k}, 0)")
       for n in (0, 4) for k in (0, 3)],
@@ -374,8 +404,8 @@ def test_a_mistake_shows_under_jit_as_well():
 # What is no array is a name, or known when a program is traced.
 _NO_ARRAYS = {
     *("axis", "class_axis_name", "ignore_index", "reduction", "chunk_size", "precision", "mesh"),
-    "example_spec",
-}
+    "example_spec", "axis_name", "keepdims",
+}  # fmt: skip
 _KINDS_OF_ARGUMENTS = [
     (case.name, name)
     for case in BARE

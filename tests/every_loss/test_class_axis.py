@@ -306,9 +306,11 @@ def loss_over(name):
         (lambda: in_shards(loss_over("model"), check_vma=False),
          "class_axis_name needs jax.shard_map with check_vma=True"),
         (lambda: in_shards(loss_over("models")),
-         "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'models'"),
+         "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'models': for"
+         " global arrays the losses need none, and the head takes mesh="),
         (lambda: loss_over("model")(np.zeros((2, 3)), np.zeros(2, int)),
-         "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'model'"),
+         "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'model': for"
+         " global arrays the losses need none, and the head takes mesh="),
         (lambda: in_shards(loss_over("model"), P("data", "model"), P(("data", "model"))),
          "labels must be the same for every shard of the classes, but varies over the mesh"
          " axes model"),

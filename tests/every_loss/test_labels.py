@@ -346,3 +346,13 @@ def test_logsumexp_reduces_the_last_axis():
     assert jax.eval_shape(jax.nn.logsumexp, _SQUARE).shape == ()
     over_all = [jxent.logsumexp(_SQUARE, axis=None), fast_jit(jax.nn.logsumexp)(_SQUARE)]
     np.testing.assert_allclose(*over_all, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [-1, 0, (0, 2), (2, 0), None, (1,)])
+def test_logsumexp_that_keeps_the_axes(axis):
+    z = np.linspace(-3, 3, 24, dtype=np.float32).reshape(2, 3, 4)
+    kept = jxent.logsumexp(z, axis, keepdims=True)
+    chex.assert_trees_all_close(
+        kept, jax.nn.logsumexp(z, axis, keepdims=True), rtol=1e-6, strict=True
+    )
+    np.testing.assert_array_equal(jnp.squeeze(kept, axis), jxent.logsumexp(z, axis))

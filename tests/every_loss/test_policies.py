@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import jxent
-from support.cases import ALL, INTEGERS, fast_jit, with_gradients
+from jxent._selftest.errors import of_some
+from support.cases import ALL, BARE, INTEGERS, fast_jit, with_gradients
 
 INF, NAN = math.inf, math.nan
 LOG_2 = math.log(2)
@@ -441,3 +442,29 @@ def test_mean_of_nothing(axis):
     for loss in (1.0, NAN, INF):
         results = value_and_gradients(np.full((2, 3), loss, np.float32), np.zeros((2, 3), "f"))
         chex.assert_trees_all_equal(results, jax.tree.map(np.zeros_like, results), strict=True)
+
+
+# Masks whose dimensions of size 1 stand for all.
+
+
+@pytest.mark.parametrize("case", [case for case in BARE if case.accepts("where")], ids=str)
+def test_masks_that_are_repeated(case):
+    """As the same mask written out."""
+    args = case.args()
+    rank = args[0].ndim
+    masks = np.array([[True], [False]]), np.array([[True, False, True]]), np.array([[True]])
+    masks = [mask.reshape((1,) * (rank - 2) + mask.shape) for mask in masks]
+
+    def of_mask(mask):
+        function = functools.partial(case.call, where=mask)
+        of_numbers, numbers = of_some(function, case.differentiable, args)
+
+        def total(*numbers):
+            out = of_numbers(*numbers)
+            return jnp.sum(out, where=jnp.isfinite(out)), out
+
+        return jax.grad(total, tuple(range(len(numbers))), has_aux=True)(*numbers)
+
+    both = masks, [np.broadcast_to(mask, args[0].shape) for mask in masks]
+    given, exact = fast_jit(lambda both: jax.tree.map(of_mask, both))(both)
+    chex.assert_trees_all_close(given, exact, rtol=1e-6, strict=True)

@@ -17,8 +17,9 @@ from support.meshes import BOTH, mesh_of
 from support.tiers import quick
 
 MESSAGE = (
-    "aux, what loss returns beside its losses, must not be differentiated, but a gradient of it is"
-    " taken: write its part of the objective into the losses, or jax.lax.stop_gradient(aux)"
+    "aux and counts, what loss returns beside its losses, must not be differentiated, but a"
+    " gradient of them is taken: write their part of the objective into the losses, or use"
+    " jax.lax.stop_gradient"
 )
 X, W = np.linspace(-1, 1, 24, dtype=np.float32).reshape(8, 3), np.eye(3, 4, dtype=np.float32)
 

@@ -206,7 +206,8 @@ MESH = {"mesh": BOTH, "class_axis_name": "model"}
         (8, 16, {"example_spec": P("model")},
          "example_spec must not name the mesh axes of the classes, got ['model'] in both"),
         (8, 16, {"mesh": None},
-         "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'model'"),
+         "class_axis_name must name mesh axes of an enclosing jax.shard_map, got 'model': for"
+         " global arrays the losses need none, and the head takes mesh="),
         (8, 16, {"mesh": None, "class_axis_name": None, "example_spec": P("data")},
          f"example_spec must come with a mesh, got {P('data')} alone"),
     ],

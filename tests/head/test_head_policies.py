@@ -384,13 +384,13 @@ IN_THE_LOSS = "what is the same for all examples belongs into the loss"
     [
         (X, {"a": [X[:4]]}, "['a'][0]", f": {IN_THE_LOSS}"),
         (X, np.float32(1), "", f": {IN_THE_LOSS}"),
-        (X[None], X[0, :1], "", ": repeat it, jnp.broadcast_to(x[:, None], (1, 5))"),
+        (X[None], X[0, :1], "", ": write jnp.broadcast_to(x[:, None], (1, 5))"),
         (SEQUENCES, X[0, :1], "", f": {IN_THE_LOSS}"),
-        (SEQUENCES, X[:2, 0], "", ": repeat it, jnp.broadcast_to(x[:, None], (2, 5))"),
-        (SEQUENCES, X[:, 0], "", ": repeat it, jnp.broadcast_to(x, (2, 5))"),
-        (SEQUENCES, X[:2, :1], "", ": repeat it, jnp.broadcast_to(x, (2, 5))"),
+        (SEQUENCES, X[:2, 0], "", ": write jnp.broadcast_to(x[:, None], (2, 5))"),
+        (SEQUENCES, X[:, 0], "", ": write jnp.broadcast_to(x[None, :], (2, 5))"),
+        (SEQUENCES, X[:2, :1], "", ": write jnp.broadcast_to(x, (2, 5))"),
         (SEQUENCES[None], X[None, :2, 0], "",
-         ": repeat it, jnp.broadcast_to(x[:, :, None], (1, 2, 5))"),
+         ": write jnp.broadcast_to(x[:, :, None], (1, 2, 5))"),
         (SEQUENCES, np.ones((2, 6), int), "", ""),
     ],
 )  # fmt: skip
@@ -414,6 +414,9 @@ def test_mistakes_of_shape(inputs, argument, where, remedy):
         ({}, (linear(kernel=W[:2]),), {}, ValueError,
          "inputs and kernel must have the shapes [..., features] and [features, classes], got"
          " (5, 3) and (2, 4)"),
+        ({}, (linear(kernel=W.T),), {}, ValueError,
+         "inputs and kernel must have the shapes [..., features] and [features, classes], got"
+         " (5, 3) and (4, 3): did you mean kernel.T?"),
         ({}, (linear(kernel=W[:, :0]),), {}, ValueError,
          "kernel must have at least one class, got shape (3, 0)"),
         ({}, (linear(bias=np.ones(3, np.float32)),), {}, ValueError,
@@ -438,20 +441,33 @@ def test_mistakes_of_shape(inputs, argument, where, remedy):
          " Write reduction='sum' and divide by a number, or reduction='none'"),
         ({"loss": lambda z: jnp.mean(OK(z))}, (linear(),), {}, ValueError,
          "loss must return one number for each of the 2 examples of a chunk, shape (2,), got shape"
-         " () at [0]"),
+         " ()"),
         ({"loss": lambda z: {"log": z}}, (linear(),), {}, ValueError,
          "loss must return one number for each of the 2 examples of a chunk, shape (2,), got shape"
-         " (2, 4) at [0]['log']"),
+         " (2, 4) at ['log']"),
         ({"loss": lambda z: None}, (linear(),), {}, TypeError,
          "loss must return at least one array, got nothing"),
         ({"loss": lambda z: (object(),)}, (linear(),), {}, TypeError,
-         "what loss returns at [0][0] must be an array, got object"),
+         "what loss returns at [0] must be an array, got object"),
         ({"loss": lambda z: (OK(z), OK(z)), "reduction": "sum"}, (linear(),), {}, TypeError,
-         "loss must return one floating-point array to be reduced, got float32, float32"),
+         "loss must return one array to be reduced, got tuple of 2: has_aux=True takes (losses,"
+         " aux)"),
+        ({"loss": lambda z: {"a": OK(z), "b": OK(z)}, "reduction": "sum"}, (linear(),), {},
+         TypeError, "loss must return one array to be reduced, got dict of 2"),
         ({"loss": lambda z: jnp.argmax(z, -1), "reduction": "sum"}, (linear(),), {}, TypeError,
-         "loss must return one floating-point array to be reduced, got int32"),
+         "loss must return floating-point numbers to be reduced, got int32"),
         ({"has_aux": True}, (linear(),), {}, TypeError,
          "loss must return a pair (losses, aux) where has_aux is True, got an array"),
+        ({"has_counts": True, "reduction": "mean"}, (linear(),), {}, TypeError,
+         "loss must return a pair (losses, counts) where has_counts is True, got an array"),
+        ({"has_counts": True}, (linear(),), {}, ValueError,
+         "has_counts must come with the reduction 'mean', got 'none'"),
+        ({"loss": lambda z: (OK(z), z), "has_aux": True}, (linear(),), {}, ValueError,
+         "loss must return one number for each of the 2 examples of a chunk, shape (2,), got shape"
+         " (2, 4) at aux"),
+        ({"loss": lambda z: (OK(z), z), "has_counts": True, "reduction": "mean"}, (linear(),), {},
+         ValueError, "loss must return one number for each of the 2 examples of a chunk, shape"
+         " (2,), got shape (2, 4) at counts"),
     ],
 )  # fmt: skip
 def test_mistakes(options, args, call, error, message):

@@ -216,9 +216,18 @@ def test_every_loss_of_logits(case, reduction):
         rest = [other(a) if kind == "target_logits" else a[kind] for kind in kinds]
         return function(linear(a), *rest)
 
+    def that_counts(*args):
+        losses = loss(*args)
+        return losses, jnp.ones(losses.shape, bool)
+
     # A last chunk that is smaller is made by the same step, which one loss shows for all.
     arrays = numbers() if str(case) == QUICK else of_whole_chunks()
-    assert_same(of_both(loss, call, reduction=reduction), arrays)
+    plain = functools.partial(call, heads.plain_chunked(loss, reduction))
+    if reduction == "mean":
+        in_chunks = chunked(that_counts, reduction="mean", has_counts=True)
+    else:
+        in_chunks = chunked(loss)
+    assert_same([functools.partial(call, in_chunks), plain], arrays)
 
 
 def policy(logits, labels):

@@ -171,6 +171,10 @@ def test_policies():
         ("named twice", LOGITS, [0, 0], logs(0.5, 0.2), NAN),
         ("out of range", LOGITS, [0, 4], logs(0.5, 0.2), NAN),
         ("negative", LOGITS, [-1, 2], logs(0.5, 0.2), NAN),
+        ("logits", LOGITS, [3, 2], np.float32([3.0, 2.0]), NAN),
+        ("probabilities", LOGITS, [3, 2], P[[3, 2]].astype(np.float32), NAN),
+        ("half more than 1", LOGITS, [0, 1], logs(0.9, 0.6), NAN),
+        ("a little more than rounding", LOGITS, [0, 1], logs(0.55, 0.48), NAN),
         ("NaN logit", [0.0, NAN, 2.0, 3.0], [0, 2], logs(0.5, 0.2), NAN),
         ("NaN target", LOGITS, [0, 2], np.float32([NAN, -1]), NAN),
         ("a named class at -inf", [-INF, 1.0, 2.0, 3.0], [0, 1], logs(0.5, 0.2), INF),
@@ -185,6 +189,19 @@ def test_policies():
             np.testing.assert_allclose(x, value, rtol=1e-5, err_msg=name)
         assert np.isfinite(x) <= all(np.all(np.isfinite(gradient)) for gradient in to), name
         assert np.isnan(x) <= np.all(np.isnan(to[0])), name
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 20.0])
+def test_rounding_is_not_impossible(dtype, scale):
+    """Log-probabilities rounded to 16 bits, or computed in them, of every number of classes."""
+    for classes in (2, 5, 300, 40_000):
+        teacher = scale * np.random.default_rng(classes).normal(size=(8, classes))
+        z = jnp.asarray(teacher, dtype)
+        for log_p in (jax.nn.log_softmax(z), jxent.log_softmax(z).astype(dtype)):
+            values, index = jax.lax.top_k(log_p, min(classes, 100))
+            for given in (values, values.astype(np.float32)):
+                assert jnp.all(loss(z, index, given) >= 0)
 
 
 def test_masks():
