@@ -35,11 +35,12 @@ def _data():
     return jnp.asarray(inputs, jnp.float32), jnp.asarray(labels)
 
 
+OPTIONS = {"label_smoothing": 0.01, "z_loss": 1e-4, "ignore_index": IGNORED}
+_of_examples = functools.partial(jxent.softmax_cross_entropy_with_integer_labels, **OPTIONS)
+
+
 def _integer(logits, labels):
-    losses = jxent.softmax_cross_entropy_with_integer_labels(
-        logits, labels, label_smoothing=0.01, z_loss=1e-4, ignore_index=IGNORED
-    )
-    return jxent.weighted_mean(losses, labels != IGNORED)
+    return jxent.weighted_mean(_of_examples(logits, labels), labels != IGNORED)
 
 
 def _soft(logits, labels):
@@ -112,6 +113,58 @@ def test_nnx():
 
     losses = [step(model, optimizer) for _ in range(STEPS)]
     _check(losses, model(inputs), labels)
+
+
+class Tied(nnx.Module):
+    """Features of tokens, whose embedding is the head's kernel, too."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.embed = nnx.Embed(41, 16, rngs=rngs)
+        self.hidden = nnx.Linear(16, 16, rngs=rngs)
+
+    def __call__(self, tokens):
+        return nnx.gelu(self.hidden(self.embed(tokens)))
+
+
+def _linear(features, kernel, labels):
+    return jxent.linear_softmax_cross_entropy(features, kernel, labels, **OPTIONS, chunk_size=16)
+
+
+def _chunked(features, kernel, labels):
+    loss = jxent.chunked(_of_examples, reduction="mean", chunk_size=16)
+    return loss(jxent.LinearLogits(features, kernel), labels, where=labels != IGNORED)
+
+
+def _whole(features, kernel, labels):
+    return _integer(features @ kernel, labels)
+
+
+@pytest.mark.parametrize("head", [_linear, _chunked])
+def test_nnx_tied_embedding(head):
+    """It is looked up and it is the head: the gradient is that of whole logits, and it trains."""
+    tokens = jnp.arange(41)
+    labels = jnp.where(tokens < 5, IGNORED, 3 * tokens % 41)
+
+    @functools.partial(nnx.jit, static_argnums=1)
+    def value_and_grad(model, head):
+        def loss(model):
+            return head(model(tokens), model.embed.embedding[...].T, labels)
+
+        return nnx.value_and_grad(loss)(model)
+
+    @nnx.jit
+    def step(model, optimizer):
+        value, grads = value_and_grad(model, head)
+        optimizer.update(model, grads)
+        return value
+
+    model = Tied()
+    optimizer = nnx.Optimizer(model, optax.adam(0.02), wrt=nnx.Param)
+    found, expected = (value_and_grad(model, h) for h in (head, _whole))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-7)
+    losses = [step(model, optimizer) for _ in range(STEPS)]
+    _check(losses, model.embed.attend(model(tokens)), labels)
 
 
 # A byte-level language model, trained with the head that never makes its logits.
