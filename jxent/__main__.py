@@ -22,8 +22,6 @@ installed, optax's. The last line says whether this device keeps the promise; if
 exceeds its bound, the status is 1. Takes about a minute on two CPU cores."""
 KNOWN = {"cpu", "NVIDIA H200"}
 """The kinds of devices that the documentation has measured figures for."""
-ISSUES = "https://github.com/jxent/jxent/issues"
-"""The address for reports about other kinds of devices."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         if about["first_of_its_kind"]:
             print(
                 "\nThis is the first report of its kind: the documentation has no figures for"
-                f" {device.device_kind}.\nPlease send it to {ISSUES}"
+                f" {device.device_kind}.\nPlease send it to {_issues()}"
             )
         print(f"\n{verdict}")
     return 1 if missed else 0
@@ -118,6 +116,15 @@ def _about_in_words(about: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     device = about["device"]
     return f"device: {device['platform']}:{device['id']} ({device['kind']})\nversions: {versions}\n"
+
+
+def _issues() -> str:
+    """Returns the address for reports, which pyproject.toml has and an installation keeps."""
+    try:
+        urls: list[str] = metadata.metadata("jxent").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:  # The package runs where it lies.
+        urls = []
+    return dict(url.split(", ") for url in urls).get("Issues", "the issues of jxent")
 
 
 def _iris_in_words(history: list[tuple[int, float]], accuracy: float) -> str:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -300,16 +301,24 @@ def test_a_report_of_another_kind_of_device_says_so(known, small, monkeypatch, c
     __main__.main([])
     text = capsys.readouterr().out
     assert ("This is the first report of its kind" in text) == (not known)
-    assert (f"no figures for {kind}.\nPlease send it to {__main__.ISSUES}\n" in text) == (not known)
+    address = __main__._issues()
+    assert (f"no figures for {kind}.\nPlease send it to {address}\n" in text) == (not known)
     assert text.splitlines()[-1].startswith("This device keeps the promise")
     __main__.main(["--json"])
     assert json.loads(capsys.readouterr().out)["first_of_its_kind"] == (not known)
 
 
-def test_reports_go_to_the_projects_issues():
+def test_reports_go_to_the_projects_issues(monkeypatch):
+    """An installation knows their address, and a package that is not installed has words for it."""
     project = Path(__file__).parents[2] / "pyproject.toml"
     urls = tomllib.loads(project.read_text())["project"]["urls"]
-    assert urls["Issues"] == __main__.ISSUES
+    assert __main__._issues() == urls["Issues"]
+
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "metadata", absent)
+    assert __main__._issues() == "the issues of jxent"
 
 
 def test_without_optax_its_column_is_empty(monkeypatch):
