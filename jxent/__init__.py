@@ -47,5 +47,5 @@ from ._top_k import (
     softmax_kl_divergence_with_top_k_targets as softmax_kl_divergence_with_top_k_targets,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __doc__ = f"{__doc__}{_contents(globals())}\n"
