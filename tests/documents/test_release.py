@@ -7,10 +7,13 @@ import datetime
 import json
 import os
 import re
+import runpy
 import subprocess
+import sys
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -85,6 +88,27 @@ def test_address_of_the_repository():
     assert {"README.md", "README.zh-CN.md", "docs/index.md"} <= {file for file, _ in places}
     assert [place for place in places if place[1] != f"{owner}/{name}"] == []
     assert [file for file, _ in places if file.startswith("jxent/")] == []
+
+
+def test_readme_on_pypi(monkeypatch):
+    """Its links and its picture lead to files of this version in the repository."""
+    hatchling = SimpleNamespace(MetadataHookInterface=object)  # It is installed for builds only.
+    monkeypatch.setitem(sys.modules, "hatchling.metadata.plugin.interface", hatchling)
+    hook = runpy.run_path(str(ROOT / "hatch_build.py"))["LongDescription"]()
+    hook.root = str(ROOT)
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    metadata = project | {"version": jxent.__version__}
+    hook.update(metadata)
+    assert {"readme", "version"} == set(project["dynamic"])
+    shown = metadata["readme"]["text"]
+    place = rf"{project['urls']['Homepage']}/(?:raw|blob)/v{jxent.__version__}/"
+    assert re.sub(rf"(?<=\]\(){place}", "", shown) == text("README.md")
+    links = re.findall(r"\]\((.*?)\)", shown)
+    assert [link for link in links if not link.startswith("https://")] == []
+    files = [path for link in links for path in re.findall(rf"^{place}(.*)", link)]
+    assert "LICENSE" in files
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    assert re.findall(r"!\[[^]]*\]\([^)]*/(raw|blob)/", shown) == ["raw"]
 
 
 def test_notebooks_open_in_colab():
