@@ -21,6 +21,14 @@ TYPES = r"""
 .. py:type:: AnyMesh
 
    A `jax.sharding.Mesh` or a `jax.sharding.AbstractMesh`.
+
+.. py:type:: Reduction
+
+   One of the strings ``"mean"``, ``"sum"`` and ``"none"``.
+
+.. py:type:: ChunkedLoss
+
+   A function ``(*args, where=None, weights=None)``.
 """
 
 

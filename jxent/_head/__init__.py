@@ -321,11 +321,11 @@ def chunked(
       with the loss, by a kernel for each loss.
 
     Example:
-      >>> import jax.numpy as jnp, jxent
+      >>> import jax, jax.numpy as jnp, jxent
       >>> def objective(logits, tokens, advantages):
       ...     nll = jxent.softmax_cross_entropy_with_integer_labels(logits, tokens)
       ...     return advantages * nll - 0.01 * jxent.softmax_entropy(logits)
-      >>> policy = jxent.chunked(objective, reduction="mean")
+      >>> policy = jax.jit(jxent.chunked(objective, reduction="mean"))
       >>> logits = jxent.LinearLogits(jnp.ones([4, 8]), jnp.zeros([8, 50]))
       >>> print(policy(logits, jnp.array([0, 1, 2, 3]), jnp.array([1.0, -0.5, 0.5, 1.0])))
       1.9169

@@ -7,13 +7,10 @@ import datetime
 import json
 import os
 import re
-import runpy
 import subprocess
-import sys
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -90,18 +87,17 @@ def test_address_of_the_repository():
     assert [file for file, _ in places if file.startswith("jxent/")] == []
 
 
-def test_readme_on_pypi(monkeypatch):
+def test_readme_on_pypi():
     """Its links and its picture lead to files of this version in the repository."""
-    hatchling = SimpleNamespace(MetadataHookInterface=object)  # It is installed for builds only.
-    monkeypatch.setitem(sys.modules, "hatchling.metadata.plugin.interface", hatchling)
-    hook = runpy.run_path(str(ROOT / "hatch_build.py"))["LongDescription"]()
-    hook.root = str(ROOT)
-    project = tomllib.loads(text("pyproject.toml"))["project"]
-    metadata = project | {"version": jxent.__version__}
-    hook.update(metadata)
-    assert {"readme", "version"} == set(project["dynamic"])
-    shown = metadata["readme"]["text"]
-    place = rf"{project['urls']['Homepage']}/(?:raw|blob)/v{jxent.__version__}/"
+    settings = tomllib.loads(text("pyproject.toml"))
+    hook = settings["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    assert hook["fragments"] == [{"path": "README.md"}]
+    shown = text("README.md")
+    for rule in hook["substitutions"]:
+        replacement = rule["replacement"].replace("$HFPR_VERSION", jxent.__version__)
+        shown = re.sub(rule["pattern"], replacement, shown)
+    address = settings["project"]["urls"]["Homepage"]
+    place = rf"{address}/(?:raw|blob)/v{jxent.__version__}/"
     assert re.sub(rf"(?<=\]\(){place}", "", shown) == text("README.md")
     links = re.findall(r"\]\((.*?)\)", shown)
     assert [link for link in links if not link.startswith("https://")] == []
