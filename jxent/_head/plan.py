@@ -6,10 +6,11 @@ be missing, or its tracer would leak.
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from inspect import unwrap
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, proxy
 
@@ -193,34 +194,35 @@ def _parts(loss: Callable[..., Any]) -> dict[int, Any] | None:
         if id(x) in parts:
             continue
         parts[id(x)] = None if x is loss else x
-        if isinstance(x, FunctionType):
-            names = set(_names_in(x.__code__)) if _is_of_users(x.__globals__["__name__"]) else ()
-            try:
-                pending += [cell.cell_contents for cell in x.__closure__ or ()]
-            except ValueError:
-                return None
-            pending += [*(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()]
-            pending += vars(x).values()
-            pending += [x.__globals__[name] for name in names if name in x.__globals__]
+        if isinstance(x, tuple):
+            pending += x
         elif isinstance(x, partial):
             pending += [x.func, *x.args, *x.keywords.values()]
-        elif isinstance(x, tuple):
-            pending += x
-        elif isinstance(x, ModuleType | type):
-            if _is_of_users(x.__name__ if isinstance(x, ModuleType) else x.__module__):
-                return None
+        elif isinstance(x, FunctionType):
+            pending += _used_by(x)
         elif isinstance(x, _JITTED):
             pending.append(unwrap(x))
+        elif isinstance(x, ModuleType | type):
+            if _is_of_users(getattr(x, "__module__", x.__name__)):
+                return None
         elif isinstance(x, jax.core.Tracer) or not isinstance(x, _UNCHANGING):
             return None
     return parts
 
 
+def _used_by(function: FunctionType) -> Iterator[Any]:
+    yield from (cell.cell_contents for cell in function.__closure__ or () if cell != CellType())
+    yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    yield from vars(function).values()
+    known = function.__globals__
+    if _is_of_users(known["__name__"]):
+        yield from (known[name] for name in _names_in(function.__code__) if name in known)
+
+
 def _names_in(code: CodeType) -> Iterator[str]:
     yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
+    for inner in code.co_consts:
+        yield from _names_in(inner) if isinstance(inner, CodeType) else ()
 
 
 def _is_of_users(module: str) -> bool:
@@ -264,18 +266,15 @@ class HoistedJaxpr(NamedTuple):
         outs: list[jax.Array] = jax.core.eval_jaxpr(self.jaxpr, (), *args)
         return outs
 
-    def reads(self, result: int) -> list[bool]:
-        """Whether a result is made of each of the arguments, captured ones first."""
-        return self._only(result)[1]
-
-    def _only(self, result: int) -> tuple[Any, list[bool]]:
-        is_wanted = [i == result for i in range(len(self.jaxpr.outvars))]
-        only: tuple[Any, list[bool]] = dce_jaxpr(self.jaxpr, is_wanted)
-        return only
+    def of_result(self, number: int) -> tuple[Any, list[bool]]:
+        """The part of it that makes this result, and which arguments that reads."""
+        is_wanted = [i == number for i in range(len(self.jaxpr.outvars))]
+        part: tuple[Any, list[bool]] = dce_jaxpr(self.jaxpr, is_wanted)
+        return part
 
     def check_that_all_count(self) -> None:
         """Refuses losses that leave examples out, or weigh classes: a mean would not know it."""
-        if said := sorted({n for n in _names(self._only(0)[0]) if n.startswith(COUNTS)}):
+        if said := sorted({n for n in _names(self.of_result(0)[0]) if n.startswith(COUNTS)}):
             arguments = ", ".join(name.removeprefix(COUNTS) for name in said)
             raise ValueError(
                 f"loss must say how much its examples count in a mean, as it uses {arguments}:"
@@ -431,19 +430,14 @@ class UserLoss:
         """As in `HeadLoss`. Whoever reads logits reads all that they are made of."""
         ((program,), (result,)) = self.programs, self.results
         leaves = [Name("captured", i) for i in program.captured] + list(self.leaves)
+        is_made_of_it = [
+            leaf == name or (leaf == Name("inputs", name.which) and name.kind in HEAD)
+            for leaf in leaves
+        ]
         others = [i for i, is_out in enumerate(result.is_out) if not is_out]
         return tuple(
-            any(
-                is_read
-                and (name == leaf or (leaf.kind == "inputs" and _is_of_head(name, leaf.which)))
-                for leaf, is_read in zip(leaves, program.reads(i), strict=True)
-            )
-            for i in others
+            any(map(operator.and_, program.of_result(i)[1], is_made_of_it)) for i in others
         )
-
-
-def _is_of_head(name: Name, number: Any) -> bool:
-    return name.kind in HEAD and name.which == number
 
 
 def _leaves(names: tuple[Name, ...], logits: list[jax.Array], arrays: Arrays) -> list[jax.Array]:

@@ -50,7 +50,7 @@ def test_docstring(name):
     shapes = r": ``\[.*\] -> \[.*\]``\.$"
     assert re.search(shapes, first), "an editor shows this line first: what goes in, what comes out"
     assert not blank
-    assert ">>> import jxent" in text or "import jax.numpy as jnp, jxent" in text
+    assert ">>> import jxent" in text or "jax.numpy as jnp, jxent" in text
     assert "References:" in text or name in SOURCES
     arguments = text[text.index("Args:") : text.index("Returns:")]
     signature = inspect.signature(function)

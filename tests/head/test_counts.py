@@ -178,6 +178,16 @@ def test_who_differentiates_counts():
     message = r"^aux and counts, what loss returns beside its losses, must not be differentiated"
     with pytest.raises(TypeError, match=message):
         jax.jit(jax.grad(functools.partial(mean, of_labels))).lower(weights, two)
+
+    def of_inputs(x):
+        def loss(logits):
+            return jxent.softmax_entropy(logits), jxent.softmax(logits)[:, 0]
+
+        mean = jxent.chunked(loss, reduction="mean", has_counts=True)
+        return mean(jxent.LinearLogits(x, W))
+
+    with pytest.raises(TypeError, match=message):
+        jax.jit(jax.grad(of_inputs)).lower(X)
     of_two = jax.grad(functools.partial(mean, of_labels, weights))(two)
     np.testing.assert_allclose(of_two, mean(of_labels, weights, two) / 2, rtol=1e-6)
     of_hard = jax.grad(
