@@ -179,15 +179,15 @@ def test_who_differentiates_counts():
     with pytest.raises(TypeError, match=message):
         jax.jit(jax.grad(functools.partial(mean, of_labels))).lower(weights, two)
 
-    def of_inputs(x):
+    def of_kernel(kernel):
         def loss(logits):
             return jxent.softmax_entropy(logits), jxent.softmax(logits)[:, 0]
 
         mean = jxent.chunked(loss, reduction="mean", has_counts=True)
-        return mean(jxent.LinearLogits(x, W))
+        return mean(jxent.LinearLogits(X, kernel))
 
     with pytest.raises(TypeError, match=message):
-        jax.jit(jax.grad(of_inputs)).lower(X)
+        jax.jit(jax.grad(of_kernel)).lower(W)
     of_two = jax.grad(functools.partial(mean, of_labels, weights))(two)
     np.testing.assert_allclose(of_two, mean(of_labels, weights, two) / 2, rtol=1e-6)
     of_hard = jax.grad(
