@@ -10,6 +10,9 @@ from ._divergence import (
     softmax_jensen_shannon_divergence as softmax_jensen_shannon_divergence,
 )
 from ._divergence import softmax_kl_divergence as softmax_kl_divergence
+from ._divergence import (
+    softmax_log_ratio_with_integer_labels as softmax_log_ratio_with_integer_labels,
+)
 from ._focal import poly_loss_cross_entropy as poly_loss_cross_entropy
 from ._focal import sigmoid_focal_loss as sigmoid_focal_loss
 from ._focal import (
@@ -21,6 +24,7 @@ from ._head.logits import LinearLogits as LinearLogits
 from ._log_probabilities import generalized_kl_divergence as generalized_kl_divergence
 from ._log_probabilities import kl_divergence as kl_divergence
 from ._log_probabilities import kl_divergence_with_log_targets as kl_divergence_with_log_targets
+from ._log_probabilities import sampled_kl_divergence as sampled_kl_divergence
 from ._probabilities import binary_cross_entropy as binary_cross_entropy
 from ._probabilities import binary_entropy as binary_entropy
 from ._probabilities import cross_entropy as cross_entropy

@@ -2,13 +2,12 @@ r"""Kullback-Leibler and Jensen-Shannon divergence of softmax distributions."""
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ._arguments import ArrayLike, Axis, scalar
+from ._arguments import ArrayLike, Axis
 from ._autodiff import public, with_gradient
 from ._dtypes import computing_dtype
 from ._numerics import (
@@ -25,8 +24,8 @@ from ._numerics import (
     weighted_mixture_ratio,
     zero_if_weightless,
 )
-from ._rows import Mask, rows_of
-from ._sharding import AxisName, sum_classes
+from ._rows import Mask, Rows, in_range, is_label, rows_of
+from ._sharding import AxisName, number_of_shards, psum_classes, sum_classes
 from ._statistics import Statistics
 from ._statistics.row import Row, plain_surprisal
 
@@ -72,12 +71,8 @@ def softmax_kl_divergence(
       >>> print(jxent.softmax_kl_divergence([0.0, 0.0], [0.0, 1e-6]))
       1.25e-13
     """
-    rows, z_q = rows_of(
-        "logits", logits, axis, where, class_axis_name, absent=None, target_logits=target_logits
-    )
-    z_p = rows.beside("target_logits", target_logits, absent=None)
-    row_q, row_p = (Row(z, mesh_axes=rows.mesh_axes) for z in (z_q, z_p))
-    return rows.zero_masked(_softmax_kl(row_q, row_p, rows.mask))
+    rows, *pair = _two_rows(logits, target_logits, axis, where, class_axis_name)
+    return rows.zero_masked(_softmax_kl(*pair, rows.mask))
 
 
 @public
@@ -88,6 +83,7 @@ def softmax_jensen_shannon_divergence(
     where: ArrayLike | None = None,
     *,
     weight: ArrayLike = 0.5,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Jensen-Shannon divergence of softmaxes: ``[..., classes], [..., classes] -> [...]``.
 
@@ -103,6 +99,8 @@ def softmax_jensen_shannon_divergence(
       where: boolean, of the shape of `logits` or of the examples: what counts.
       weight: :math:`w` in [0, 1], that of the target in the mixture; at both ends the divergence is
         0, and near them :math:`w D(p \,\|\, q)` and :math:`(1 - w) D(q \,\|\, p)`.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order.
 
     Returns:
       ``[...]`` in nats, between 0 and log 2, float32 or float64. Logits and `weight` are
@@ -123,12 +121,79 @@ def softmax_jensen_shannon_divergence(
       >>> print(jxent.softmax_jensen_shannon_divergence([0.0, 0.0], [0.0, 1e-6]))
       3.125e-14
     """
-    rows, z_q = rows_of("logits", logits, axis, where, absent=None, target_logits=target_logits)
-    z_p = rows.beside("target_logits", target_logits, absent=None)
+    rows, *pair = _two_rows(logits, target_logits, axis, where, class_axis_name)
     if isinstance(weight, float) and weight == 0.5:
-        return rows.zero_masked(_softmax_js(Row(z_q), Row(z_p), rows.mask))
-    w = scalar("weight", weight, jnp.zeros((), computing_dtype(z_q, z_p)))
-    return rows.zero_masked(_softmax_js(Row(z_q), Row(z_p), rows.mask, w, 1 - w))
+        return rows.zero_masked(_softmax_js(*pair, rows.mask, None, None))
+    dtype = computing_dtype(*(row.z for row in pair))
+    w = rows.scalar("weight", weight, jnp.zeros((), dtype))
+    return rows.zero_masked(_softmax_js(*pair, rows.mask, w, 1 - w))
+
+
+@public
+def softmax_log_ratio_with_integer_labels(
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    labels: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    ignore_index: int | None = None,
+    class_axis_name: AxisName | None = None,
+) -> jax.Array:
+    r"""Log-ratio of softmaxes at a label: ``[..., classes], [..., classes], [...] -> [...]``.
+
+    .. math::
+        \log p_y - \log q_y, \qquad p = \operatorname{softmax}(\text{target_logits}), \;
+        q = \operatorname{softmax}(\text{logits})
+
+    computed from the differences of the logits, so that it is exact for distributions that hardly
+    differ. A difference of two logarithms has the rounding errors of both.
+
+    Args:
+      logits: floating-point array ``[..., classes]``.
+      target_logits: the same shape, or ``[classes]`` for every example.
+      labels: integers ``[...]`` in [0, classes), or one for every example.
+      axis: the class axis, a tuple of axes, or None for all of them.
+      where: boolean, of the shape of `logits` or of the examples: what counts.
+      ignore_index: the label of examples that do not count.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order, and labels number all.
+
+    Returns:
+      ``[...]`` in nats, float32 or float64. Both rows of logits are differentiated. With a policy
+      as the target and the one that sampled as the prediction it is the logarithm of PPO's ratio.
+
+    Note:
+      A label whose logit is -inf gives ±inf, or NaN if it is so in both. Ignored examples, and
+      those with no class left by `where`, give 0 with the gradient 0. A label outside [0, classes),
+      and a softmax without a limit (NaN, every logit -inf, two +inf), gives NaN.
+
+    References:
+      J. Schulman et al., `Proximal Policy Optimization <https://arxiv.org/abs/1707.06347>`_, 2017.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.softmax_log_ratio_with_integer_labels([0.0, 0.0], [0.0, 1e-6], 0))
+      -5.0000013e-07
+    """
+    rows, *pair = _two_rows(logits, target_logits, axis, where, class_axis_name, labels=labels)
+    rows, y = rows.labels(labels, ignore_index)
+    return rows.zero_masked(_label_log_ratio(*pair, rows.mask, y))
+
+
+def _two_rows(
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    axis: Axis,
+    where: ArrayLike | None,
+    class_axis_name: AxisName | None,
+    **beside: ArrayLike,
+) -> tuple[Rows, Row, Row]:
+    """The rows of q and of p, unfilled."""
+    beside = {"target_logits": target_logits} | beside
+    rows, z_q = rows_of("logits", logits, axis, where, class_axis_name, absent=None, **beside)
+    z_p = rows.beside("target_logits", target_logits, absent=None)
+    return rows, Row(z_q, mesh_axes=rows.mesh_axes), Row(z_p, mesh_axes=rows.mesh_axes)
 
 
 # ---------------------------------------- Two rows beside each other
@@ -231,14 +296,53 @@ def _softmax_kl(row_q: Row, row_p: Row, mask: Mask) -> tuple[jax.Array, Any]:
     return divergence, (*known, divergence)
 
 
+# ---------------------------------------- The ratio at a label
+
+
+# d(log p_y - log q_y) = dz_y - sum_j p_j dz_j, less the same for q.
+def _label_log_ratio_bwd(
+    cotangent: jax.Array, row_q: Row, row_p: Row, mask: Mask, labels: jax.Array, *known: Any
+) -> tuple[Any, ...]:
+    is_named = is_label(labels, row_q.z.shape[-1], row_q.mesh_axes)
+    of_p, of_q, _ = _rows_after(known, row_p, row_q, mask)
+    undefined = jnp.isnan(of_p.stats.sumexp_rest) | jnp.isnan(of_q.stats.sumexp_rest)
+    factor = _nan_beyond(row_q, labels, cotangent.dtype)
+    cotangent = cotangent[..., None] * nan_where(undefined, factor)
+
+    def gradient(row: Row) -> jax.Array:
+        to_logits = jnp.where(is_named, row.complement(), -row.probability())
+        return mask.fill(cotangent * to_logits, 0.0, 0.0)
+
+    return row_q.gradient(-gradient(of_q)), row_p.gradient(gradient(of_p)), None, None
+
+
+@with_gradient(_label_log_ratio_bwd, (True, True, True, False), keeps=True)
+def _label_log_ratio(
+    row_q: Row, row_p: Row, mask: Mask, labels: jax.Array
+) -> tuple[jax.Array, Any]:
+    known = _known_of_both(row_p, row_q, mask)
+    rows = _rows_after(known, row_p, row_q, mask)
+    t = _log_ratio(*rows)
+    is_named = is_label(labels, t.shape[-1], row_q.mesh_axes)
+    in_neither = is_named & ~rows[0].exists & ~rows[1].exists
+    t = jnp.where(is_named, nan_where(in_neither, t), 0.0)
+    ratio = sum_classes(t, row_q.mesh_axes) * _nan_beyond(row_q, labels, t.dtype)
+    return ratio[..., 0], known
+
+
+def _nan_beyond(row: Row, labels: jax.Array, dtype: Any) -> jax.Array:
+    """``[..., 1]``: NaN for a label that names no class, else 1."""
+    classes = row.z.shape[-1] * number_of_shards(row.mesh_axes)
+    return nan_where(~in_range(labels, classes), jnp.ones((), dtype))
+
+
 # ---------------------------------------- Jensen-Shannon
 
 
-def _mixture_ratios(t: jax.Array, *weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _mixture_ratios(t: jax.Array, of_p: Any, of_q: Any) -> tuple[jax.Array, jax.Array]:
     """``u = log(p/m)`` and ``v = log(q/m)`` for the mixture m, by default of halves."""
-    if not weights:
+    if of_p is None:
         return mixture_ratio(t), mixture_ratio(-t)
-    of_p, of_q = weights
     return weighted_mixture_ratio(t, of_p, of_q), weighted_mixture_ratio(-t, of_q, of_p)
 
 
@@ -247,13 +351,12 @@ def _mixture_ratios(t: jax.Array, *weights: jax.Array) -> tuple[jax.Array, jax.A
 # w p_j (u_j - sum_i p_i u_i) for the logits of p, likewise for q, and D(p, m) - D(q, m) for w. Only
 # with a weight of 0 a divergence from the mixture is infinite: it then counts as 0.
 def _softmax_js_bwd(
-    cotangent: jax.Array, row_q: Row, row_p: Row, mask: Mask, *given: Any
+    cotangent: jax.Array, row_q: Row, row_p: Row, mask: Mask, w_p: Any, w_q: Any, *known: Any
 ) -> tuple[Any, ...]:
-    *weights, of_p, of_q, change, from_p, from_q = given
-    rows = _rows_after((of_p, of_q, change, from_p, from_q), row_p, row_q, mask)
+    rows = _rows_after(known, row_p, row_q, mask)
     p, q = (row.probability() for row in rows[:2])
-    ratios = _mixture_ratios(_log_ratio(*rows), *weights)
-    u, v, from_p, from_q = (jnp.where(jnp.isinf(x), 0.0, x) for x in (*ratios, from_p, from_q))
+    ratios = _mixture_ratios(_log_ratio(*rows), w_p, w_q)
+    u, v, from_p, from_q = (jnp.where(jnp.isinf(x), 0.0, x) for x in (*ratios, *known[-2:]))
 
     def gradient(
         weight: Any, share: jax.Array, ratio: jax.Array, divergence: jax.Array
@@ -261,26 +364,30 @@ def _softmax_js_bwd(
         gradient: jax.Array = cotangent[..., None] * weight * share
         return mask.fill(gradient * (ratio - divergence[..., None]), 0.0, 0.0)
 
-    w_p, w_q = weights or (0.5, 0.5)
-    to_q, to_p = gradient(w_q, q, v, from_q), gradient(w_p, p, u, from_p)
-    to_logits = row_q.gradient(to_q), row_p.gradient(to_p)
-    if not weights:
-        return *to_logits, None
-    return *to_logits, None, jnp.sum(cotangent * from_p), jnp.sum(cotangent * from_q)
+    half = w_p is None
+    to_q = gradient(0.5 if half else w_q, q, v, from_q)
+    to_p = gradient(0.5 if half else w_p, p, u, from_p)
+    to_weights = (None if half else jnp.sum(cotangent * x) for x in (from_p, from_q))
+    return row_q.gradient(to_q), row_p.gradient(to_p), None, *to_weights
 
 
-@with_gradient(_softmax_js_bwd, keeps=True)
-def _softmax_js(row_q: Row, row_p: Row, mask: Mask, *weights: jax.Array) -> tuple[jax.Array, Any]:
+@with_gradient(_softmax_js_bwd, (True, True, True, False, False), keeps=True)
+def _softmax_js(
+    row_q: Row, row_p: Row, mask: Mask, w_p: jax.Array | None, w_q: jax.Array | None
+) -> tuple[jax.Array, Any]:
     known = _known_of_both(row_p, row_q, mask)
     rows = _rows_after(known, row_p, row_q, mask)
-    of_p, of_q = weights or (0.5, 0.5)
+    half = w_p is None
+    of_p: Any = 0.5 if half else w_p
+    of_q: Any = 0.5 if half else w_q
     p, q = (row.probability() for row in rows[:2])
     m = of_p * p + of_q * q
-    ratios = _mixture_ratios(_log_ratio(*rows), *weights)
+    ratios = _mixture_ratios(_log_ratio(*rows), w_p, w_q)
     # With halves no t is above log 2, and the terms need not look at the probabilities again.
     pairs = zip(ratios, (p, q), strict=True)
-    terms = [divergence_terms(t, x, m) if weights else m * excess(t) for t, x in pairs]
-    from_p, from_q = (x[..., 0] for x in sums_of_two(*terms))
-    costs = map(zero_if_weightless, weights, (from_p, from_q)) if weights else (from_p, from_q)
-    divergence = sum(map(operator.mul, (of_p, of_q), costs))
-    return divergence, (*known, from_p, from_q)
+    terms = [m * excess(t) if half else divergence_terms(t, x, m) for t, x in pairs]
+    from_p, from_q = (psum_classes(x, row_q.mesh_axes)[..., 0] for x in sums_of_two(*terms))
+    costs = (from_p, from_q)
+    if not half:
+        costs = zero_if_weightless(of_p, from_p), zero_if_weightless(of_q, from_q)
+    return of_p * costs[0] + of_q * costs[1], (*known, from_p, from_q)

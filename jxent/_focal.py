@@ -2,6 +2,7 @@ r"""Cross-entropies that weigh easy and hard examples differently: PolyLoss and 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -24,8 +25,8 @@ from ._numerics import (
     zero_if_weightless,
 )
 from ._rows import EVERYTHING, elements_of, labelled_rows, rows_of, weight_of_label
+from ._sharding import AxisName, sum_classes
 from ._sigmoid import binary_loss, binary_weights, finite_binary_loss
-from ._statistics.primitive import statistics
 from ._statistics.row import Row, surprisals
 
 
@@ -36,6 +37,8 @@ def poly_loss_cross_entropy(
     epsilon: ArrayLike = 2.0,
     axis: Axis = -1,
     where: ArrayLike | None = None,
+    *,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Cross-entropy plus a multiple of 1 - p (Poly1): ``[..., classes], [..., classes] -> [...]``.
 
@@ -48,6 +51,8 @@ def poly_loss_cross_entropy(
       epsilon: the coefficient, any finite scalar.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order.
 
     Returns:
       ``[...]`` in nats, float32 or float64.
@@ -63,14 +68,15 @@ def poly_loss_cross_entropy(
       >>> print(jxent.poly_loss_cross_entropy([0.0, 0.0], [1.0, 0.0], epsilon=2.0))
       1.6931
     """
-    rows, z = rows_of("logits", logits, axis, where, labels=labels)
+    rows, z = rows_of("logits", logits, axis, where, class_axis_name, labels=labels)
     y = rows.distributions("labels", labels, z, "jax.nn.one_hot")
     # Two terms use both arrays. Upcast here, their gradients are added before they are rounded.
     z, y = upcast(computed_once(z), y)
-    losses = surprisals(Row(z), None, y, EVERYTHING, None).of_weights
+    row = Row(z, mesh_axes=rows.mesh_axes)
+    losses = surprisals(row, None, y, EVERYTHING, None).of_weights
     # With the labels as weights these are the statistics of the losses, which XLA computes once.
-    row = Row(z, jax.lax.stop_gradient(statistics(z, z.dtype, weights=y)))
-    return rows.zero_masked(losses + scalar("epsilon", epsilon, losses) * _missed(row, y))
+    row = replace(row, stats=jax.lax.stop_gradient(row.statistics(EVERYTHING, z.dtype, weights=y)))
+    return rows.zero_masked(losses + rows.scalar("epsilon", epsilon, losses) * _missed(row, y))
 
 
 @public
@@ -83,6 +89,7 @@ def softmax_focal_loss_with_integer_labels(
     *,
     class_weights: ArrayLike | None = None,
     ignore_index: int | None = None,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Focal loss of softmax and integer labels: ``[..., classes], [...] -> [...]``.
 
@@ -96,6 +103,8 @@ def softmax_focal_loss_with_integer_labels(
       where: boolean, of the shape of `logits` or of the examples: what counts.
       class_weights: :math:`w`, ``[classes]``.
       ignore_index: the label of examples that do not count.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order, and labels number all.
 
     Returns:
       ``[...]`` in nats, float32 or float64.
@@ -109,12 +118,14 @@ def softmax_focal_loss_with_integer_labels(
       >>> print(jxent.softmax_focal_loss_with_integer_labels([0.0, 0.0], 0))
       0.1733
     """
-    rows, z, y = labelled_rows("logits", logits, labels, axis, where, ignore_index, class_weights)
-    losses = surprisals(Row(z), y, None, rows.mask, None).of_label
-    losses = _focal(losses, scalar("gamma", gamma, losses))
+    rows, z, y = labelled_rows(
+        "logits", logits, labels, axis, where, ignore_index, class_weights, class_axis_name
+    )
+    losses = surprisals(Row(z, mesh_axes=rows.mesh_axes), y, None, rows.mask, None).of_label
+    losses = _focal(losses, rows.scalar("gamma", gamma, losses))
     weights = rows.class_weights("class_weights", class_weights, losses)
     if weights is not None:
-        losses = weighted_cost(weight_of_label(weights, y), losses)
+        losses = weighted_cost(weight_of_label(weights, y, rows.mesh_axes), losses)
     return rows.zero_masked(losses)
 
 
@@ -173,7 +184,7 @@ def _missed_bwd(c: jax.Array, row: Row, labels: jax.Array) -> tuple[Row, jax.Arr
 @with_gradient(_missed_bwd, (True, True))
 def _missed(row: Row, labels: jax.Array) -> jax.Array:
     """``sum_j y_j (1 - p_j)``."""
-    return jnp.sum(labels * row.complement(), axis=-1)
+    return sum_classes(labels * row.complement(), row.mesh_axes)[..., 0]
 
 
 # ---------------------------------------- Focal losses

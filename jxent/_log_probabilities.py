@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._arguments import ArrayLike, Axis
+from ._arguments import ArrayLike, Axis, elementwise
 from ._autodiff import loss_with_partials, public
 from ._numerics import (
     excess,
@@ -20,7 +20,7 @@ from ._numerics import (
     sum_of_products,
     zero_if_weightless,
 )
-from ._rows import rows_of
+from ._rows import elements_of, rows_of
 
 
 @public
@@ -128,6 +128,69 @@ def generalized_kl_divergence(
     rows, log_q = rows_of("log_predictions", log_predictions, axis, where, targets=targets)
     t = rows.distributions("targets", targets, log_q, "jax.nn.one_hot")
     return rows.zero_masked(_generalized_kl(log_q, t))
+
+
+@public
+def sampled_kl_divergence(
+    log_probs: ArrayLike, reference_log_probs: ArrayLike, where: ArrayLike | None = None
+) -> jax.Array:
+    r"""KL divergence estimated from samples of a policy: ``[...], [...] -> [...]``.
+
+    .. math:: e^d - 1 - d, \qquad d = \log q - \log p
+
+    for a sample of p. Its mean over samples is :math:`D(p \,\|\, q)`, and no sample's term is
+    negative, as that of :math:`-d` is for half of them.
+
+    Args:
+      log_probs: :math:`\log p`, floating-point, of any shape: the policy, which sampled.
+      reference_log_probs: :math:`\log q`, of the same shape, or one number for every sample.
+      where: boolean, of the shape of `log_probs`: which samples count.
+
+    Returns:
+      The shape of `log_probs`, in nats, never negative, float32 or float64. Both arguments are
+      differentiated.
+
+    Note:
+      Exact however small d is, in the gradient :math:`e^d - 1`, too. But log-probabilities that
+      were rounded before they are subtracted err by more than small divergences: from logits,
+      `softmax_kl_divergence` and `softmax_log_ratio_with_integer_labels` do not. Beyond the range
+      of the exponential it is +inf; it is 0 where both are -inf. What `where` leaves out is 0 with
+      the gradient 0.
+
+    References:
+      J. Schulman, `Approximating KL Divergence <http://joschu.net/blog/kl-approx.html>`_, 2020: k3.
+
+    Example:
+      >>> import jxent
+      >>> print(jxent.sampled_kl_divergence([-1.0, -1.0], [-1.0001, -2.0]))
+      [5.000...e-09 3.6788e-01]
+    """
+    samples, log_p = elements_of(
+        "log_probs", log_probs, where, reference_log_probs=reference_log_probs
+    )
+    log_q = elementwise("reference_log_probs", reference_log_probs, "log_probs", log_p)
+    log_p, log_q = (samples.fill_elements(x, 0.0) for x in (log_p, log_q))
+    return samples.zero_masked(_sampled_kl(log_p, log_q))
+
+
+# d(e^d - 1 - d) = (e^d - 1) (d log q - d log p).
+@loss_with_partials(
+    lambda log_p, log_q: -expm1(_change(log_p, log_q)),
+    lambda log_p, log_q: expm1(_change(log_p, log_q)),
+)
+def _sampled_kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    d = _change(log_p, log_q)
+    near, infinite = jnp.abs(d) < 1, d == jnp.inf
+    close, far = jnp.where(near, d, 0.0), jnp.where(near | infinite, -1.0, d)
+    # Near agreement the two terms cancel, and `excess(-d)` is their difference times e^-d.
+    divergence = jnp.where(near, exp(close) * excess(-close), expm1(far) - far)
+    return jnp.where(infinite, jnp.inf, divergence)
+
+
+def _change(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """``log q - log p``, 0 for equal infinities."""
+    equal = log_p == log_q
+    return jnp.where(equal, 0.0, log_q) - jnp.where(equal, 0.0, log_p)
 
 
 # d(t (log t - l)) = (log t - l + 1) dt - t dl, and 0 where t = 0.

@@ -30,6 +30,7 @@ from ._arguments import (
     integer,
     real,
     remedy,
+    scalar,
 )
 from ._autodiff import computed_once
 from ._dtypes import computing_dtype
@@ -307,6 +308,12 @@ class Rows:
                 f" got shape {array.shape}"
             )
         return self.row(_said(name, array)).astype(computing_dtype(like))
+
+    def scalar(self, name: str, x: ArrayLike, like: jax.Array) -> jax.Array:
+        """An option that is one number, the same for all shards of the classes."""
+        number = scalar(name, x, like)
+        check_replicated(name, number, self.mesh_axes)
+        return number
 
     def zero_masked(self, losses: jax.Array) -> jax.Array:
         """The loss 0, with the gradient 0, for the examples that do not count."""

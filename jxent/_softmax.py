@@ -14,14 +14,19 @@ from ._autodiff import public
 from ._dtypes import computing_dtype
 from ._numerics import divide, weighted_cost
 from ._rows import Rows, as_row, labelled_rows, rows_of, weight_of_label
-from ._sharding import AxisName, check_replicated, explicit_sharding
+from ._sharding import AxisName, explicit_sharding
 from ._statistics import SmoothedWeights
 from ._statistics.row import Row, of_logits, surprisals
 
 
 @public
 def logsumexp(
-    logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None, *, keepdims: bool = False
+    logits: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    keepdims: bool = False,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Logarithm of the sum of exponentials: ``[..., classes] -> [...]``.
 
@@ -35,6 +40,8 @@ def logsumexp(
         `jax.nn.logsumexp`.
       where: boolean, of the shape of `logits` or of the examples: what counts.
       keepdims: whether the class axes stay, with size 1.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order.
 
     Returns:
       ``[...]`` in nats, float32 or float64. Its gradient is ``softmax(logits)``.
@@ -50,14 +57,22 @@ def logsumexp(
       >>> print(jxent.logsumexp([1000.0, 1001.0]))
       1001.3133
     """
-    rows, z = rows_of("logits", logits, axis, where, absent=None)
-    normalizer = surprisals(Row(z), None, None, rows.mask, None).normalizer
+    rows, z = rows_of("logits", logits, axis, where, class_axis_name, absent=None)
+    normalizer = surprisals(
+        Row(z, mesh_axes=rows.mesh_axes), None, None, rows.mask, None
+    ).normalizer
     result = rows.fill_examples(normalizer, -jnp.inf)
     return jnp.expand_dims(result, rows.axes) if keepdims else result
 
 
 @public
-def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
+def log_softmax(
+    logits: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    class_axis_name: AxisName | None = None,
+) -> jax.Array:
     r"""Logarithm of the softmax probabilities: ``[..., classes] -> [..., classes]``.
 
     .. math:: \log p_j = -\bigl((m - z_j) + \operatorname{log1p}(s)\bigr)
@@ -68,6 +83,8 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
       logits: floating-point array ``[..., classes]``.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order.
 
     Returns:
       The shape of `logits`, in nats, float32 or float64.
@@ -82,12 +99,22 @@ def log_softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = No
       >>> print(jxent.log_softmax([20.0, 0.0]))
       [-2.0612e-09 -2.0000e+01]
     """
-    rows, z = rows_of("logits", logits, axis, where, absent=None)
-    return rows.to_user_layout(rows.mask.fill(_log_softmax(Row(z), rows.mask), -jnp.inf, -jnp.inf))
+    rows, z = rows_of("logits", logits, axis, where, class_axis_name, absent=None)
+    return rows.to_user_layout(
+        rows.mask.fill(
+            _log_softmax(Row(z, mesh_axes=rows.mesh_axes), rows.mask), -jnp.inf, -jnp.inf
+        )
+    )
 
 
 @public
-def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
+def softmax(
+    logits: ArrayLike,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    *,
+    class_axis_name: AxisName | None = None,
+) -> jax.Array:
     r"""Softmax probabilities: ``[..., classes] -> [..., classes]``.
 
     .. math:: p_j = \frac{e^{z_j}}{\sum_i e^{z_i}} = \frac{e^{z_j - m}}{1 + s}
@@ -96,6 +123,8 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
       logits: floating-point array ``[..., classes]``.
       axis: the class axis, a tuple of axes, or None for all of them.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order.
 
     Returns:
       The shape of `logits`, float32 or float64.
@@ -109,8 +138,10 @@ def softmax(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
       >>> print(jxent.softmax([1000.0, 1000.0]))
       [0.5 0.5]
     """
-    rows, z = rows_of("logits", logits, axis, where, absent=None)
-    return rows.to_user_layout(rows.mask.fill(_softmax(Row(z), rows.mask), 0.0, 0.0))
+    rows, z = rows_of("logits", logits, axis, where, class_axis_name, absent=None)
+    return rows.to_user_layout(
+        rows.mask.fill(_softmax(Row(z, mesh_axes=rows.mesh_axes), rows.mask), 0.0, 0.0)
+    )
 
 
 @public
@@ -348,8 +379,7 @@ def _uniform_probability(rows: Rows, dtype: np.dtype[Any]) -> jax.Array:
 def _z_terms(rows: Rows, weight: ArrayLike, normalizer: jax.Array) -> list[jax.Array]:
     if is_off(weight):
         return []
-    zeta = scalar("z_loss", weight, normalizer)
-    check_replicated("z_loss", zeta, rows.mesh_axes)
+    zeta = rows.scalar("z_loss", weight, normalizer)
     # With the weight 0 a normaliser costs nothing, even if it or its square is infinite.
     finite = jnp.where((zeta == 0) & jnp.isinf(normalizer), 0.0, normalizer)
     return [zeta * finite * finite]

@@ -22,10 +22,19 @@ from ._numerics import (
     nan_where,
     one_sided_log_quotient,
 )
-from ._rows import EVERYTHING, Mask, Rows, at_label, is_label, rows_of
-from ._sharding import explicit_sharding, resharded
-from ._statistics import Request, Statistics, shift
-from ._statistics.primitive import row_statistics, statistics
+from ._rows import EVERYTHING, Mask, Rows, at_label, in_range, is_label, rows_of
+from ._sharding import (
+    AxisName,
+    MeshAxes,
+    check_replicated,
+    explicit_sharding,
+    number_of_shards,
+    of_this_shard,
+    psum_classes,
+    resharded,
+)
+from ._statistics import Statistics, shift
+from ._statistics.primitive import raw_statistics
 from ._statistics.row import Row, plain_surprisal, surprisals
 
 
@@ -36,6 +45,8 @@ def softmax_kl_divergence_with_top_k_targets(
     target_log_probs: ArrayLike,
     axis: int = -1,
     where: ArrayLike | None = None,
+    *,
+    class_axis_name: AxisName | None = None,
 ) -> jax.Array:
     r"""Divergence from a teacher's top k: ``[..., classes], [..., k], [..., k] -> [...]``.
 
@@ -55,6 +66,8 @@ def softmax_kl_divergence_with_top_k_targets(
         probabilities among all classes, not among the k.
       axis: the axis of the classes, and of the k.
       where: boolean, of the shape of `logits` or of the examples: what counts.
+      class_axis_name: inside `jax.shard_map`, the mesh axis, or a tuple of them, over which the
+        classes are spread: each shard has a slice of them, in their order, and indices number all.
 
     Returns:
       ``[...]`` in nats, float32 or float64. Logits and log-probabilities are differentiated.
@@ -90,10 +103,13 @@ def softmax_kl_divergence_with_top_k_targets(
       0.1733
     """
     beside = {"target_indices": target_indices, "target_log_probs": target_log_probs}
-    rows, z = rows_of("logits", logits, _single(axis), where, None, absent=None, **beside)
+    rows, z = rows_of(
+        "logits", logits, _single(axis), where, class_axis_name, absent=None, **beside
+    )
     index, log_p = _targets(rows, target_indices, target_log_probs)
     # Rounded in the dtype that was given, the probabilities of all classes sum to nearly 1.
-    dtype, classes = computing_dtype(z, log_p), z.shape[-1]
+    dtype, axes = computing_dtype(z, log_p), rows.mesh_axes
+    classes = z.shape[-1] * number_of_shards(axes)
     rounding, log_p = jnp.asarray(4 * _eps(log_p), dtype), log_p.astype(dtype)
     index, log_p = _by_class(index, log_p)
     first = jnp.ones_like(index[..., :1], bool)
@@ -106,12 +122,13 @@ def softmax_kl_divergence_with_top_k_targets(
     undefined |= (excess > 2**-7 * (1 + _nats(log_p)))[..., 0]
     mask = rows.mask
     if mask.classes is not None:
-        is_lost = _at(mask.classes.astype(dtype), index) == 0
+        is_lost = _at(mask.classes.astype(dtype), index, axes) == 0
         log_p, names = _renormalized(log_p, names & is_lost), names & ~is_lost
     # Shares are wanted only of these; the number of classes stands for no class.
     names = names if mask.examples is None else names & mask.examples[..., None]
     z = z.astype(dtype) if dtype == np.float64 else z
-    shares = _log_shares(z, jnp.where(names, index, classes), mask)
+    row = Row(z, mesh_axes=axes)
+    shares = _log_shares(row, jnp.where(names, index, classes), mask)
     return rows.zero_masked(nan_where(undefined, _divergence(log_p, *shares, rounding)))
 
 
@@ -149,6 +166,7 @@ def _targets(
                 f" classes, where both have k, got target_indices {index.shape} and"
                 f" target_log_probs {log_p.shape}"
             )
+        check_replicated(name, x, rows.mesh_axes)
     # JAX does not sort along an axis that is spread over a mesh.
     index, log_p = (resharded(jnp.moveaxis(x, axis, -1), rows.along(None)) for x in (index, log_p))
     return index, Mask(examples=rows.mask.examples).fill(log_p, 0.0, -jnp.inf)
@@ -199,15 +217,24 @@ Shares: TypeAlias = tuple[jax.Array, jax.Array]
 """``log q`` of the named classes, ``[..., k]``, and of the others, ``[..., 1]``."""
 
 
-def _at(x: jax.Array, index: jax.Array) -> jax.Array:
+def _at(x: jax.Array, index: jax.Array, axes: MeshAxes = ()) -> jax.Array:
     """``[..., k]``, the entries that the index names; some other entry if it names no class."""
+    if axes:
+        here = _here(index, x, axes)
+        return psum_classes(jnp.where(here < x.shape[-1], _at(x, here), 0.0), axes)
     if explicit_sharding(x):
         return at_label(x[..., None, :], index)[..., 0]
     return jnp.take_along_axis(x, index, axis=-1, mode="clip")
 
 
+def _here(index: jax.Array, x: jax.Array, axes: MeshAxes) -> jax.Array:
+    """The index counted from the first class of this shard, which others get the size of."""
+    index = of_this_shard(index, x.shape[-1], axes)
+    return jnp.where(in_range(index, x.shape[-1])[..., 0], index, x.shape[-1])
+
+
 def _without(index: jax.Array, mask: Mask, logits: jax.Array) -> Mask:
-    """The mask without the named classes."""
+    """The mask without the named classes of this shard."""
     if explicit_sharding(logits):
         named = jnp.any(is_label(index, logits.shape[-1]), axis=-2)
     else:
@@ -224,42 +251,47 @@ def _without(index: jax.Array, mask: Mask, logits: jax.Array) -> Mask:
 # no class is possible has no derivative.
 def _log_shares_bwd(
     cotangents: Shares,
-    logits: jax.Array,
+    logits: Row,
     index: jax.Array,
     mask: Mask,
     row: Statistics,
     others: Statistics,
-) -> tuple[jax.Array, None, None]:
-    to_named, to_rest = cotangents
-    is_named, mask_of_others = index < logits.shape[-1], _without(index, mask, logits)
+) -> tuple[Row, None, None]:
+    axes, here = logits.mesh_axes, _here(index, logits.z, logits.mesh_axes)
+    is_named = index < logits.z.shape[-1] * number_of_shards(axes)
+    mask_of_others, (to_named, to_rest) = _without(here, mask, logits.z), cotangents
     to_named = jnp.where(is_named, to_named, 0.0)
     to_rest = jnp.where(others.maximum == -jnp.inf, 0.0, to_rest)
-    z, z_of_others = upcast(mask.fill_logits(logits), mask_of_others.fill_logits(logits))
+    z, z_of_others = upcast(mask.fill_logits(logits.z), mask_of_others.fill_logits(logits.z))
     total = jnp.sum(to_named, axis=-1, keepdims=True) + to_rest
-    named = jnp.where(is_named, _at(z, index), -jnp.inf)
+    named = jnp.where(is_named, _at(z, index, axes), -jnp.inf)
     to_named -= Row(named, row).probability() * total
-    to_others = to_rest * Row(z_of_others, others).probability() - total * Row(z, row).probability()
+    of_all, of_others = Row(z, row, axes), Row(z_of_others, others, axes)
+    to_others = to_rest * of_others.probability() - total * of_all.probability()
     to_others = mask_of_others.fill(to_others, 0.0, 0.0)
     # Both parts are rounded to the dtype of the logits before they are put side by side, so that no
     # wider array is written.
-    return _put(to_others.astype(logits.dtype), index, to_named.astype(logits.dtype)), None, None
+    to_others, to_named = (x.astype(logits.z.dtype) for x in (to_others, to_named))
+    return logits.gradient(_put(to_others, here, to_named)), None, None
 
 
-@with_gradient(_log_shares_bwd, keeps=True)
-def _log_shares(logits: jax.Array, index: jax.Array, mask: Mask) -> Any:
+@with_gradient(_log_shares_bwd, (True, False, True), keeps=True)
+def _log_shares(logits: Row, index: jax.Array, mask: Mask) -> Any:
     """`Shares` of each row of logits ``[..., classes]``.
 
     The index ``[..., k]`` has different classes that count, and the number of classes for no class,
     whose share is 0.
     """
-    dtype, mask_of_others = computing_dtype(logits), _without(index, mask, logits)
-    row = statistics(logits, dtype, mask=mask)
-    others = row_statistics(logits, Request(mask=mask_of_others), dtype)
+    z, axes, dtype = logits.z, logits.mesh_axes, computing_dtype(logits.z)
+    mask_of_others = _without(_here(index, z, axes), mask, z)
+    row = logits.statistics(mask, dtype)
+    others = raw_statistics(z, dtype, axes, mask=mask_of_others)
     # Where no other class is possible the maximum of the others, and so this, is -inf.
     ratio = log1p(others.sumexp_rest) - log1p(row.sumexp_rest)
     log_q_rest = shift(others.maximum, row.maximum) + ratio
-    (named,) = upcast(_at(logits, index))
-    log_q = -plain_surprisal(jnp.where(index < logits.shape[-1], named, -jnp.inf), row)
+    (named,) = upcast(_at(z, index, axes))
+    is_named = index < z.shape[-1] * number_of_shards(axes)
+    log_q = -plain_surprisal(jnp.where(is_named, named, -jnp.inf), row)
     return (log_q, log_q_rest), (row, others)
 
 

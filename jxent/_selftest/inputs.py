@@ -17,6 +17,7 @@ NAMES = {
     ("logits", "labels"): "logits, labels",
     ("logits", "distributions"): "logits, soft labels",
     ("logits", "target_logits"): "two logits",
+    ("logits", "target_logits", "labels"): "two logits, labels",
     ("logits", "target_indices", "target_log_probs"): "logits, a teacher's top k",
     ("distributions",): "probabilities",
     ("distributions", "predictions"): "two probabilities",
@@ -65,6 +66,7 @@ def inputs() -> dict[str, tuple[Array, ...]]:
         "logits, labels": (z, labels),
         "logits, soft labels": (z, y),
         "two logits": (z, other),
+        "two logits, labels": (z, other, labels),
         "logits, a teacher's top k": (z, *_top_k(z)),
         "many logits, labels": (many, np.array([1], np.int32)),
         "binary logits": (x,),
@@ -78,6 +80,7 @@ def inputs() -> dict[str, tuple[Array, ...]]:
         "log-probabilities, labels": (log_p, likely),
         "log-probabilities, probabilities": (log_q, p),
         "two log-probabilities": (log_q, log_p),
+        "binary two log-probabilities": (-abs(x), -abs(x_other)),
         "losses, weights": (10 * p, q),
         **heads.inputs(),
     }

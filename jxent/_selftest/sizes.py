@@ -215,6 +215,30 @@ def softmax_kl_divergence(result: Result, z_q: Array, z_p: Array) -> Sizes:
     return None, to_q, _less_its_mean(p, _finite(n_q) - _finite(n_p))
 
 
+def softmax_log_ratio_with_integer_labels(
+    result: Result, z_q: Array, z_p: Array, label: Array
+) -> Sizes:
+    """The difference of the logits, and that of the normalisers, both less that of the maxima."""
+    (_, n_p), (_, n_q) = _distribution(z_p), _distribution(z_q)
+    change = _finite(z_p) - _finite(z_q)
+    change = change - _finite(np.max(z_p, -1, keepdims=True) - np.max(z_q, -1, keepdims=True))
+    of_label, *surprisals = (
+        np.take_along_axis(x, label[..., None], axis=-1)[..., 0] for x in (change, n_p, n_q)
+    )
+    normalizers = of_label - result.value
+    near = abs(of_label) + abs(normalizers)
+    value = np.where(abs(normalizers) < ONE / 2, near, sum(surprisals))
+    to_q, to_p = result.gradients[:2]
+    extra = times(nats(result.value), value)
+    return of_terms((value, extra)), of_itself(to_q, 2 * n_q), of_itself(to_p, 2 * n_p)
+
+
+def sampled_kl_divergence(result: Result, log_p: Array, log_q: Array) -> Sizes:
+    """Includes the rounding of the exponent."""
+    d = abs(log_q - log_p)
+    return tuple(of_itself(x, d) for x in (result.value, *result.gradients))
+
+
 def softmax_jensen_shannon_divergence(
     result: Result, z_q: Array, z_p: Array, weight: Any = ONE / 2
 ) -> Sizes:

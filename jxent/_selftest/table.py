@@ -116,6 +116,12 @@ def softmax_jensen_shannon_divergence(m: Any, z_q: Any, z_p: Any, weight: Any = 
     return weight * relative_entropy(m, p, mean) + (1 - weight) * relative_entropy(m, q, mean)
 
 
+@row("logits", "target_logits", "labels", family="divergence", reported=False)
+def softmax_log_ratio_with_integer_labels(m: Any, z_q: Any, z_p: Any, label: Any) -> Any:
+    p, q = (m.pick(m.softmax(z), label) for z in (z_p, z_q))
+    return m.log(p / q)
+
+
 @row("logits", "target_indices", "target_log_probs", family="divergence")
 def softmax_kl_divergence_with_top_k_targets(m: Any, z_q: Any, index: Any, log_p: Any) -> Any:
     q, p, is_named = m.softmax(z_q), m.exp(log_p), m.one_hot(index, z_q.shape[-1])
@@ -180,6 +186,17 @@ def kl_divergence_with_log_targets(m: Any, log_q: Any, log_p: Any) -> Any:
 @row("log_predictions", "distributions", family="log-probability")
 def generalized_kl_divergence(m: Any, log_q: Any, p: Any) -> Any:
     return m.sum(p * (m.log(p) - log_q - 1) + m.exp(log_q))
+
+
+@row(
+    "log_predictions",
+    "log_distributions",
+    family="log-probability",
+    binary=True,
+    reported=False,
+)
+def sampled_kl_divergence(m: Any, log_p: Any, log_q: Any) -> Any:
+    return m.exp(log_q - log_p) - 1 - (log_q - log_p)
 
 
 # From probabilities

@@ -54,6 +54,15 @@ def logit_pairs(dtype, classes=sweeps.CLASSES):
     return sweeps.rounded(dtype, *sweeps.logit_pairs(classes))
 
 
+def logit_pairs_and_label(dtype):
+    """The class that the margins belong to, and another one."""
+    z, target = logit_pairs(dtype)
+    labels = np.arange(len(z), dtype=np.int32) % 2 + 1
+    rows = np.arange(len(z))
+    kept = np.isfinite(z[rows, labels]) & np.isfinite(target[rows, labels])
+    return z[kept], target[kept], labels[kept]
+
+
 def logits_and_top_k(dtype):
     """A teacher's likeliest classes, or those after the first, which leave something to the others.
 
@@ -118,6 +127,7 @@ SWEEPS = {
     ("logits", "labels"): logits_and_label,
     ("logits", "distributions"): logits_and_distributions,
     ("logits", "target_logits"): logit_pairs,
+    ("logits", "target_logits", "labels"): logit_pairs_and_label,
     ("logits", "target_indices", "target_log_probs"): logits_and_top_k,
     ("distributions",): distributions,
     ("distributions", "predictions"): two_distributions,
@@ -156,7 +166,16 @@ def binary_probabilities_and_labels(dtype):
     return inside(*one_by_one(dtype, p, y))
 
 
+def log_probabilities_of_samples(dtype):
+    """From far apart to nearly equal, where others are negative."""
+    rng = np.random.default_rng(9)
+    log_p = -rng.exponential(size=500) * 10.0 ** rng.integers(-3, 2, 500)
+    change = rng.normal(size=500) * 10.0 ** rng.integers(-7, 2, 500)
+    return one_by_one(dtype, log_p, np.clip(log_p + change, -80, 60))
+
+
 BINARY_SWEEPS = {
+    ("log_predictions", "log_distributions"): log_probabilities_of_samples,
     ("logits",): lambda dtype: one_by_one(dtype, sweeps.binary_logits()),
     ("logits", "distributions"): binary_logits_and_labels,
     ("logits", "target_logits"): lambda dtype: one_by_one(dtype, *sweeps.binary_pairs()),

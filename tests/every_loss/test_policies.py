@@ -123,7 +123,9 @@ def _integer_labels(case):
         row = {"labels": 0, first: numbers}
         # Where softmax has a limit, the class that is left out still has no gradient.
         gradient = [0.0, None, None] if first == "logits" and numbers[1] == 1.0 else None
-        yield Row("label on a masked class", row, INF, gradient, layout, _TWO_CLASSES)
+        # The ratio of two probabilities that are 0 is none.
+        loss, gradient = (NAN, None) if "target_logits" in case.kinds else (INF, gradient)
+        yield Row("label on a masked class", row, loss, gradient, layout, _TWO_CLASSES)
     if first != "logits":
         zero = 0.0 if first == "predictions" else -INF
         yield Row("label without probability", {"labels": 0, first: [zero] * 3}, INF)
@@ -146,9 +148,17 @@ def _logits(case, integer):
             row = {kind: numbers, "labels": 0}
             yield Row("no limit", row, NAN, {kind: NAN})
     if integer:
+        is_ratio = "target_logits" in case.kinds
         for numbers in ([-INF, 1.0, 2.0], [-INF] * 3, [-INF, INF, INF]):
-            yield Row("label on an impossible class", {"logits": numbers, "labels": 0}, INF)
-        if not case.options:
+            # A cost is infinite whatever the other classes are; a ratio needs both softmaxes.
+            loss = NAN if is_ratio and numbers[1] != 1.0 else INF
+            yield Row("label on an impossible class", {"logits": numbers, "labels": 0}, loss)
+        if is_ratio:
+            row = {"target_logits": [-INF, 1.0, 2.0], "labels": 0}
+            yield Row("label on an impossible class", row, -INF)
+            row |= {"logits": [-INF, 0.0, 1.0]}
+            yield Row("label on an impossible class of both", row, NAN)
+        elif not case.options:
             for label, loss, gradient in ((0, 0.0, 0.0), (1, INF, None)):
                 row = {"logits": [INF, 0.0, 1.0], "labels": label}
                 yield Row("one certain class", row, loss, gradient)

@@ -25,7 +25,8 @@ _OF_LOGITS = [c for c in _LOSSES if c.kinds[0] == "logits"]
 _NEVER_NEGATIVE = [
     c for c in BARE if c.name not in ("logsumexp", "log_softmax", "kl_divergence",
     "kl_divergence_with_log_targets", "relative_entropy", "weighted_mean", "cross_entropy",
-    "negative_log_likelihood", "cross_entropy_with_integer_labels", "entropy")
+    "negative_log_likelihood", "cross_entropy_with_integer_labels", "entropy",
+    "softmax_log_ratio_with_integer_labels")
 ]  # fmt: skip
 
 _LOGITS = st.one_of(
