@@ -14,6 +14,7 @@ from .._arguments import (
     boolean,
     check_not_negative,
     fits,
+    floating,
     is_off,
     remedy,
     scalar,
@@ -262,19 +263,20 @@ def chunked(
         with `chunk_size`: compute it before, and give what follows from it as an argument. `loss`
         gets the logits ``[examples, classes]`` of a chunk, in float32 or float64, in place of each
         `LinearLogits`, and those examples of the other arguments. It returns one array
-        ``[examples]`` or a tree of them, floating-point, boolean or integer. What it closes over
-        (a temperature, class weights) may be traced and is differentiated.
+        ``[examples, ...]`` or a tree of them, floating-point, boolean or integer. What it closes
+        over (a temperature, class weights, a head that is no matrix) may be traced and is
+        differentiated.
       reduction: ``"none"``: all of them come back for every example, and the floating-point ones
-        are differentiated. ``"mean"`` and ``"sum"``: `loss` returns one floating-point array, which
-        is reduced. **In the mean every example counts**, but for what `where`, `weights` or
-        `has_counts` say. So a loss that leaves examples out, or weighs classes, raises if it comes
-        without any of these.
+        are differentiated. ``"mean"`` and ``"sum"``: `loss` returns one floating-point array
+        ``[examples]``, which is reduced. **In the mean every example counts**, but for what
+        `where`, `weights` or `has_counts` say. So a loss that leaves examples out, or weighs
+        classes, raises if it comes without any of these.
       has_counts: `loss` returns ``(losses, counts)``, and the mean is the sum of the losses over
         that of the counts: ``labels != -100`` beside ``ignore_index=-100``, or `label_weights`
         beside class weights. So it is the mean of `linear_softmax_cross_entropy`. A gradient of
         counts is an error. With `has_aux` `loss` returns ``((losses, counts), aux)``.
-      has_aux: `loss` returns ``(losses, aux)``, and `aux`, a tree of arrays ``[examples]``, comes
-        back beside the losses or their sum, for every example. Its mean is
+      has_aux: `loss` returns ``(losses, aux)``, and `aux`, a tree of arrays ``[examples, ...]``,
+        comes back beside the losses or their sum, for every example. Its mean is
         ``weighted_mean(aux, where)``. It has no gradient, and its tangent is 0: what shall have one
         belongs into the losses. Return it from `jax.grad` or `jax.vjp` by their ``has_aux``, or
         write ``jax.lax.stop_gradient(aux)``.
@@ -291,9 +293,10 @@ def chunked(
     Returns:
       A function ``(*args, where=None, weights=None)``. The arguments are those of `loss`: one
       `LinearLogits` or several, with the same examples ``[...]``, and arrays, or trees of them,
-      whose first dimensions are the examples'. `where`, boolean ``[...]``, says which examples
-      count. `weights`, real numbers ``[...]``, multiply the losses that are reduced, and divide the
-      mean.
+      whose first dimensions are the examples'. Without a `LinearLogits` the first array
+      ``[..., features]`` says which these are: `loss` gets some rows of it. `where`, boolean
+      ``[...]``, says which examples count. `weights`, real numbers ``[...]``, multiply the losses
+      that are reduced, and divide the mean.
 
     Note:
       Cost, in products of examples, features and classes: ``"mean"`` and ``"sum"`` take one for
@@ -392,18 +395,23 @@ def _checked_arguments(args: tuple[Any, ...]) -> _Arguments:
     arrays: Arrays = {}
     leaves: list[Name] = []
     shapes: list[tuple[str, tuple[int, ...]]] = []
-    for path, x in found:
+    has_head = any(isinstance(x, LinearLogits) for _, x in found)
+    for i, (path, x) in enumerate(found):
         what = f"argument {path[0].idx}{jax.tree_util.keystr(path[1:])}"
         if isinstance(x, LinearLogits):
             name = Name("inputs", len(shapes))
             arrays |= arrays_of(x, len(shapes))
+            shapes.append((what, arrays[name].shape[:-1]))
+        elif i == 0 and not has_head:
+            name = Name("inputs")
+            arrays[name] = floating(f"{what}, without a LinearLogits,", x)
             shapes.append((what, arrays[name].shape[:-1]))
         else:
             name = Name("of examples", what)
             arrays[name] = any_array(what, x)
         leaves.append(name)
     if not shapes:
-        raise TypeError(f"one of the {len(args)} arguments must be a LinearLogits, got none")
+        raise TypeError("what chunked returns must be given arguments, got none")
     first, examples = shapes[0]
     for what, shape in shapes:
         if shape != examples:

@@ -50,9 +50,10 @@ def _default_size(plan: Plan, arrays: Arrays) -> tuple[int, int]:
     """The most examples in a chunk, and the size of a tile."""
     examples, row, inputs, kernels = number_of_examples(arrays), 0, 0, 0
     for i in plan.heads:
-        x, w = arrays[Name("inputs", i)], arrays[Name("kernel", i)]
+        x, w = arrays[Name("inputs", i)], arrays.get(Name("kernel", i))
         itemsize = computing_dtype(x, w).itemsize
-        row, kernels = row + w.shape[1] * itemsize, kernels + w.size * itemsize
+        row += (x if w is None else w).shape[-1] * itemsize
+        kernels += 0 if w is None else w.size * itemsize
         inputs += examples * x.shape[-1] * itemsize
     # A symbol of `jax.export` may stand for any number: for many classes, or for few examples.
     if is_symbolic_dim(row):
@@ -146,7 +147,7 @@ def _over_those_that_count(
                     harmless = jnp.asarray(is_floating, rows[name].dtype)
                     rows[name] = jnp.where(count > 0, rows[name], harmless)
             carry, outs = step(carry, rows | {COUNTED: is_counted})
-            return carry, jax.tree.map(partial(_zero_unless, is_counted), outs)
+            return carry, jax.tree.map(partial(zero_unless, is_counted), outs)
 
         def skip(carry: Any, arrays: Arrays) -> tuple[Any, Any]:
             _, outs = jax.eval_shape(compute, carry, arrays)
@@ -178,7 +179,8 @@ def _anywhere_rule(size: int, is_mapped: Any, conditions: jax.Array) -> tuple[ja
     return _anywhere(jnp.any(conditions, axis=0)), False
 
 
-def _zero_unless(counted: jax.Array, x: jax.Array) -> jax.Array:
+def zero_unless(counted: jax.Array, x: jax.Array) -> jax.Array:
+    """Arrays ``[examples, ...]`` with zeros for the examples that do not count."""
     return jnp.where(counted.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
 
 

@@ -82,7 +82,7 @@ def with_weights(
     loss for another reason. Otherwise its loss may be wanted: it is the gradient of its weight.
     """
     x = arrays[Name("inputs")]
-    like = jnp.zeros(x.shape[:-1], computing_dtype(x, arrays[Name("kernel")]))
+    like = jnp.zeros(x.shape[:-1], computing_dtype(x, arrays.get(Name("kernel"))))
     w = elementwise("weights", weights, "the examples", like, repeats=True).astype(like.dtype)
     if reduction == "mean":
         check_not_negative("weights", weights, NO_MEAN)
@@ -157,7 +157,7 @@ def _in_groups(plan: Plan, *values: jax.Array) -> tuple[Any, Any]:
     arrays, groups = _laid_out(plan, arrays)
     if not groups:
         totals, each = _reduced(plan, arrays)
-        return totals, jax.tree.map(lambda x: x.reshape(shape), each)
+        return totals, jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), each)
     number = len(groups)
     rest = [n // m for n, m in zip(arrays[Name("inputs")].shape, groups, strict=False)]
     first, every_other = range(number), range(0, 2 * number, 2)
@@ -169,10 +169,10 @@ def _in_groups(plan: Plan, *values: jax.Array) -> tuple[Any, Any]:
         return x.reshape(*groups, math.prod(rest), *x.shape[2 * number :])
 
     def joined(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x.reshape(*groups, *rest), first, every_other)
+        x = jnp.moveaxis(x.reshape(*groups, *rest, *x.shape[number + 1 :]), first, every_other)
         for i in first:
             x = x.reshape(*x.shape[:i], groups[i] * rest[i], *x.shape[i + 2 :])
-        return x.reshape(shape)
+        return x.reshape(*shape, *x.shape[number:])
 
     arrays = {name: cut(x) if is_of_examples(name) else x for name, x in arrays.items()}
     totals, each = _reduced(plan._replace(groups=number), arrays)
@@ -212,7 +212,7 @@ def _laid_out(plan: Plan, arrays: Arrays) -> tuple[Arrays, tuple[int, ...]]:
     examples = PartitionSpec(
         *(tuple(a for a in as_tuple(axes) if mesh.shape[a] > 1) or None for axes in joint.spec)
     )
-    kernels = [explicit_sharding(arrays[Name("kernel", i)]) for i in plan.heads]
+    kernels = [explicit_sharding(x) for name, x in arrays.items() if name.kind == "kernel"]
     of_classes = [axis for own in kernels if own for axis in as_tuple(own.spec[1])]
     # Where the axes of the examples spread the classes, too, the kernel is gathered.
     classes = tuple(dict.fromkeys(axis for axis in of_classes if axis not in _axes_in(examples)))
@@ -288,7 +288,7 @@ def _count(plan: Plan, arrays: Arrays, aux: Any, dtype: Any) -> jax.Array:
     weights = arrays.get(WEIGHTS, jnp.ones(arrays[Name("inputs")].shape[:-1], dtype))
     is_negative = weights < 0
     if (of_labels := plan.loss.mean_weights(arrays, aux)) is not None:
-        weights = weights * of_labels
+        weights = weights * of_labels.astype(weights.dtype)
     if COUNTED in arrays:
         weights = jnp.where(arrays[COUNTED], weights, 0.0)
         is_negative &= arrays[COUNTED]
@@ -305,7 +305,7 @@ def _in_shard_map(plan: Plan, mesh: AnyMesh, spec: PartitionSpec) -> Callable[..
         arrays = dict(zip(plan.names, values, strict=True))
         examples = arrays[Name("inputs")].shape[:-1]
         totals, each = _reduced(plan, _in_one_dimension(arrays))
-        each = jax.tree.map(lambda x: x.reshape(examples), each)
+        each = jax.tree.map(lambda x: x.reshape(*examples, *x.shape[1:]), each)
         return jax.lax.psum(totals, _axes_in(spec)), each
 
     out_specs = (PartitionSpec(), spec)
@@ -330,14 +330,14 @@ def _spec_of_examples(
     mesh: AnyMesh, example_spec: PartitionSpec | None, plan: Plan, arrays: Arrays
 ) -> PartitionSpec:
     """The spec of the examples, with an entry for each of their dimensions."""
-    heads = [(arrays[Name("inputs", i)], arrays[Name("kernel", i)]) for i in plan.heads]
-    for x, w in heads:
-        if is_symbolic_dim(math.prod((*x.shape, w.shape[1]))):
-            raise ValueError(
-                f"mesh must come with sizes that are numbers: what JAX exports of jax.shard_map"
-                f" crashes when it is called with others; got inputs {x.shape} and kernel {w.shape}"
-            )
-    examples = heads[0][0].shape[:-1]
+    heads = {name: x.shape for name, x in arrays.items() if name.kind in ("inputs", "kernel")}
+    if any(is_symbolic_dim(math.prod(shape)) for shape in heads.values()):
+        got = " and ".join(f"{name} {shape}" for name, shape in heads.items())
+        raise ValueError(
+            f"mesh must come with sizes that are numbers: what JAX exports of jax.shard_map crashes"
+            f" when it is called with others; got {got}"
+        )
+    examples = heads[Name("inputs")][:-1]
     _check_names("class_axis_name", plan.mesh_axes, mesh)
     if example_spec is None:
         rest = tuple(axis for axis in mesh.axis_names if axis not in plan.mesh_axes)
@@ -352,8 +352,9 @@ def _spec_of_examples(
         raise ValueError(
             f"example_spec must not name the mesh axes of the classes, got {sorted(both)} in both"
         )
-    for _, w in heads:
-        _check_classes(mesh, plan.mesh_axes, w.shape[1])
+    for name, shape in heads.items():
+        if name.kind == "kernel":
+            _check_classes(mesh, plan.mesh_axes, shape[1])
     for dimension, (size, names) in enumerate(zip(examples, example_spec, strict=False)):
         axes = _axes_in(PartitionSpec(names))
         if size % (shards := _size(mesh, axes)):

@@ -129,8 +129,10 @@ def without_masked_classes(arrays: Arrays) -> Arrays:
 
 
 def product(plan: Plan, arrays: Arrays, number: int) -> jax.Array:
-    """``x W`` of the logits of this number."""
-    x, w = arrays[Name("inputs", number)], arrays[Name("kernel", number)]
+    """``x W`` of the logits of this number, or x where there is no kernel."""
+    x, w = arrays[Name("inputs", number)], arrays.get(Name("kernel", number))
+    if w is None:
+        return x
     return _dot(plan.precision, x, w, (1, 0), computing_dtype(x, w))
 
 
@@ -153,7 +155,9 @@ def gradients_of_product(
 ) -> Mapping[Name, jax.Array]:
     """The wanted gradients for inputs and kernel, in the computing dtype."""
     inputs, kernel = Name("inputs", number), Name("kernel", number)
-    x, w = arrays[inputs], arrays[kernel]
+    x, w = arrays[inputs], arrays.get(kernel)
+    if w is None:
+        return {inputs: to_product}
     dtype = computing_dtype(x, w)
     in_bfloat16 = x.dtype == w.dtype == jnp.bfloat16
     found = {}

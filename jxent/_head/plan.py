@@ -95,7 +95,7 @@ def number_of_examples(arrays: Arrays) -> Any:
 
 
 Outputs: TypeAlias = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
-"""``(outs, aux)``, arrays ``[examples]``: those that are differentiated, and the others."""
+"""``(outs, aux)``, arrays ``[examples, ...]``: those that are differentiated, and the others."""
 
 
 class HeadLoss(Protocol):
@@ -407,7 +407,8 @@ class UserLoss:
     @property
     def has_one_out(self) -> bool:
         """As in `HeadLoss`."""
-        return sum(self.results[0].is_out) == 1
+        outs = zip(self.programs[0].jaxpr.outvars, self.results[0].is_out, strict=True)
+        return [x.aval.ndim for x, is_out in outs if is_out] == [1]
 
     def __call__(self, logits: list[jax.Array], arrays: Arrays) -> Outputs:
         """As in `HeadLoss`."""
@@ -458,7 +459,7 @@ def _checked_result(form: Form, found: Any, size: Any) -> tuple[list[jax.Array],
         )
     parts = (("", losses), ("counts", counts), ("aux", aux))
     leaves = [
-        _one_per_example(f"{what}{jax.tree_util.keystr(path)}", x, size)
+        _of_examples(f"{what}{jax.tree_util.keystr(path)}", x, size, form.reduced and what != "aux")
         for what, part in parts
         for path, x in jax.tree_util.tree_leaves_with_path(part)
     ]
@@ -471,11 +472,13 @@ def _checked_result(form: Form, found: Any, size: Any) -> tuple[list[jax.Array],
     return leaves, Result(jax.tree.structure((losses, counts, aux)), is_out, form)
 
 
-def _one_per_example(path: str, x: Any, size: Any) -> jax.Array:
+def _of_examples(path: str, x: Any, size: Any, is_single: bool) -> jax.Array:
     array = any_array(f"what loss returns{path and ' at '}{path}", x)
-    if array.shape != (size,):
+    if array.shape[:1] != (size,) or (is_single and array.ndim > 1):
+        wanted = f"one number for each of the {size} examples of a chunk, shape ({size},)"
+        if not is_single:
+            wanted = f"arrays of the {size} examples of a chunk, shape ({size}, ...)"
         raise ValueError(
-            f"loss must return one number for each of the {size} examples of a chunk, shape"
-            f" ({size},), got shape {array.shape}{path and ' at '}{path}"
+            f"loss must return {wanted}, got shape {array.shape}{path and ' at '}{path}"
         )
     return array

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from .._autodiff import in_every_mode, with_vmap_rule
 from .._dtypes import computing_dtype, upcast
 from .._sharding import automatic_axes, explicit_sharding, varying_axes
-from .chunks import over_chunks
+from .chunks import over_chunks, zero_unless
 from .logits import finished, gradients_of_product, product
 from .plan import COUNTED, WEIGHTS, Arrays, Name, Plan, is_of_classes, is_of_examples, made
 
@@ -139,7 +139,7 @@ def _as_more_examples(
         outs, aux = of_examples(plan, arrays, reduced=False)
         if reduced:
             outs = weigh(arrays.get(WEIGHTS), outs[0])
-        outs, aux = jax.tree.map(lambda x: x.reshape(size, examples), (outs, aux))
+        outs, aux = jax.tree.map(lambda x: x.reshape(size, examples, *x.shape[1:]), (outs, aux))
         return (jnp.sum(outs, axis=-1) if reduced else outs), aux
 
     return rule
@@ -222,7 +222,7 @@ def _outputs_and_gradients(
         given = [rows[name].astype(x.dtype) for name, x in zip(numbers, outs, strict=False)]
         to_outs = tuple(given) or jax.tree.map(jnp.ones_like, outs)
         if COUNTED in rows:
-            to_outs = tuple(jnp.where(rows[COUNTED], x, 0) for x in to_outs)
+            to_outs = tuple(zero_unless(rows[COUNTED], x) for x in to_outs)
         to_products, gradients = pullback(to_outs)
         for i, to_product in to_products.items():
             gradients |= gradients_of_product(plan, rows, i, to_product, of_products)

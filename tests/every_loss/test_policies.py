@@ -156,8 +156,8 @@ def _logits(case, integer):
         if is_ratio:
             row = {"target_logits": [-INF, 1.0, 2.0], "labels": 0}
             yield Row("label on an impossible class", row, -INF)
-            row |= {"logits": [-INF, 0.0, 1.0]}
-            yield Row("label on an impossible class of both", row, NAN)
+            both = row | {"logits": [-INF, 0.0, 1.0]}
+            yield Row("label on an impossible class of both", both, NAN)
         elif not case.options:
             for label, loss, gradient in ((0, 0.0, 0.0), (1, INF, None)):
                 row = {"logits": [INF, 0.0, 1.0], "labels": label}

@@ -410,7 +410,9 @@ def test_mistakes_of_shape(inputs, argument, where, remedy):
         ({"reduction": "avg"}, (), {}, ValueError,
          "reduction must be 'mean', 'sum' or 'none', got 'avg'"),
         ({"chunk_size": 0}, (), {}, ValueError, "chunk_size must be at least 1, got 0"),
-        ({}, (X,), {}, TypeError, "one of the 1 arguments must be a LinearLogits, got none"),
+        ({}, (), {}, TypeError, "what chunked returns must be given arguments, got none"),
+        ({}, (np.arange(5),), {}, TypeError,
+         "argument 0, without a LinearLogits, must have a floating-point dtype, got int32"),
         ({}, (linear(kernel=W[:2]),), {}, ValueError,
          "inputs and kernel must have the shapes [..., features] and [features, classes], got"
          " (5, 3) and (2, 4)"),
@@ -440,11 +442,13 @@ def test_mistakes_of_shape(inputs, argument, where, remedy):
          "weights must not be negative, got -1.0: a mean divides by their sum, which may vanish."
          " Write reduction='sum' and divide by a number, or reduction='none'"),
         ({"loss": lambda z: jnp.mean(OK(z))}, (linear(),), {}, ValueError,
+         "loss must return arrays of the 2 examples of a chunk, shape (2, ...), got shape ()"),
+        ({"loss": lambda z: {"log": z.T}}, (linear(),), {}, ValueError,
+         "loss must return arrays of the 2 examples of a chunk, shape (2, ...), got shape (4, 2) at"
+         " ['log']"),
+        ({"loss": lambda z: z, "reduction": "sum"}, (linear(),), {}, ValueError,
          "loss must return one number for each of the 2 examples of a chunk, shape (2,), got shape"
-         " ()"),
-        ({"loss": lambda z: {"log": z}}, (linear(),), {}, ValueError,
-         "loss must return one number for each of the 2 examples of a chunk, shape (2,), got shape"
-         " (2, 4) at ['log']"),
+         " (2, 4)"),
         ({"loss": lambda z: None}, (linear(),), {}, TypeError,
          "loss must return at least one array, got nothing"),
         ({"loss": lambda z: (object(),)}, (linear(),), {}, TypeError,
@@ -462,9 +466,9 @@ def test_mistakes_of_shape(inputs, argument, where, remedy):
          "loss must return a pair (losses, counts) where has_counts is True, got an array"),
         ({"has_counts": True}, (linear(),), {}, ValueError,
          "has_counts must come with the reduction 'mean', got 'none'"),
-        ({"loss": lambda z: (OK(z), z), "has_aux": True}, (linear(),), {}, ValueError,
-         "loss must return one number for each of the 2 examples of a chunk, shape (2,), got shape"
-         " (2, 4) at aux"),
+        ({"loss": lambda z: (OK(z), z[0]), "has_aux": True}, (linear(),), {}, ValueError,
+         "loss must return arrays of the 2 examples of a chunk, shape (2, ...), got shape (4,) at"
+         " aux"),
         ({"loss": lambda z: (OK(z), z), "has_counts": True, "reduction": "mean"}, (linear(),), {},
          ValueError, "loss must return one number for each of the 2 examples of a chunk, shape"
          " (2,), got shape (2, 4) at counts"),
