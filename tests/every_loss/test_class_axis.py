@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jxent
-from support.cases import cosines, fast_jit, with_gradients
+from support.cases import BARE, cosines, fast_jit, with_gradients
 from support.meshes import BOTH, CLASSES_ONLY, EXAMPLES_ONLY, THREE, assert_same, mesh_of
 from support.tiers import quick, quick_rows
 
@@ -26,7 +26,24 @@ FUNCTIONS = {
     "soft_loss": jxent.softmax_cross_entropy,
     "entropy": jxent.softmax_entropy,
     "divergence": jxent.softmax_kl_divergence,
+    "mixture": jxent.softmax_jensen_shannon_divergence,
+    "poly": jxent.poly_loss_cross_entropy,
+    "focal": functools.partial(jxent.softmax_focal_loss_with_integer_labels, ignore_index=IGNORED),
+    "top_k": jxent.softmax_kl_divergence_with_top_k_targets,
+    "ratio": functools.partial(jxent.softmax_log_ratio_with_integer_labels, ignore_index=IGNORED),
+    "normalizer": jxent.logsumexp,
+    "logarithms": jxent.log_softmax,
+    "probabilities": jxent.softmax,
 }
+PER_CLASS = {"logarithms", "probabilities"}
+LOSSES = [name for name in FUNCTIONS if name not in PER_CLASS]
+OF_EXAMPLES = {"target_indices", "target_log_probs"}
+
+
+def test_every_softmax_loss_is_here():
+    """Each function of logits along an axis of classes takes them in shards."""
+    here = {getattr(f, "func", f).__name__ for f in FUNCTIONS.values()}
+    assert here == {c.name for c in BARE if c.kinds[0] == "logits" and c.accepts("axis")}
 
 
 def arrays(name):
@@ -48,6 +65,21 @@ def arrays(name):
         "soft_loss": {"labels": y} | options,
         "entropy": {},
         "divergence": {"target_logits": target},
+        "mixture": {"target_logits": target, "weight": np.float64(0.25)},
+        "poly": {"labels": y, "epsilon": np.float64(1.5)},
+        "focal": {
+            "labels": labels,
+            "gamma": np.float64(1.5),
+            "class_weights": options["class_weights"],
+        },
+        "top_k": {
+            "target_indices": np.argsort(target, axis=-1)[:, 10:40:7],
+            "target_log_probs": np.log(rng.dirichlet(np.ones(6), EXAMPLES)[:, :5]),
+        },
+        "ratio": {"target_logits": target, "labels": labels},
+        "normalizer": {},
+        "logarithms": {},
+        "probabilities": {},
     }
     return {"logits": z, "where": mask} | of_function[name]
 
@@ -58,13 +90,15 @@ def specs_of(arguments, mesh, classes):
     data = tuple(axis for axis in mesh.axis_names if axis not in names)
     by_rank = {2: P(data, classes), 1: P(data), 0: P()}
     specs = {name: by_rank[x.ndim] for name, x in arguments.items()}
-    return specs | ({"class_weights": P(classes)} if "class_weights" in specs else {}), P(data)
+    own = {"class_weights": P(classes)} | dict.fromkeys(OF_EXAMPLES, P(data))
+    return {name: own.get(name, spec) for name, spec in specs.items()}, P(data)
 
 
 def sharded(function, mesh, classes, arguments):
     """The function of whole arrays, computed by shards."""
     specs, out = specs_of(arguments, mesh, classes)
-
+    if function in [FUNCTIONS[name] for name in PER_CLASS]:
+        out = specs["logits"]
     local = by_name(functools.partial(function, class_axis_name=classes))
     return jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=out, check_vma=True)
 
@@ -85,10 +119,10 @@ def on_one_device(name):
 
 # Every function over three axes, and over other meshes one after the other.
 _OVER = [(name, *MESHES[3]) for name in FUNCTIONS]
-_OVER += [(name, *mesh) for name, mesh in zip(FUNCTIONS, MESHES[:3], strict=False)]
+_OVER += [(name, *MESHES[i % 3]) for i, name in enumerate(FUNCTIONS)]
 
 
-@pytest.mark.parametrize(("name", "shape", "classes"), quick_rows(_OVER, 0, 3))
+@pytest.mark.parametrize(("name", "shape", "classes"), quick_rows(_OVER, 0, 3, 8, 9))
 def test_values_and_gradients(name, shape, classes):
     mesh = mesh_of(*shape)
     with jax.enable_x64(True):
@@ -132,7 +166,7 @@ def test_modes_of_differentiation(name):
         assert_same(results, expected, 1e-10, 1e-10)
 
 
-@pytest.mark.parametrize("name", quick(FUNCTIONS, "integer_loss"))
+@pytest.mark.parametrize("name", quick(LOSSES, "integer_loss"))
 def test_differentiated_inside(name):
     """A shard's gradient is that of its slice, and replicated arguments have the whole one."""
     mesh = mesh_of(*BOTH)
@@ -223,7 +257,7 @@ def regimes():
 
 
 @pytest.mark.parametrize("dtype", quick(["float32", "bfloat16"]))
-@pytest.mark.parametrize("name", quick(FUNCTIONS, "integer_loss", "divergence"))
+@pytest.mark.parametrize("name", quick(LOSSES, "integer_loss", "divergence"))
 def test_accuracy_where_others_fail(name, dtype):
     """In single precision, as on one device to a few units in the last place."""
     mesh = mesh_of(*CLASSES_ONLY)
@@ -236,6 +270,17 @@ def test_accuracy_where_others_fail(name, dtype):
         "soft_loss": {"labels": np.eye(CLASSES)[labels % CLASSES].astype(z.dtype)},
         "entropy": {},
         "divergence": {"target_logits": near.astype(z.dtype)},
+        "mixture": {"target_logits": near.astype(z.dtype)},
+        "poly": {"labels": np.eye(CLASSES)[labels % CLASSES].astype(z.dtype)},
+        "focal": {"labels": labels},
+        "top_k": {
+            "target_indices": np.stack([labels, (labels + 7) % CLASSES], axis=-1),
+            "target_log_probs": np.log(np.tile([0.5, 0.25], (len(z), 1))).astype(z.dtype),
+        },
+        "ratio": {"target_logits": near.astype(z.dtype), "labels": labels},
+        "normalizer": {},
+        "logarithms": {},
+        "probabilities": {},
     }[name]
 
     others = {k: x for k, x in arguments.items() if k != "logits"}
