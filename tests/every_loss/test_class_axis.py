@@ -122,7 +122,7 @@ _OVER = [(name, *MESHES[3]) for name in FUNCTIONS]
 _OVER += [(name, *MESHES[i % 3]) for i, name in enumerate(FUNCTIONS)]
 
 
-@pytest.mark.parametrize(("name", "shape", "classes"), quick_rows(_OVER, 0, 3, 8, 9))
+@pytest.mark.parametrize(("name", "shape", "classes"), quick_rows(_OVER, 0, 3, 4, 5, 7, 8, 10))
 def test_values_and_gradients(name, shape, classes):
     mesh = mesh_of(*shape)
     with jax.enable_x64(True):

@@ -132,6 +132,24 @@ def test_mapped_frozen_and_forward():
         chex.assert_trees_all_close(given, plain(numbers["inputs"]), rtol=1e-10, atol=1e-12)
 
 
+def test_a_frozen_kernel_beside_one_output_of_several_numbers():
+    with jax.enable_x64(True):
+        numbers, others = arrays()
+
+        def loss(logits, labels):
+            return jxent.log_softmax(logits)[:, :7]
+
+        def of_chunks(x):
+            logits = jxent.LinearLogits(x, numbers["kernel"])
+            return total(jxent.chunked(loss, chunk_size=5)(logits, others["labels"]))[0]
+
+        def of_whole(x):
+            return total(whole(loss, x @ numbers["kernel"], others["labels"]))[0]
+
+        gradients = [fast_jit(jax.grad(f))(numbers["inputs"]) for f in (of_chunks, of_whole)]
+        chex.assert_trees_all_close(*gradients, rtol=1e-10, atol=1e-12, strict=True)
+
+
 def test_aux_of_any_shape():
     with jax.enable_x64(True):
         numbers, others = arrays()
