@@ -13,7 +13,7 @@ from jax.export import is_symbolic_dim
 
 from .._autodiff import differentiated_whole
 from .._dtypes import computing_dtype
-from .._sharding import gathered, is_on_cpu, varying_axes, varying_over
+from .._sharding import gathered, is_on_cpu, varying_over
 from .plan import COUNTED, Arrays, Name, Plan, is_of_examples, number_of_examples
 
 
@@ -185,7 +185,8 @@ def zero_unless(counted: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _zeros(like: Any) -> jax.Array:
-    return varying_over(varying_axes(like), jnp.zeros(like.shape, like.dtype))
+    axes = frozenset(getattr(like.manual_axis_type, "varying", ()))
+    return varying_over(axes, jnp.zeros(like.shape, like.dtype))
 
 
 def _in_chunks(

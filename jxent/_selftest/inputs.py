@@ -80,7 +80,7 @@ def inputs() -> dict[str, tuple[Array, ...]]:
         "log-probabilities, labels": (log_p, likely),
         "log-probabilities, probabilities": (log_q, p),
         "two log-probabilities": (log_q, log_p),
-        "binary two log-probabilities": (-abs(x), -abs(x_other)),
+        "binary two log-probabilities": tuple(-np.minimum(abs(v), 80) for v in (x, x_other)),
         "losses, weights": (10 * p, q),
         **heads.inputs(),
     }

@@ -397,3 +397,26 @@ def test_each_gradient_is_reduced_once_after_the_chunks(what):
     bodies = re.findall(r"body=%?([\w.-]+)", text)
     in_loops = [body for body in re.split(r"\n(?=\S)", text) if body.split(" ")[0][1:] in bodies]
     assert {size for body in in_loops for _, size in collectives(body)} == {chunk}
+
+
+@pytest.mark.parametrize("names", [{"data"}, {"data", "model"}])
+def test_a_shard_map_over_some_axes(names):
+    """With examples that are ignored, so that chunks are skipped."""
+    mesh = mesh_of(*BOTH)
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(8, 4)), rng.normal(size=(4, 16))
+    labels = np.array([3, -100, -100, -100, 0, 15, -100, 7])
+
+    def loss(x, w, labels):
+        return linear_loss(x, w, labels, ignore_index=-100, reduction="sum", chunk_size=1)
+
+    def local(*arrays):
+        return jax.lax.psum(loss(*arrays), "data")
+
+    specs = {"in_specs": (P("data"), P(), P("data")), "out_specs": P()}
+    mapped = jax.shard_map(local, mesh=mesh, axis_names=names, **specs)
+    with jax.enable_x64(True), jax.set_mesh(mesh):
+        results = jax.jit(jax.value_and_grad(mapped, (0, 1)))(x, w, labels)
+    with jax.enable_x64(True):
+        exact = jax.value_and_grad(loss, (0, 1))(x, w, labels)
+    chex.assert_trees_all_close(results, exact, rtol=1e-12, atol=1e-14, strict=True)
