@@ -174,7 +174,7 @@ def softmax_log_ratio_with_integer_labels(
     Example:
       >>> import jxent
       >>> print(jxent.softmax_log_ratio_with_integer_labels([0.0, 0.0], [0.0, 1e-6], 0))
-      -5.0000013e-07
+      -5.000001e-07
     """
     rows, *pair = _two_rows(logits, target_logits, axis, where, class_axis_name, labels=labels)
     rows, y = rows.labels(labels, ignore_index)
