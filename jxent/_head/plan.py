@@ -215,7 +215,7 @@ def _used_by(function: FunctionType) -> Iterator[Any]:
     yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     yield from vars(function).values()
     known = function.__globals__
-    if _is_of_users(known["__name__"]):
+    if _is_of_users(known.get("__name__", "")):
         yield from (known[name] for name in _names_in(function.__code__) if name in known)
 
 

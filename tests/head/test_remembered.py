@@ -81,6 +81,14 @@ def test_a_second_call_compiles_nothing(kind, compilations):
     np.testing.assert_allclose(jxent.chunked(loss)(other), first[:3], rtol=1e-6)
 
 
+def test_a_loss_of_code_that_has_no_module():
+    """As of `exec` with a dictionary of its own."""
+    names = {"jxent": jxent}
+    exec("def loss(logits): return jxent.softmax_entropy(logits / 2)", names)
+    assert "__name__" not in names
+    np.testing.assert_array_equal(result_of(names["loss"]), result_of(constant))
+
+
 def test_gradients_and_options(compilations):
     def value_and_gradients(**options):
         mean = jxent.chunked(constant, reduction="mean", **options)
