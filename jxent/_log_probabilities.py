@@ -39,8 +39,8 @@ def kl_divergence(
       where: boolean, of the shape of `log_predictions` or of the examples: what counts.
 
     Returns:
-      ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given: where
-      these do not sum to one it may be negative. From logits, `softmax_kl_divergence` never is.
+      ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given, and may
+      be negative where these do not sum to one. From logits, `softmax_kl_divergence` never is.
 
     Note:
       :math:`t_j = 0` contributes 0, with the gradient 0, also where :math:`\ell_j` is -inf; there
@@ -74,8 +74,8 @@ def kl_divergence_with_log_targets(
       where: boolean, of the shape of `log_predictions` or of the examples: what counts.
 
     Returns:
-      ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given: where
-      these do not sum to one it may be negative. From logits, `softmax_kl_divergence` never is.
+      ``[...]`` in nats, float32 or float64. It is the exact function of the numbers given, and may
+      be negative where these do not sum to one. From logits, `softmax_kl_divergence` never is.
 
     Note:
       A target of -inf contributes 0, with the gradient 0. A prediction of -inf under any other

@@ -95,7 +95,8 @@ def label_weights(
         class weights are spread: each shard has a slice of them, in their order.
 
     Returns:
-      ``[...]``, float32 or float64: 0 for an ignored label, NaN for one outside [0, classes).
+      ``[...]``, float32 or float64. It is 0 for an ignored label, and NaN for one outside
+      [0, classes).
 
     Note:
       Labels and class weights may be sharded in any way. The weights are differentiated.

@@ -258,7 +258,7 @@ def chunked(
     some examples at a time, and forgets them.
 
     Args:
-      loss: any traceable function of positional arguments that treats each example by itself. A
+      loss: any pure function of positional arguments that treats each example by itself. A
         statistic of the batch, like the mean of the advantages, would be one of a chunk, and differ
         with `chunk_size`: compute it before, and give what follows from it as an argument. `loss`
         gets the logits ``[examples, classes]`` of a chunk, in float32 or float64, in place of each
@@ -291,7 +291,7 @@ def chunked(
         over all of its axes that `class_axis_name` leaves.
 
     Returns:
-      A function ``(*args, where=None, weights=None)``. The arguments are those of `loss`: one
+      A function ``(*args, where=None, weights=None)`` of the arguments of `loss`. They are one
       `LinearLogits` or several, with the same examples ``[...]``, and arrays, or trees of them,
       whose first dimensions are the examples'. Without a `LinearLogits` the first array
       ``[..., features]`` says which these are: `loss` gets some rows of it. `where`, boolean

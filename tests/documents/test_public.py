@@ -52,6 +52,8 @@ def test_docstring(name):
     assert not blank
     assert ">>> import jxent" in text or "jax.numpy as jnp, jxent" in text
     assert "References:" in text or name in SOURCES
+    returned = text[text.index("Returns:") :].splitlines()[1]
+    assert ":" not in re.sub("`[^`]*`", "", returned), "Sphinx takes what is before it for a type"
     arguments = text[text.index("Args:") : text.index("Returns:")]
     signature = inspect.signature(function)
     assert signature.return_annotation is not inspect.Signature.empty
