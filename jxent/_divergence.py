@@ -25,7 +25,14 @@ from ._numerics import (
     zero_if_weightless,
 )
 from ._rows import Mask, Rows, in_range, is_label, rows_of
-from ._sharding import AxisName, number_of_shards, psum_classes, sum_classes
+from ._sharding import (
+    AxisName,
+    explicit_sharding,
+    number_of_shards,
+    psum_classes,
+    resharded,
+    sum_classes,
+)
 from ._statistics import Statistics
 from ._statistics.row import Row, plain_surprisal
 
@@ -303,7 +310,7 @@ def _softmax_kl(row_q: Row, row_p: Row, mask: Mask) -> tuple[jax.Array, Any]:
 def _label_log_ratio_bwd(
     cotangent: jax.Array, row_q: Row, row_p: Row, mask: Mask, labels: jax.Array, *known: Any
 ) -> tuple[Any, ...]:
-    is_named = is_label(labels, row_q.z.shape[-1], row_q.mesh_axes)
+    is_named = _is_named(row_q, labels)
     of_p, of_q, _ = _rows_after(known, row_p, row_q, mask)
     undefined = jnp.isnan(of_p.stats.sumexp_rest) | jnp.isnan(of_q.stats.sumexp_rest)
     factor = _nan_beyond(row_q, labels, cotangent.dtype)
@@ -323,11 +330,16 @@ def _label_log_ratio(
     known = _known_of_both(row_p, row_q, mask)
     rows = _rows_after(known, row_p, row_q, mask)
     t = _log_ratio(*rows)
-    is_named = is_label(labels, t.shape[-1], row_q.mesh_axes)
+    is_named = _is_named(row_q, labels)
     in_neither = is_named & ~rows[0].exists & ~rows[1].exists
     t = jnp.where(is_named, nan_where(in_neither, t), 0.0)
     ratio = sum_classes(t, row_q.mesh_axes) * _nan_beyond(row_q, labels, t.dtype)
     return ratio[..., 0], known
+
+
+def _is_named(row: Row, labels: jax.Array) -> jax.Array:
+    named = is_label(labels, row.z.shape[-1], row.mesh_axes)
+    return resharded(named, explicit_sharding(row.z))
 
 
 def _nan_beyond(row: Row, labels: jax.Array, dtype: Any) -> jax.Array:

@@ -42,6 +42,7 @@ from ._sharding import (
     check_replicated,
     explicit_sharding,
     in_any_shard,
+    is_explicit,
     joint_sharding,
     number_of_shards,
     of_this_shard,
@@ -111,14 +112,20 @@ def weight_of_label(weights: jax.Array, labels: jax.Array, axes: MeshAxes = ()) 
     if axes:
         labels = of_this_shard(labels, weights.size, axes)
         return psum_classes(weight_of_label(weights, labels), axes)
-    if explicit_sharding(labels) or explicit_sharding(weights):
+    if is_explicit(labels, weights):
         return _by_comparison(as_row(weights, labels.ndim + 1), labels)[..., 0]
     chosen = jnp.take(weights, labels, mode="clip")
     return jnp.where(in_range(labels, weights.size)[..., 0], chosen, 0.0)
 
 
 def _by_comparison(x: jax.Array, labels: jax.Array) -> jax.Array:
-    chosen = jnp.where(is_label(labels, x.shape[-1]), x, 0.0)
+    named = is_label(labels, x.shape[-1])
+    places = range(named.ndim)
+    joint = joint_sharding(named.ndim, {"labels": named, "classes": x}, lambda *_: places)
+    # `jnp.where` would bring arrays to each other's shardings, and fail under `jax.vmap` if one has
+    # no mesh.
+    x = x if x.shape == named.shape else jnp.broadcast_to(x, named.shape, out_sharding=joint)
+    chosen = jnp.where(resharded(named, joint), resharded(x, joint), 0.0)
     return jnp.sum(chosen, axis=-1, keepdims=True)
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AxisName: TypeAlias = str | tuple[str, ...]
 MeshAxes: TypeAlias = tuple[str, ...]
@@ -116,6 +116,12 @@ def explicit_sharding(x: jax.Array) -> NamedSharding | None:
     return sharding if any(axis is not None for axis in sharding.spec) else None
 
 
+def is_explicit(*arrays: jax.Array) -> bool:
+    """Whether JAX would refuse a gather: also where `jax.vmap` maps over an explicit axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return AxisType.Explicit in mesh.axis_types or any(map(explicit_sharding, arrays))
+
+
 def joint_sharding(
     rank: int, arrays: Mapping[str, Any], axes_of: Callable[[str, jax.Array], Sequence[int | None]]
 ) -> NamedSharding | None:
@@ -161,6 +167,19 @@ def resharded(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     return jax.sharding.reshard(x, sharding) if moves else x
 
 
+def on_explicit_mesh(x: jax.Array) -> jax.Array:
+    """`x` with the mesh of `jax.set_mesh` in its type, if that has explicit axes and `x` no mesh.
+
+    JAX cannot transpose what `jax.vmap` maps over such an axis to an array without a mesh.
+    """
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit not in mesh.axis_types or not jax.typeof(x).sharding.mesh.empty:
+        return x
+    whole = NamedSharding(mesh, PartitionSpec(*[None] * x.ndim))
+    result: jax.Array = jax.sharding.reshard(x, whole)
+    return result
+
+
 def gathered(x: jax.Array) -> jax.Array:
     """`x` with its first dimension whole on each device, where XLA may have spread it."""
     if not automatic_axes(x):
@@ -185,7 +204,7 @@ def automatic_axes(x: jax.Array) -> Mapping[Any, int]:
 
     A mesh that only the ``in_shardings`` of `jax.jit` know is not seen.
     """
-    automatic = jax.sharding.AxisType.Auto
+    automatic = AxisType.Auto
     return {
         name: mesh.shape[name]
         for mesh in _meshes_of(x)

@@ -26,6 +26,7 @@ from .._sharding import (
     check_replicated,
     explicit_sharding,
     joint_sharding,
+    on_explicit_mesh,
     resharded,
     varying_axes,
 )
@@ -152,7 +153,7 @@ def over_examples(
 
 def _in_groups(plan: Plan, *values: jax.Array) -> tuple[Any, Any]:
     """`_reduced` of all examples, in groups that the devices compute side by side."""
-    arrays = dict(zip(plan.names, values, strict=True))
+    arrays = dict(zip(plan.names, map(on_explicit_mesh, values), strict=True))
     shape = arrays[Name("inputs")].shape[:-1]
     arrays, groups = _laid_out(plan, arrays)
     if not groups:
@@ -279,7 +280,7 @@ def _traced(plan: Plan, arrays: Arrays) -> tuple[Plan, Arrays]:
         and axes - varying_axes(x)
         for x in captured.values()
     )
-    arrays = arrays | captured
+    arrays = arrays | {name: on_explicit_mesh(x) for name, x in captured.items()}
     return plan._replace(loss=loss, names=tuple(arrays), may_skip=may_skip), arrays
 
 

@@ -187,3 +187,42 @@ def test_no_more_than_with_a_mesh(shape, specs, reduction, ignored, axis_type):
     # many numbers in all. The order of examples that are ignored costs some numbers for each chunk.
     exchanged = [carried(text) for text in texts]
     assert 0 < exchanged[0] <= exchanged[1] + 2 * CHUNKS
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("spec", [P(), P(None, "model")])
+def test_arguments_without_a_mesh(chunked, spec):
+    """Class weights and a temperature that lie on no mesh, beside examples that do."""
+    mesh = mesh_of(*BOTH, AxisType.Explicit)
+    numbers, others = arrays()
+    numbers = {n: numbers[n] for n in ("inputs", "kernel", "class_weights", "temperature")}
+    key = jax.random.key(0)
+
+    def loss(numbers, labels):
+        a = numbers
+        if not chunked:
+            return linear_loss(
+                a["inputs"], a["kernel"], labels, class_weights=a["class_weights"], chunk_size=1
+            )
+
+        def noisy(logits, labels):
+            logits = logits / a["temperature"] + jax.random.uniform(key, logits.shape[-1:])[None]
+            return integer_loss(logits, labels, class_weights=a["class_weights"])
+
+        function = jxent.chunked(noisy, reduction="sum", chunk_size=1)
+        return function(jxent.LinearLogits(a["inputs"], a["kernel"]), labels)
+
+    with jax.enable_x64(True):
+        gradients = jax.value_and_grad(loss)
+        exact = fast_jit(gradients)(numbers, others["labels"])
+        places = {"inputs": P("data"), "kernel": spec}
+        placed = numbers | {
+            name: jax.device_put(numbers[name], NamedSharding(mesh, place))
+            for name, place in places.items()
+        }
+        labels = jax.device_put(others["labels"], NamedSharding(mesh, P("data")))
+        results = fast_jit(gradients)(placed, labels)
+        with jax.set_mesh(mesh):
+            inside = fast_jit(gradients)(placed, labels)
+        chex.assert_trees_all_close(results, exact, rtol=1e-11, atol=1e-12)
+        chex.assert_trees_all_close(inside, exact, rtol=1e-11, atol=1e-12)
