@@ -189,7 +189,7 @@ def _sampled_kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
 
 def _change(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     """``log q - log p``, 0 for equal infinities."""
-    equal = log_p == log_q
+    equal = (log_p == log_q) & jnp.isinf(log_p)
     return jnp.where(equal, 0.0, log_q) - jnp.where(equal, 0.0, log_p)
 
 

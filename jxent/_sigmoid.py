@@ -197,7 +197,7 @@ def _sigmoid_entropy(z: jax.Array) -> jax.Array:
 
 def _difference(z_p: jax.Array, z_q: jax.Array) -> jax.Array:
     """``z_p - z_q``, 0 for equal infinities."""
-    equal = z_p == z_q
+    equal = (z_p == z_q) & jnp.isinf(z_p)
     return jnp.where(equal, 0.0, z_p) - jnp.where(equal, 0.0, z_q)
 
 

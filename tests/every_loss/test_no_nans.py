@@ -217,6 +217,8 @@ def arguments(case, *, is_extreme=False):
         numbers = (of_options if case.options else (BINARY, BINARY_EXTREME))[is_extreme]
         q, p = (np.resize(np.float32(x), (14, 3)) for x in numbers)
         p = q if case.kinds == ("distributions",) else p
+        if case.kinds[0] == "log_predictions":
+            q = np.where((p == 0) | (q == 0), p, q)  # The divergence of one that is 0 is infinite.
     with np.errstate(divide="ignore"):
         kinds = {"log_predictions": np.log(q), "log_distributions": np.log(p)}
     kinds |= {"distributions": p, "predictions": q}

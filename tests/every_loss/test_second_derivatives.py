@@ -7,6 +7,7 @@ the logarithm of a probability, as it does in the gradient.
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from jxent._selftest.exact import ONE, ZERO, decimals
 from jxent._selftest.sizes import Quantity, exp, ln, nats, times, total
 from support import tolerances
 from support.accuracy import double_if
-from support.cases import fast_jit, with_gradients
+from support.cases import BARE, fast_jit, with_gradients
 from support.tiers import quick
 from support.tolerances import SECOND_DERIVATIVE, computing
 
@@ -428,3 +429,33 @@ def test_kl_divergence(dtype):
             for got, right in zip(line, exact_line, strict=True):
                 worst = float(np.max(abs(decimals(got) - right) / size)) / eps
                 assert worst <= 32
+
+
+_PAIRS = {
+    ("logits", "target_logits"),
+    ("distributions", "predictions"),
+    ("log_predictions", "log_distributions"),
+}
+
+
+@pytest.mark.parametrize("case", [c for c in BARE if c.kinds in _PAIRS], ids=str)
+def test_both_arguments_equal(case):
+    """Where a divergence is 0 its curvature is not."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(case.args(np.float64)[0])
+        dots = [
+            jnp.cos(jnp.arange(x.size, dtype=x.dtype) + shift).reshape(x.shape)
+            for shift in (0.0, 1.0)
+        ]
+
+        @fast_jit
+        def along(a, b):
+            gradient = jax.grad(lambda a, b: jnp.sum(jnp.cos(case.call(a, b) + 1)), (0, 1))
+            return gradient(a, b), jax.jvp(gradient, (a, b), tuple(dots))[1]
+
+        step = 1e-5
+        _, second = along(x, x)
+        ahead, back = (along(x + h * dots[0], x + h * dots[1])[0] for h in (step, -step))
+        expected = jax.tree.map(lambda a, b: (a - b) / (2 * step), ahead, back)
+        chex.assert_trees_all_close(second, expected, rtol=1e-6, atol=1e-7)
+        assert max(float(jnp.max(jnp.abs(x))) for x in second) > 1e-2

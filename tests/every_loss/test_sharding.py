@@ -69,7 +69,7 @@ def mask_of(case, kind):
         return np.arange(EXAMPLES) != 2
     mask = np.random.default_rng(1).random((EXAMPLES, CLASSES)) < 0.8
     if "labels" in case.kinds:
-        mask[range(EXAMPLES), arguments(case)[1]] = True
+        mask[range(EXAMPLES), arguments(case)[case.kinds.index("labels")]] = True
     return mask
 
 

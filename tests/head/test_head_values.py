@@ -188,6 +188,16 @@ def assert_same(functions, arrays):
         chex.assert_trees_all_close(*both, rtol=1e-12, atol=1e-12, strict=True)
 
 
+def that_counts(loss):
+    """The loss, with every example counted."""
+
+    def function(*args):
+        losses = loss(*args)
+        return losses, jnp.ones(losses.shape, bool)
+
+    return function
+
+
 def of_both(loss, call, **options):
     """The chunked loss of the arrays, and the plain one."""
     plain = heads.plain_chunked(loss, options.get("reduction", "none"))
@@ -216,15 +226,11 @@ def test_every_loss_of_logits(case, reduction):
         rest = [other(a) if kind == "target_logits" else a[kind] for kind in kinds]
         return function(linear(a), *rest)
 
-    def that_counts(*args):
-        losses = loss(*args)
-        return losses, jnp.ones(losses.shape, bool)
-
     # A last chunk that is smaller is made by the same step, which one loss shows for all.
     arrays = numbers() if str(case) == QUICK else of_whole_chunks()
     plain = functools.partial(call, heads.plain_chunked(loss, reduction))
     if reduction == "mean":
-        in_chunks = chunked(that_counts, reduction="mean", has_counts=True)
+        in_chunks = chunked(that_counts(loss), reduction="mean", has_counts=True)
     else:
         in_chunks = chunked(loss)
     assert_same([functools.partial(call, in_chunks), plain], arrays)
@@ -300,8 +306,14 @@ def test_what_a_loss_closes_over(reduction):
         return make(loss)(jxent.LinearLogits(a["inputs"], a["kernel"]), a["labels"])
 
     finite = of_whole_chunks() | {"bias": np.abs(numbers()["bias"])}
-    makes = [functools.partial(f, reduction=reduction) for f in (chunked, heads.plain_chunked)]
-    assert_same([functools.partial(call, make) for make in makes], finite)
+
+    def in_chunks(loss):
+        if reduction == "none":
+            return chunked(loss)
+        return chunked(that_counts(loss), reduction="mean", has_counts=True)
+
+    plain = functools.partial(heads.plain_chunked, reduction=reduction)
+    assert_same([functools.partial(call, make) for make in (in_chunks, plain)], finite)
 
 
 def margin(logits, labels):
