@@ -11,6 +11,7 @@ import numpy as np
 from ._arguments import ArrayLike, Axis, elementwise
 from ._autodiff import loss_with_partials, public
 from ._numerics import (
+    difference,
     excess,
     exp,
     expm1,
@@ -175,22 +176,16 @@ def sampled_kl_divergence(
 
 # d(e^d - 1 - d) = (e^d - 1) (d log q - d log p).
 @loss_with_partials(
-    lambda log_p, log_q: -expm1(_change(log_p, log_q)),
-    lambda log_p, log_q: expm1(_change(log_p, log_q)),
+    lambda log_p, log_q: -expm1(difference(log_q, log_p)),
+    lambda log_p, log_q: expm1(difference(log_q, log_p)),
 )
 def _sampled_kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    d = _change(log_p, log_q)
+    d = difference(log_q, log_p)
     near, infinite = jnp.abs(d) < 1, d == jnp.inf
     close, far = jnp.where(near, d, 0.0), jnp.where(near | infinite, -1.0, d)
     # Near agreement the two terms cancel, and `excess(-d)` is their difference times e^-d.
     divergence = jnp.where(near, exp(close) * excess(-close), expm1(far) - far)
     return jnp.where(infinite, jnp.inf, divergence)
-
-
-def _change(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """``log q - log p``, 0 for equal infinities."""
-    equal = (log_p == log_q) & jnp.isinf(log_p)
-    return jnp.where(equal, 0.0, log_q) - jnp.where(equal, 0.0, log_p)
 
 
 # d(t (log t - l)) = (log t - l + 1) dt - t dl, and 0 where t = 0.

@@ -363,6 +363,13 @@ def _replaced_where_rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Ar
 # ---------------------------------------- Terms of divergences
 
 
+@with_partials(lambda a, b: jnp.ones_like(a), lambda a, b: -jnp.ones_like(b))
+def difference(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a - b``, 0 for equal infinities."""
+    equal = a == b
+    return jnp.where(equal, 0.0, a) - jnp.where(equal, 0.0, b)
+
+
 def excess(t: jax.Array) -> jax.Array:
     """``φ(t) = t e^t - expm1(t) = t²/2 + t³/3 + t⁴/8 + …``, never negative, for t <= 1.
 

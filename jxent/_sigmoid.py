@@ -9,6 +9,7 @@ from ._arguments import ArrayLike, elementwise, is_off, scalar
 from ._autodiff import loss_with_partials, public, with_gradient
 from ._dtypes import computing_dtype, upcast, widened
 from ._numerics import (
+    difference,
     divergence_terms,
     divide,
     expm1,
@@ -195,19 +196,13 @@ def _sigmoid_entropy(z: jax.Array) -> jax.Array:
     return tail + softplus(-z)
 
 
-def _difference(z_p: jax.Array, z_q: jax.Array) -> jax.Array:
-    """``z_p - z_q``, 0 for equal infinities."""
-    equal = (z_p == z_q) & jnp.isinf(z_p)
-    return jnp.where(equal, 0.0, z_p) - jnp.where(equal, 0.0, z_q)
-
-
 # The gradient is q - p = -q (1-q) expm1(d) / (1 + q expm1(d)) for the logit of q, and p (1-p) d
 # for that of p. A difference of two sigmoids near 1 is taken from their complements.
 def _sigmoid_kl_bwd(
     cotangent: jax.Array, logits: jax.Array, target_logits: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     z_q, z_p = upcast(logits, target_logits)
-    d = _difference(z_p, z_q)
+    d = difference(z_p, z_q)
     p, q = sigmoid(z_p), sigmoid(z_q)
     not_p, not_q = sigmoid(-z_p), sigmoid(-z_q)
     near = jnp.abs(d) < 1
@@ -224,7 +219,7 @@ def _sigmoid_kl_bwd(
 @with_gradient(_sigmoid_kl_bwd)
 def _sigmoid_kl(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
     z_q, z_p = upcast(logits, target_logits)
-    d = _difference(z_p, z_q)
+    d = difference(z_p, z_q)
     near = jnp.abs(d) < 1
 
     def terms(sign: int) -> jax.Array:
