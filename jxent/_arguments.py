@@ -4,18 +4,18 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._autodiff import Public
 from ._dtypes import computing_dtype
 from ._sharding import explicit_sharding
 
 ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence["ArrayLike"]
 Axis: TypeAlias = int | tuple[int, ...] | None
-Public = TypeVar("Public", bound=Callable[..., Any])
 
 
 class Range(NamedTuple):

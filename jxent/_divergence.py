@@ -24,17 +24,16 @@ from ._numerics import (
     weighted_mixture_ratio,
     zero_if_weightless,
 )
-from ._rows import Mask, Rows, in_range, is_label, rows_of
+from ._rows import Mask, Rows, is_label, rows_of
 from ._sharding import (
     AxisName,
     explicit_sharding,
-    number_of_shards,
     psum_classes,
     resharded,
     sum_classes,
 )
 from ._statistics import Statistics
-from ._statistics.row import Row, plain_surprisal
+from ._statistics.row import Row, nan_if_out_of_range, plain_surprisal
 
 
 @public
@@ -313,7 +312,7 @@ def _label_log_ratio_bwd(
     is_named = _is_named(row_q, labels)
     of_p, of_q, _ = _rows_after(known, row_p, row_q, mask)
     undefined = jnp.isnan(of_p.stats.sumexp_rest) | jnp.isnan(of_q.stats.sumexp_rest)
-    factor = _nan_beyond(row_q, labels, cotangent.dtype)
+    factor = nan_if_out_of_range(of_q.z, labels, row_q.mesh_axes)
     cotangent = cotangent[..., None] * nan_where(undefined, factor)
 
     def gradient(row: Row) -> jax.Array:
@@ -333,19 +332,13 @@ def _label_log_ratio(
     is_named = _is_named(row_q, labels)
     in_neither = is_named & ~rows[0].exists & ~rows[1].exists
     t = jnp.where(is_named, nan_where(in_neither, t), 0.0)
-    ratio = sum_classes(t, row_q.mesh_axes) * _nan_beyond(row_q, labels, t.dtype)
+    ratio = sum_classes(t, row_q.mesh_axes) * nan_if_out_of_range(t, labels, row_q.mesh_axes)
     return ratio[..., 0], known
 
 
 def _is_named(row: Row, labels: jax.Array) -> jax.Array:
     named = is_label(labels, row.z.shape[-1], row.mesh_axes)
     return resharded(named, explicit_sharding(row.z))
-
-
-def _nan_beyond(row: Row, labels: jax.Array, dtype: Any) -> jax.Array:
-    """``[..., 1]``: NaN for a label that names no class, else 1."""
-    classes = row.z.shape[-1] * number_of_shards(row.mesh_axes)
-    return nan_where(~in_range(labels, classes), jnp.ones((), dtype))
 
 
 # ---------------------------------------- Jensen-Shannon

@@ -30,7 +30,6 @@ from ._sharding import (
     explicit_sharding,
     number_of_shards,
     of_this_shard,
-    psum_classes,
     resharded,
 )
 from ._statistics import Statistics, shift
@@ -219,11 +218,8 @@ Shares: TypeAlias = tuple[jax.Array, jax.Array]
 
 def _at(x: jax.Array, index: jax.Array, axes: MeshAxes = ()) -> jax.Array:
     """``[..., k]``, the entries that the index names; some other entry if it names no class."""
-    if axes:
-        here = _here(index, x, axes)
-        return psum_classes(jnp.where(here < x.shape[-1], _at(x, here), 0.0), axes)
-    if explicit_sharding(x):
-        return at_label(x[..., None, :], index)[..., 0]
+    if axes or explicit_sharding(x):
+        return at_label(x[..., None, :], index, axes)[..., 0]
     return jnp.take_along_axis(x, index, axis=-1, mode="clip")
 
 

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from .._arguments import (
     ArrayLike,
     any_array,
-    boolean,
     check_not_negative,
-    fits,
     floating,
     is_off,
     remedy,
@@ -344,14 +342,8 @@ def chunked(
         arguments = _checked_arguments(args)
         arrays, examples = arguments.arrays, arguments.examples
         if where is not None:
-            counted = boolean("where", where)
-            if not fits(counted.shape, examples):
-                raise ValueError(
-                    f"where must have the shape of the examples {examples}, got shape"
-                    f" {counted.shape}{remedy('where', counted.shape, examples)}"
-                )
-            same = counted.shape == examples
-            arrays[COUNTED] = counted if same else jnp.broadcast_to(counted, examples)
+            like = jax.ShapeDtypeStruct(examples, bool)
+            arrays[COUNTED] = Rows.of("the examples", like, (), where).mask.examples
         if weights is not None:
             if reduction == "none":
                 raise ValueError(
@@ -401,14 +393,14 @@ def _checked_arguments(args: tuple[Any, ...]) -> _Arguments:
         if isinstance(x, LinearLogits):
             name = Name("inputs", len(shapes))
             arrays |= arrays_of(x, len(shapes))
-            shapes.append((what, arrays[name].shape[:-1]))
         elif i == 0 and not has_head:
             name = Name("inputs")
             arrays[name] = floating(f"{what}, without a LinearLogits,", x)
-            shapes.append((what, arrays[name].shape[:-1]))
         else:
             name = Name("of examples", what)
             arrays[name] = any_array(what, x)
+        if name.kind == "inputs":
+            shapes.append((what, arrays[name].shape[:-1]))
         leaves.append(name)
     if not shapes:
         raise TypeError("what chunked returns must be given arguments, got none")

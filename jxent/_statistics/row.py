@@ -216,7 +216,7 @@ class Surprisals(NamedTuple):
     """``log sum_j exp(z_j)``"""
 
 
-def _nan_if_out_of_range(x: jax.Array, labels: jax.Array, axes: MeshAxes) -> jax.Array:
+def nan_if_out_of_range(x: jax.Array, labels: jax.Array, axes: MeshAxes) -> jax.Array:
     """``[..., 1]``: a factor that is NaN for a label that names no class of `x`, else 1."""
     classes = x.shape[-1] * number_of_shards(axes)
     return nan_where(~in_range(labels, classes), jnp.ones((), x.dtype))
@@ -241,7 +241,7 @@ def _surprisals_bwd(
     if labels is None:
         to_logits = p * normalizer
     else:
-        of_label = of_label * _nan_if_out_of_range(row.z, labels, axes)
+        of_label = of_label * nan_if_out_of_range(row.z, labels, axes)
         p_y, not_p_y = row.label_probability(labels)
         to_label = normalizer * p_y - of_label * not_p_y
         # Without the barrier XLA may compute these again for each logit, not once for a row.
@@ -283,7 +283,7 @@ def surprisals(
     # a logit is NaN, the label names no class, or it has no weight, the loss stays NaN.
     nan_or_one, is_impossible = jnp.ones((), dtype), False
     if labels is not None:
-        nan_or_one = _nan_if_out_of_range(logits.z.astype(dtype), labels, axes)
+        nan_or_one = nan_if_out_of_range(logits.z.astype(dtype), labels, axes)
         is_impossible = (raw.label_logit == -jnp.inf) & ~jnp.isnan(raw.sumexp_rest * nan_or_one)
         if is_weightless is not None:
             is_impossible &= ~jnp.expand_dims(is_weightless, range(is_weightless.ndim, m.ndim))
