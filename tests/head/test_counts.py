@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jxent
 from support import heads
 from support.cases import fast_jit
-from support.meshes import BOTH, mesh_of
+from support.meshes import BOTH, mesh_of, placed
 from support.tiers import quick, quick_rows
 
 integer_loss = jxent.softmax_cross_entropy_with_integer_labels
@@ -92,12 +92,10 @@ def test_on_a_mesh_and_mapped(way):
         mesh = mesh_of(*BOTH, types)
         specs = {"kernel": P(None, "model"), "class_weights": P("model"), "class_mask": P("model")}
         specs |= {n: P("data") for n in ("inputs", "labels", "weights")} | {"bias": P("model")}
-        placed = {
-            n: jax.device_put(x, NamedSharding(mesh, specs.get(n, P()))) for n, x in a.items()
-        }
+        given = placed(mesh, specs, a)
         options = {"mesh": mesh} if way == "mesh" else {}
         with jax.set_mesh(mesh):
-            results = fast_jit(lambda a: value_and_gradients(of_chunks(2, **options), a))(placed)
+            results = fast_jit(lambda a: value_and_gradients(of_chunks(2, **options), a))(given)
         chex.assert_trees_all_close(results, expected, rtol=1e-12, atol=1e-14, strict=True)
 
 

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import jxent
 from support import heads
 from support.cases import fast_jit
-from support.meshes import BOTH, CLASSES_ONLY, EXAMPLES_ONLY, THREE, carried, mesh_of
+from support.meshes import BOTH, CLASSES_ONLY, EXAMPLES_ONLY, THREE, carried, mesh_of, placed
 from support.products import products
 from support.tiers import quick_rows
 
@@ -91,13 +91,6 @@ LAYOUTS = {
 def test_any_layout(layout, axis_type, reduction, in_mesh):
     """Values, gradients and their types, with arrays that the loss closes over."""
     mesh, specs = mesh_of(*THREE, axis_type), LAYOUTS[layout]
-
-    def placed(given):
-        return {
-            name: jax.device_put(x, NamedSharding(mesh, specs.get(name, P())))
-            for name, x in given.items()
-        }
-
     with jax.enable_x64(True):
         numbers, others = arrays()
         plain = functools.partial(heads.plain_chunked, reduction=reduction)
@@ -106,9 +99,9 @@ def test_any_layout(layout, axis_type, reduction, in_mesh):
         plain, chunked = (functools.partial(objective, make) for make in (plain, chunked))
         expected = fast_jit(jax.value_and_grad(plain, has_aux=True))(numbers, others)
         with jax.set_mesh(mesh) if in_mesh else contextlib.nullcontext():
-            spread = placed(numbers)
+            spread = placed(mesh, specs, numbers)
             gradient = fast_jit(jax.value_and_grad(chunked, has_aux=True))
-            found = gradient(spread, placed(others))
+            found = gradient(spread, placed(mesh, specs, others))
     chex.assert_trees_all_close(found, expected, rtol=1e-11, atol=1e-12, strict=True)
     if axis_type == AxisType.Explicit:
         types, own = (jax.tree.map(jax.typeof, x) for x in (found[1], spread))
@@ -216,13 +209,10 @@ def test_arguments_without_a_mesh(chunked, spec):
         gradients = jax.value_and_grad(loss)
         exact = fast_jit(gradients)(numbers, others["labels"])
         places = {"inputs": P("data"), "kernel": spec}
-        placed = numbers | {
-            name: jax.device_put(numbers[name], NamedSharding(mesh, place))
-            for name, place in places.items()
-        }
+        on_mesh = numbers | placed(mesh, places, {name: numbers[name] for name in places})
         labels = jax.device_put(others["labels"], NamedSharding(mesh, P("data")))
-        results = fast_jit(gradients)(placed, labels)
+        results = fast_jit(gradients)(on_mesh, labels)
         with jax.set_mesh(mesh):
-            inside = fast_jit(gradients)(placed, labels)
+            inside = fast_jit(gradients)(on_mesh, labels)
         chex.assert_trees_all_close(results, exact, rtol=1e-11, atol=1e-12)
         chex.assert_trees_all_close(inside, exact, rtol=1e-11, atol=1e-12)

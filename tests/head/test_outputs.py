@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jxent
 from support.cases import fast_jit
-from support.meshes import BOTH, mesh_of
+from support.meshes import BOTH, mesh_of, placed
 from support.tiers import quick, quick_rows
 
+SPECS = {"inputs": P("data"), "labels": P("data"), "where": P("data")}
 WIDE = functools.partial(jnp.linspace, -1, 1)
 
 
@@ -97,16 +98,12 @@ def test_outputs_of_any_shape(chunk_size, masked):
 @pytest.mark.parametrize("masked", [True, False])
 def test_outputs_on_a_mesh(way, masked):
     mesh = mesh_of(*BOTH, AxisType.Explicit if way == "explicit" else AxisType.Auto)
-    specs = {"inputs": P("data"), "labels": P("data"), "where": P("data")}
     with jax.enable_x64(True):
-        placed = [
-            {n: jax.device_put(x, NamedSharding(mesh, specs.get(n, P()))) for n, x in a.items()}
-            for a in arrays()
-        ]
+        given = [placed(mesh, SPECS, a) for a in arrays()]
         options = {"mesh": mesh, "example_spec": P("data")} if way == "mesh" else {}
         of = functools.partial(of_chunks, masked=masked, chunk_size=2, **options)
         with jax.set_mesh(mesh):
-            assert_same(of, functools.partial(of_whole, masked=masked), *placed)
+            assert_same(of, functools.partial(of_whole, masked=masked), *given)
 
 
 def test_mapped_frozen_and_forward():
@@ -209,15 +206,10 @@ def test_a_head_that_is_no_matrix(reduction, masked, way):
             assert_same(given, reference, numbers, others)
             return
         mesh = mesh_of(*BOTH, AxisType.Explicit if way == "explicit" else AxisType.Auto)
-        specs = {"inputs": P("data"), "labels": P("data"), "where": P("data")}
-        placed = [
-            {n: jax.device_put(x, NamedSharding(mesh, specs.get(n, P()))) for n, x in a.items()}
-            for a in (numbers, others)
-        ]
         more = {"mesh": mesh, "example_spec": P("data")} if way == "mesh" else {}
         given = functools.partial(of_network, jxent.chunked, chunk_size=2, **options, **more)
         with jax.set_mesh(mesh):
-            assert_same(given, reference, *placed)
+            assert_same(given, reference, *(placed(mesh, SPECS, a) for a in (numbers, others)))
 
 
 def test_its_dtype_and_memory():

@@ -7,7 +7,8 @@ import chex
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from support.products import as_often_as_it_runs
 
@@ -25,6 +26,11 @@ def mesh_of(names, sizes, axis_type=AxisType.Auto):
         pytest.skip("needs 8 devices")
     devices = np.array(jax.devices()[:8]).reshape(sizes)
     return Mesh(devices, names, axis_types=(axis_type,) * len(names))
+
+
+def placed(mesh, specs, arrays):
+    """The arrays by name, on the mesh; what has no spec is whole on every device."""
+    return {n: jax.device_put(x, NamedSharding(mesh, specs.get(n, P()))) for n, x in arrays.items()}
 
 
 def collectives(text):
