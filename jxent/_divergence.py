@@ -212,10 +212,12 @@ def _two_rows(
 # where p and q agree d and S are small without having been differences of anything large.
 
 
-def _known_of_both(row_p: Row, row_q: Row, mask: Mask) -> tuple[Statistics, Statistics, jax.Array]:
+def _known_of_both(
+    row_p: Row, row_q: Row, mask: Mask, labels: jax.Array | None = None
+) -> tuple[Statistics, Statistics, jax.Array]:
     """The statistics of p, those of q, and S as ``[..., 1]``, from logits as they were given."""
     dtype = computing_dtype(row_p.z, row_q.z)
-    of_p, of_q = row_p.statistics(mask, dtype), row_q.statistics(mask, dtype)
+    of_p, of_q = (row.statistics(mask, dtype, labels=labels) for row in (row_p, row_q))
     row_p, row_q = row_p.filled(mask, dtype, of_p), row_q.filled(mask, dtype, of_q)
     d = _anchored_difference(row_p, row_q)
     near = row_p.exists & row_q.exists & (jnp.abs(d) < 1)
@@ -309,11 +311,10 @@ def _softmax_kl(row_q: Row, row_p: Row, mask: Mask) -> tuple[jax.Array, Any]:
 def _label_log_ratio_bwd(
     cotangent: jax.Array, row_q: Row, row_p: Row, mask: Mask, labels: jax.Array, *known: Any
 ) -> tuple[Any, ...]:
-    is_named = _is_named(row_q, labels)
+    is_named = is_label(labels, row_q.z.shape[-1], row_q.mesh_axes)
+    is_named = resharded(is_named, explicit_sharding(row_q.z))
     of_p, of_q, _ = _rows_after(known, row_p, row_q, mask)
-    undefined = jnp.isnan(of_p.stats.sumexp_rest) | jnp.isnan(of_q.stats.sumexp_rest)
-    factor = nan_if_out_of_range(of_q.z, labels, row_q.mesh_axes)
-    cotangent = cotangent[..., None] * nan_where(undefined, factor)
+    cotangent = cotangent[..., None] * _nan_if_undefined(row_q, labels, *known[:2])
 
     def gradient(row: Row) -> jax.Array:
         to_logits = jnp.where(is_named, row.complement(), -row.probability())
@@ -326,19 +327,22 @@ def _label_log_ratio_bwd(
 def _label_log_ratio(
     row_q: Row, row_p: Row, mask: Mask, labels: jax.Array
 ) -> tuple[jax.Array, Any]:
-    known = _known_of_both(row_p, row_q, mask)
-    rows = _rows_after(known, row_p, row_q, mask)
-    t = _log_ratio(*rows)
-    is_named = _is_named(row_q, labels)
-    in_neither = is_named & ~rows[0].exists & ~rows[1].exists
-    t = jnp.where(is_named, nan_where(in_neither, t), 0.0)
-    ratio = sum_classes(t, row_q.mesh_axes) * nan_if_out_of_range(t, labels, row_q.mesh_axes)
-    return ratio[..., 0], known
+    of_p, of_q, change = known = _known_of_both(row_p, row_q, mask, labels)
+    ratio = _log_ratio(_at_label(of_p), _at_label(of_q), change)
+    return (ratio * _nan_if_undefined(row_q, labels, of_p, of_q))[..., 0], known
 
 
-def _is_named(row: Row, labels: jax.Array) -> jax.Array:
-    named = is_label(labels, row.z.shape[-1], row.mesh_axes)
-    return resharded(named, explicit_sharding(row.z))
+def _at_label(stats: Statistics) -> Row:
+    """The label's logit as a row of one class, ``[..., 1]``."""
+    return Row(stats.label_logit, stats)
+
+
+def _nan_if_undefined(row: Row, labels: jax.Array, of_p: Statistics, of_q: Statistics) -> jax.Array:
+    """``[..., 1]``: a factor that is NaN where there is no ratio at the label, else 1."""
+    undefined = jnp.isnan(of_p.sumexp_rest) | jnp.isnan(of_q.sumexp_rest)
+    undefined |= ~_at_label(of_p).exists & ~_at_label(of_q).exists
+    z = row.z.astype(of_p.maximum.dtype)
+    return nan_where(undefined, nan_if_out_of_range(z, labels, row.mesh_axes))
 
 
 # ---------------------------------------- Jensen-Shannon

@@ -124,7 +124,8 @@ def _integer_labels(case):
         # Where softmax has a limit, the class that is left out still has no gradient.
         gradient = [0.0, None, None] if first == "logits" and numbers[1] == 1.0 else None
         # The ratio of two probabilities that are 0 is none.
-        loss, gradient = (NAN, None) if "target_logits" in case.kinds else (INF, gradient)
+        is_ratio = "target_logits" in case.kinds
+        loss, gradient = (NAN, [0.0, NAN, NAN]) if is_ratio else (INF, gradient)
         yield Row("label on a masked class", row, loss, gradient, layout, _TWO_CLASSES)
     if first != "logits":
         zero = 0.0 if first == "predictions" else -INF
