@@ -71,15 +71,17 @@ devices: dict[str, dict[str, str]] = {
 class Figures(NamedTuple):
     """The figures that a compiler gives for a program.
 
-    Bytes and seconds count the body of a loop once, however often it runs: multiply, or compile
-    without loops. The cycles count it as often as it runs.
+    The bytes count the body of a loop once, however often it runs: multiply, or compile without
+    loops. Seconds on the H100, and cycles, count it as often as it runs.
     """
 
     bytes_moved: int
     temporaries: int
     """The bytes it needs beside its arguments and results."""
     estimated_seconds: float | None
-    """On a TPU the time for the bytes alone; on the H100 XLA's model of bytes and arithmetic."""
+    """On a TPU the time for the bytes alone. On the H100 the sum over all kernels of XLA's model of
+    bytes and arithmetic, but that a matrix product takes what its arithmetic takes at the peak of
+    the tensor cores, which the model does not know, or what its bytes take."""
     estimated_cycles: int | None
     """On a TPU the sum over all kernels, for bytes and arithmetic; None on the H100."""
     text: str
@@ -132,11 +134,10 @@ def compile_for(
     cycles = None
     if on_tpu:
         cost = compiled.cost_analysis()
-        cycles = as_often_as_it_runs(text, _cycles)
+        cycles = int(as_often_as_it_runs(text, _cycles))
         moved, seconds = int(cost["bytes accessed"]), cost.get("optimal_seconds", -1)
-    else:  # Each kernel has the times of several models; the first counts.
-        times = re.findall(r'"reification_cost":\[\{[^}]*"exec_time_us":([^,}]+)', text)
-        moved, seconds = _bytes_moved(text), 1e-6 * sum(map(float, times))
+    else:
+        moved, seconds = _bytes_moved(text), as_often_as_it_runs(text, _seconds_on_gpu)
     temporaries = compiled.memory_analysis().temp_size_in_bytes
     # The time is negative if the program has a kernel that the models cannot judge.
     return Figures(moved, temporaries, seconds if seconds > 0 else None, cycles, text)
@@ -152,13 +153,15 @@ class _Instruction(NamedTuple):
     """What stands after the parenthesis that opens its operands."""
 
 
-_Computations: TypeAlias = dict[str, dict[str, _Instruction]]
+_Computation: TypeAlias = dict[str, _Instruction]
+_Count: TypeAlias = Callable[[_Instruction, list[_Computation]], float]
+"""A figure of an instruction, beside the computations that it calls."""
 
 
-def _computations(text: str) -> tuple[_Computations, str]:
+def _computations(text: str) -> tuple[dict[str, _Computation], str]:
     """Returns the instructions of all computations by name, and the name of the entry."""
     names = set(re.findall(r"^(?:ENTRY )?%?([\w.-]+) .*\{$", text, re.M))
-    computations: _Computations = {}
+    computations: dict[str, _Computation] = {}
     entry = ""
     for line in text.splitlines():
         if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
@@ -173,32 +176,58 @@ def _computations(text: str) -> tuple[_Computations, str]:
     return computations, entry
 
 
-def as_often_as_it_runs(text: str, count: Callable[[_Instruction], int]) -> int:
-    """Returns the sum of ``count(instruction)`` over a TPU's program, loops counted each time.
+def as_often_as_it_runs(text: str, count: _Count) -> float:
+    """Returns the sum of the figure over all instructions of a program, loops counted each time.
 
     A loop like those of `jax.lax.scan`, which count from 0 to a constant, counts its body so many
     times, and any other loop once. Of the branches of a conditional the dearest counts.
     """
     computations, entry = _computations(text)
 
-    def trips(condition: str) -> int:
-        constants = [i for i in computations[condition].values() if i.operation == "constant"]
+    def trips(loop: _Instruction) -> int:
+        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+            return int(found[1])
+        condition = computations[loop.called[0]].values()
+        constants = [i for i in condition if i.operation == "constant"]
         limits = [i.rest.split(")")[0] for i in constants if i.type.startswith("s32[]")]
         return int(limits[0]) if len(limits) == 1 else 1
 
-    def total(computation: str) -> int:
-        found = 0
+    def total(computation: str) -> float:
+        found = 0.0
         for i in computations[computation].values():
             called = [total(c) for c in i.called]
-            times = trips(i.called[0]) if i.operation == "while" else 1
-            found += count(i)
+            times = trips(i) if i.operation == "while" else 1
+            found += count(i, [computations[c] for c in i.called])
             found += max(called) if i.operation == "conditional" else times * sum(called)
         return found
 
     return total(entry)
 
 
-def _cycles(instruction: _Instruction) -> int:
+_H100_PRODUCTS = 989e12
+"""Operations per second of a matrix product in 16 bits (NVIDIA, H100 SXM, without sparsity)."""
+
+
+def _seconds_on_gpu(instruction: _Instruction, called: list[_Computation]) -> float:
+    # Each kernel has the times of several models. The first counts.
+    model = re.search(r'"reification_cost":\[\{([^}]*)', instruction.rest)
+    if model is None:
+        return 0.0
+    times = dict(re.findall(r'"(\w+)_us":([^,}]+)', model[1]))
+    products = [_operations(dot, c) for c in called for dot in c.values() if dot.operation == "dot"]
+    if not products:
+        return 1e-6 * float(times["exec_time"])
+    return max(1e-6 * float(times["memory_access_time"]), sum(products) / _H100_PRODUCTS)
+
+
+def _operations(dot: _Instruction, computation: _Computation) -> int:
+    """Returns how many additions and multiplications the product of two matrices takes."""
+    (_, left), (_, result) = (_sizes(t)[0] for t in (computation[dot.operands[0]].type, dot.type))
+    (axis,) = re.findall(r"lhs_contracting_dims=\{(\d+)\}", dot.rest)
+    return 2 * math.prod(result) * left[int(axis)]
+
+
+def _cycles(instruction: _Instruction, called: list[_Computation]) -> int:
     found = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
     cycles = int(found[1]) if found else 0
     # The model gives an absurdly large number for a kernel that it cannot judge.
@@ -211,11 +240,11 @@ _COLLECTIVES = {"all-gather", "all-reduce", "all-to-all", "collective-permute", 
 def carried(text: str) -> int:
     """Returns the bytes that the collective operations of a TPU's program return."""
 
-    def count(instruction: _Instruction) -> int:
+    def count(instruction: _Instruction, called: list[_Computation]) -> int:
         is_collective = instruction.operation.removesuffix("-start") in _COLLECTIVES
         return _size(instruction.type) if is_collective else 0
 
-    return as_often_as_it_runs(text, count)
+    return int(as_often_as_it_runs(text, count))
 
 
 _MOVES_NOTHING = {"bitcast", "constant", "get-tuple-element", "parameter", "tuple"}
@@ -256,11 +285,14 @@ def _bytes_moved(text: str) -> int:
     return moved(entry)
 
 
+def _sizes(types: str) -> list[tuple[str, list[int]]]:
+    """Returns kind and shape of each array in a type."""
+    found = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", types)
+    return [(kind, [int(size) for size in sizes.split(",") if size]) for kind, sizes in found]
+
+
 def _size(types: str) -> int:
-    total = 0
-    for kind, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", types):
-        total += _WIDTHS[kind] * math.prod(int(size) for size in sizes.split(",") if size)
-    return total
+    return sum(_WIDTHS[kind] * math.prod(shape) for kind, shape in _sizes(types))
 
 
 _SPARSE, _SOFT = "softmax_cross_entropy_with_integer_labels", "softmax_cross_entropy"

@@ -138,27 +138,24 @@ def test_second_derivatives_keep_no_logits(options):
     assert max(x.size for x in jax.tree.leaves(kept)) == 2 * classes
 
 
-ACCELERATOR = [
-    # Examples, features, classes and dtype; then the size of a chunk.
-    ((32768, 2560, 128256, "bfloat16"), 2048),
-    ((8192, 4096, 128256, "bfloat16"), 1664),  # Five are nearly full; more memory is not allowed.
-    ((1536, 4096, 128256, "bfloat16"), 1536),
-    ((200, 64, 50304, "float32"), 200),
-    ((4096, 64, 100, "float32"), 4096),  # The logits are small in any case.
+DEFAULT_CHUNKS = [
+    # Whether on a CPU; examples, features, classes and dtype; then the size of a chunk.
+    (False, (32768, 2560, 128256, "bfloat16"), 2048),
+    (False, (8192, 4096, 128256, "bfloat16"), 1664),  # Four would take more memory than allowed.
+    (False, (4096, 4096, 128256, "bfloat16"), 1408),  # Three, not four that are full.
+    (False, (1536, 4096, 128256, "bfloat16"), 1536),
+    (False, (200, 64, 50304, "float32"), 200),
+    (False, (4096, 64, 100, "float32"), 4096),  # The logits are small in any case.
+    (True, (4096, 512, 32000, "float32"), 192),
+    (True, (3000, 8192, 32000, "float32"), 1000),  # There a tile has 8 examples, elsewhere 64.
 ]
 
 
-@pytest.mark.parametrize(("sizes", "expected"), ACCELERATOR)
-def test_full_chunks_on_an_accelerator(sizes, expected, monkeypatch):
-    monkeypatch.setattr(chunks, "is_on_cpu", lambda x: False)
+@pytest.mark.parametrize(("on_cpu", "sizes", "expected"), DEFAULT_CHUNKS)
+def test_default_chunks(on_cpu, sizes, expected, monkeypatch):
+    """Nearly equal ones, as few as the memory allows."""
+    monkeypatch.setattr(chunks, "is_on_cpu", lambda x: on_cpu)
     assert default_chunk(*sizes) == expected
-
-
-def test_full_chunks_on_a_cpu(monkeypatch):
-    """Half as many more of them, if these are all full."""
-    monkeypatch.setattr(chunks, "is_on_cpu", lambda x: True)
-    assert default_chunk(4096, 512, 32000, "float32") == 128
-    assert default_chunk(4100, 512, 32000, "float32") == 192
 
 
 def default_chunk(examples, features, classes, dtype):
