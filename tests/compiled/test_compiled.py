@@ -316,15 +316,16 @@ def of_accuracy(device):
     return {"accurate": sorted(accurate), "inexact": inexact}
 
 
-# The loss of a linear head on one TPU chip, in chunks of the length that the head chooses.
+# The loss of a linear head on one device, in chunks of the length that the head chooses.
 
 # Examples, features and classes, and for each device the most time that value and gradients may
 # take, in units of the three products that they need. With few features the other arithmetic
 # weighs more.
 HEADS = [
-    ((8192, 4096, 128256), {"v5p": 1.5, "v5e": 1.65, "v6e": 2.1}),
-    ((32768, 2560, 128256), {"v5p": 1.5, "v5e": 1.65, "v6e": 2.1}),
-    ((16384, 1024, 50304), {"v5p": 1.57, "v5e": 1.57, "v6e": 2.36}),
+    ((4096, 4096, 128256), {"h100": 1.36}),
+    ((8192, 4096, 128256), {"v5p": 1.5, "v5e": 1.65, "v6e": 2.1, "h100": 1.3}),
+    ((32768, 2560, 128256), {"v5p": 1.5, "v5e": 1.65, "v6e": 2.1, "h100": 1.35}),
+    ((16384, 1024, 50304), {"v5p": 1.57, "v5e": 1.57, "v6e": 2.36, "h100": 1.88}),
 ]
 
 
@@ -348,8 +349,8 @@ def of_head(device, *sizes):
             linear_compiled.figures, device, jxent.linear_softmax_cross_entropy, shape
         )
         products = threads.submit(linear_compiled.products, device, shape)
-    cycles, temporaries = head.result()
-    return {"products": cycles / products.result(), "temporaries": temporaries}
+    time, temporaries = head.result()
+    return {"products": time / products.result(), "temporaries": temporaries}
 
 
 # The loss of a linear head over 64 TPU chips: what a chip may compute, carry and keep.
