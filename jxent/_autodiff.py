@@ -299,13 +299,16 @@ def restrict_to_perturbed(
     return of_leaves, tuple(leaves[i] for i in perturbed), tuple(dots[i] for i in perturbed)
 
 
-def differentiated_whole(loop: Callable[..., Out]) -> Callable[..., Out]:
+def differentiated_whole(
+    loop: Callable[..., Out], value: Callable[..., Out] | None = None
+) -> Callable[..., Out]:
     """The function with the same derivatives, whose loop JAX cannot see until it differentiates it.
 
     JAX 0.10 evaluates a part of each loop that it sees, to separate what is known from what is
-    linear, and so forgets the gradient rules of the functions that the loop calls.
+    linear, and so forgets the gradient rules of the functions that the loop calls. Where nothing is
+    differentiated `value` stands for the function, if it is given.
     """
-    function = jax.custom_jvp(loop)
+    function = jax.custom_jvp(value or loop)
 
     @partial(function.defjvp, symbolic_zeros=True)
     def rule(primals: Any, tangents: Any) -> tuple[Out, Out]:

@@ -177,7 +177,8 @@ def _anywhere_rule(size: int, is_mapped: Any, conditions: jax.Array) -> tuple[ja
 
 def zero_unless(counted: jax.Array, x: jax.Array) -> jax.Array:
     """Arrays ``[examples, ...]`` with zeros for the examples that do not count."""
-    return jnp.where(counted.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+    counted = jnp.expand_dims(counted, range(counted.ndim, x.ndim))
+    return jnp.where(counted, x, jnp.zeros((), x.dtype))
 
 
 def _zeros(like: Any) -> jax.Array:

@@ -45,7 +45,7 @@ from .plan import (
     made,
     number_of_examples,
 )
-from .rules import of_classes, of_examples, outputs, weigh
+from .rules import of_classes, of_examples, outputs, weigh, zero_if_weightless
 
 # ---------------------------------------- Options
 
@@ -243,6 +243,7 @@ def _reduced(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
         outs, aux = of_examples(plan, arrays, reduced=False)
         total = None
         if plan.reduction != "none":
+            aux = zero_if_weightless(arrays, aux)
             total, outs = jnp.sum(weigh(arrays.get(WEIGHTS), outs[0])), ()
     each = plan.loss.unflatten(outs, aux)
     if plan.reduction == "mean":
@@ -289,7 +290,7 @@ def _count(plan: Plan, arrays: Arrays, aux: Any, dtype: Any) -> jax.Array:
     weights = arrays.get(WEIGHTS, jnp.ones(arrays[Name("inputs")].shape[:-1], dtype))
     is_negative = weights < 0
     if (of_labels := plan.loss.mean_weights(arrays, aux)) is not None:
-        weights = weights * of_labels.astype(weights.dtype)
+        weights = weigh(weights, of_labels)
     if COUNTED in arrays:
         weights = jnp.where(arrays[COUNTED], weights, 0.0)
         is_negative &= arrays[COUNTED]

@@ -4,19 +4,21 @@ Here examples are one dimension. The rules take the arrays in the order of the p
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from .._autodiff import in_every_mode, with_vmap_rule
+from .._autodiff import differentiated_whole, in_every_mode, with_vmap_rule
 from .._dtypes import computing_dtype, upcast
 from .._sharding import automatic_axes, explicit_sharding, varying_axes
 from .chunks import over_chunks, zero_unless
 from .logits import finished, gradients_of_product, product
 from .plan import COUNTED, WEIGHTS, Arrays, Name, Plan, is_of_classes, is_of_examples, made
 
+Out = TypeVar("Out")
 SAVED = "jxent_head_gradients"
 """The name by which a policy of `jax.checkpoint` may save the gradients of a reduced head."""
 
@@ -75,19 +77,25 @@ def total_of(plan: Plan) -> Any:
 
     def fwd(*args: Any) -> tuple[Any, Any]:
         wanted, given = _wanted(plan, args), _named(plan, [x.value for x in args])
-        arrays = _without_weightless(given)
-        (losses,), aux, gradients = _outputs_and_gradients(
-            plan, arrays, _cotangents_of_losses(arrays), wanted - {WEIGHTS}
-        )
+
+        def of_all(arrays: Arrays) -> Any:
+            to_losses = _cotangents_of_losses(arrays)
+            return _outputs_and_gradients(plan, arrays, to_losses, wanted - {WEIGHTS})
+
+        # Examples without weight are not computed, but where the gradients are differentiated: the
+        # weight multiplies what they would add, and is its derivative there.
+        function = differentiated_whole(of_all, lambda arrays: of_all(_without_weightless(arrays)))
+        (losses,), aux, gradients = function(given)
+        losses, aux = zero_if_weightless(given, (losses, aux))
         if WEIGHTS in wanted:
             # The loss of an example is the gradient of its weight. Examples without weight were not
             # computed above.
             rest = given | {COUNTED: given[COUNTED] & (given[WEIGHTS] == 0)}
             (of_rest,), _ = outputs(plan, rest)
-            gradients[WEIGHTS] = losses + _zero_if_weightless(given[WEIGHTS], of_rest)
+            gradients[WEIGHTS] = losses + _finite_if_weightless(given[WEIGHTS], of_rest)
         gradients = {name: checkpoint_name(x, SAVED) for name, x in gradients.items()}
-        total = jnp.sum(weigh(arrays.get(WEIGHTS), losses))
-        return (total, aux), (gradients, _dtypes(arrays, wanted))
+        total = jnp.sum(weigh(given.get(WEIGHTS), losses))
+        return (total, aux), (gradients, _dtypes(given, wanted))
 
     # The total is linear in its cotangent: the gradients were computed for 1, and wait for it in
     # the computing dtype, so that a loss scale reaches them before they are rounded.
@@ -138,6 +146,7 @@ def _as_more_examples(
             arrays[name] = x
         outs, aux = of_examples(plan, arrays, reduced=False)
         if reduced:
+            aux = zero_if_weightless(arrays, aux)
             outs = weigh(arrays.get(WEIGHTS), outs[0])
         outs, aux = jax.tree.map(lambda x: x.reshape(size, examples, *x.shape[1:]), (outs, aux))
         return (jnp.sum(outs, axis=-1) if reduced else outs), aux
@@ -162,6 +171,14 @@ def _without_weightless(arrays: Arrays) -> Arrays:
     return arrays | {COUNTED: arrays[COUNTED] & (arrays[WEIGHTS] != 0)}
 
 
+def zero_if_weightless(arrays: Arrays, results: Out) -> Out:
+    """Results ``[examples, ...]`` with zeros for the examples without weight."""
+    if WEIGHTS not in arrays:
+        return results
+    zeroed: Out = jax.tree.map(partial(zero_unless, arrays[WEIGHTS] != 0), results)
+    return zeroed
+
+
 def _cotangents_of_losses(arrays: Arrays) -> list[jax.Array]:
     """Cotangents of the losses in their weighted sum. An empty list means 1 for each."""
     return [arrays[WEIGHTS]] if WEIGHTS in arrays else []
@@ -170,7 +187,7 @@ def _cotangents_of_losses(arrays: Arrays) -> list[jax.Array]:
 def weigh(weights: jax.Array | None, losses: jax.Array) -> jax.Array:
     """The losses times their weights, 0 where there is no weight."""
     (losses,) = upcast(losses)
-    return losses if weights is None else _times(weights, _zero_if_weightless(weights, losses))
+    return losses if weights is None else _times(weights, _finite_if_weightless(weights, losses))
 
 
 def _times(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -179,7 +196,7 @@ def _times(a: jax.Array, b: jax.Array) -> jax.Array:
     return a * b
 
 
-def _zero_if_weightless(weights: jax.Array, losses: jax.Array) -> jax.Array:
+def _finite_if_weightless(weights: jax.Array, losses: jax.Array) -> jax.Array:
     return jnp.where((weights == 0) & ~jnp.isfinite(losses), 0.0, losses)
 
 

@@ -150,6 +150,62 @@ def test_the_gradient_of_a_weight_of_zero():
     np.testing.assert_allclose(value, np.vdot(weights, entropies), rtol=1e-6)
     chex.assert_trees_all_close([value, aux], without, rtol=1e-6, strict=True)
     np.testing.assert_array_equal(np.asarray(aux) != 0, weights != 0)
+    # So does the program for one of several, which knows the losses alone.
+    mapped = jax.tree.map(lambda x: x[0], fast_jit(jax.vmap(total))(weights[None]))
+    chex.assert_trees_all_close(list(mapped), without, rtol=1e-6, strict=True)
+
+
+@pytest.mark.parametrize("reduction", quick(["mean", "sum", "none"]))
+def test_the_gradients_as_functions_of_weights_of_zero(reduction):
+    """Which weights to give examples is learned from these, beginning at 0."""
+    y, weights = np.array([0, 1, 2, 1, 0]), np.array([1.0, 0.0, 2.0, 0.0, 0.0])
+    x, w = np.float64(X), np.float64(W)
+    options = {"reduction": reduction, "chunk_size": 2}
+
+    def fused(x, weights):
+        return jnp.sum(linear_loss(x, w, y, weights=weights, **options))
+
+    def plain(x, weights):
+        losses = jxent.softmax_cross_entropy_with_integer_labels(x @ w, y)
+        return jnp.vdot(weights, losses) / (jnp.sum(weights) if reduction == "mean" else 1)
+
+    def mixed(loss):
+        of_x, of_weights = jax.grad(loss, 0), jax.grad(loss, 1)
+        curvature = lambda x, weights: jax.jvp(lambda x: of_x(x, weights), (x,), (x,))[1]  # noqa: E731
+        functions = [(of_x, 1), (of_weights, 0), (curvature, 1)]
+        return [mode(f, i) for f, i in functions for mode in (jax.jacfwd, jax.jacrev)]
+
+    with jax.enable_x64(True):
+        found, expected = (
+            fast_jit(lambda *a, loss=loss: [f(*a) for f in mixed(loss)])(x, weights)
+            for loss in (fused, plain)
+        )
+    chex.assert_trees_all_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", quick([np.nan, np.inf, -1.0]))
+def test_what_a_weight_of_zero_multiplies(bad):
+    """Neither a class weight nor a count that is impossible reaches the mean."""
+    y, weights = np.array([0, 1, 2, 1, 0]), np.float32([1, 0, 2, 0, 0.5])
+    class_weights = np.ones(W.shape[1], np.float32)
+
+    def of_counts(z, y, counts):
+        return jxent.softmax_cross_entropy_with_integer_labels(z, y), counts
+
+    def mean(counts):
+        function = jxent.chunked(of_counts, reduction="mean", has_counts=True, chunk_size=2)
+        return function(linear(), y, counts, weights=weights)
+
+    def of_class(weight):
+        weight = class_weights * np.where(np.arange(class_weights.size) == 1, weight, 1)
+        return linear_loss(X, W, y, weights=weights, class_weights=weight, chunk_size=2)
+
+    counts = np.where(weights == 0, bad, 1).astype(np.float32)
+    expected = linear_loss(X, W, y, weights=weights)
+    for found in (mean(counts), jax.vmap(mean)(counts[None])[0]):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    if bad > 0 or np.isnan(bad):  # A negative weight of a class makes any mean NaN.
+        np.testing.assert_allclose(of_class(bad), expected, rtol=1e-6)
 
 
 def test_a_frozen_kernel_that_is_not_finite():
