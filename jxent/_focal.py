@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import ArrayLike, Axis, scalar
-from ._autodiff import computed_once, public, with_gradient, with_partials
+from ._autodiff import computed_once, public, with_gradient, with_partials, with_tangents
 from ._dtypes import upcast
 from ._numerics import (
     LARGEST,
@@ -245,16 +245,41 @@ def _binary_focal_to_logits(
     return _binary_power(z, a, b, gamma) * (b * up - a * down + gamma * change)
 
 
+# d(γ m^(γ-1) l) is γ m^(γ-1) dl, plus (γ-1) dm/m times itself, plus m^(γ-1) l (1 + γ log m) dγ. The
+# quotient dl/m may overflow where m^γ dl/m does not.
+@with_tangents(
+    lambda dot, losses, missed, right, gamma: (
+        gamma * _ratio(power_of_share(missed, right, gamma), missed, 0.0) * dot
+    ),
+    lambda dot, losses, missed, right, gamma: (
+        (gamma - 1) * _power_slope(losses, missed, right, gamma) * _ratio(dot, missed, 0.0)
+    ),
+    lambda dot, *args: jnp.zeros_like(dot),
+    lambda dot, losses, missed, right, gamma: (
+        power_of_share(missed, right, gamma)
+        * _ratio(losses, missed, 1.0)
+        * (1 + gamma * log_of_share(missed, right))
+        * dot
+    ),
+)
+def _power_slope(
+    losses: jax.Array, missed: jax.Array, right: jax.Array, gamma: jax.Array
+) -> jax.Array:
+    """``γ m^(γ-1) l``, the derivative of a power of the miss m, times the loss l."""
+    return gamma * power_of_share(missed, right, gamma) * _ratio(losses, missed, 1.0)
+
+
 def _binary_focal_to_weight(
     sign: int, z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array
 ) -> jax.Array:
     near = finite(z)
-    missed, losses = _binary_missed(near, a, b), finite_binary_loss(near, a, b)
-    change = gamma * (sigmoid(-sign * near) * _ratio(losses, missed, 1.0))
+    missed, right = _binary_missed(near, a, b), _binary_missed(near, b, a)
+    slope = _power_slope(finite_binary_loss(near, a, b), missed, right, gamma)
     # Where 1 - p underflows it is e^-|z|, of which a power may be an ordinary number.
     at_zero = exp(-gamma * jnp.abs(near))
-    power = jnp.where(missed == 0, at_zero, _binary_power(near, a, b, gamma))
-    return power * (zero_if_weightless(a if sign == 1 else b, softplus(-sign * z)) + change)
+    power = jnp.where(missed == 0, at_zero, power_of_share(missed, right, gamma))
+    slope = sigmoid(-sign * near) * jnp.where(missed == 0, gamma * at_zero, slope)
+    return power * zero_if_weightless(a if sign == 1 else b, softplus(-sign * z)) + slope
 
 
 def _binary_focal_to_gamma(z: jax.Array, a: jax.Array, b: jax.Array, gamma: jax.Array) -> jax.Array:
