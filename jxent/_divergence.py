@@ -21,6 +21,7 @@ from ._numerics import (
     one_sided_log_quotient,
     sums_of_two,
     two_sum,
+    weighted,
     weighted_mixture_ratio,
     zero_if_weightless,
 )
@@ -287,7 +288,8 @@ def _softmax_kl_bwd(
     p, q = (row.probability() for row in rows[:2])
     near = t < 1
     to_q = jnp.where(near, -q * expm1(jnp.where(near, t, 0.0)), q - p)
-    to_p = p * (jnp.where(t == -jnp.inf, 0.0, t) - divergence[..., None])
+    # Where p is 0 the difference may be infinite, and the gradient is 0.
+    to_p = p * jnp.where(p == 0, 0.0, t - divergence[..., None])
     to_q, to_p = (mask.fill(cotangent[..., None] * x, 0.0, 0.0) for x in (to_q, to_p))
     return row_q.gradient(to_q), row_p.gradient(to_p), None
 
@@ -370,8 +372,8 @@ def _softmax_js_bwd(
     def gradient(
         weight: Any, share: jax.Array, ratio: jax.Array, divergence: jax.Array
     ) -> jax.Array:
-        gradient: jax.Array = cotangent[..., None] * weight * share
-        return mask.fill(gradient * (ratio - divergence[..., None]), 0.0, 0.0)
+        difference = jnp.where(share == 0, 0.0, ratio - divergence[..., None])
+        return mask.fill(cotangent[..., None] * weighted(weight * share, difference), 0.0, 0.0)
 
     half = w_p is None
     to_q = gradient(0.5 if half else w_q, q, v, from_q)
@@ -392,9 +394,11 @@ def _softmax_js(
     p, q = (row.probability() for row in rows[:2])
     m = of_p * p + of_q * q
     ratios = _mixture_ratios(_log_ratio(*rows), w_p, w_q)
-    # With halves no t is above log 2, and the terms need not look at the probabilities again.
     pairs = zip(ratios, (p, q), strict=True)
-    terms = [m * excess(t) if half else divergence_terms(t, x, m) for t, x in pairs]
+    if half:  # No ratio is above log 2, and the terms need not look at the probabilities again.
+        terms = [m * excess(t) for t in ratios]
+    else:  # Where a probability is 0 the tangent of its ratio may overflow.
+        terms = [divergence_terms(jnp.where(x == 0, -jnp.inf, t), x, m) for t, x in pairs]
     from_p, from_q = (psum_classes(x, row_q.mesh_axes)[..., 0] for x in sums_of_two(*terms))
     costs = (from_p, from_q)
     if not half:

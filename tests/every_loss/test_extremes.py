@@ -97,6 +97,19 @@ def test_the_gradient_of_weights_at_their_ends(dtype):
     exact, rtol = list(fast_jit(divergences)()), 64 * tolerances.eps(dtype)
     chex.assert_trees_all_close(both, exact, rtol=rtol, atol=1e-30, strict=True)
 
+    @fast_jit
+    def mixed(weight):
+        """Derivatives of the gradients of the logits, for a large tangent of the weight."""
+
+        def gradients(weight):
+            divergence = functools.partial(jxent.softmax_jensen_shannon_divergence, weight=weight)
+            return jax.vmap(jax.grad(divergence, (0, 1)))(z_q, z_p)
+
+        return jax.jvp(gradients, (weight,), (jnp.full_like(weight, 2.0**16),))[1]
+
+    for weight in (0, 1):
+        chex.assert_tree_all_finite(mixed(jnp.asarray(weight, dtype)))
+
 
 def test_the_third_derivative_of_focal_losses():
     """Of q^γ l with l = -log p, where q is nearly l, it is nearly that of q^(1 + γ)."""
@@ -115,6 +128,43 @@ def test_the_third_derivative_of_focal_losses():
     exact = -((1 + gamma) ** 3.0) * np.exp(-np.float64(z) * (1 + gamma))
     for got in fast_jit(lambda *args: [third(f)(*args) for f in (softmax, sigmoid)])(z, gamma):
         np.testing.assert_allclose(got, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", quick([jax.jacfwd, jax.jacrev]))
+def test_second_derivatives_of_focal_losses_where_a_probability_nearly_underflows(mode):
+    """Up to there those of float64 are known."""
+    z = np.linspace(-87.2, -80, 100, dtype=np.float32)
+    z, y = np.concatenate([z, -z, z]), np.repeat(np.float32([0, 1, 0.25]), 100)
+
+    def hessian(z, y, gamma):
+        return mode(jax.grad(jxent.sigmoid_focal_loss, 1), (0, 1, 3))(z, y, None, gamma)
+
+    for gamma in np.float32([0, 0.3, 1, 2]):
+        hessians = fast_jit(jax.vmap(hessian, (0, 0, None)))
+        with jax.enable_x64(True):
+            exact = hessians(*map(np.float64, (z, y, gamma)))
+        for found, right in zip(hessians(z, y, gamma), exact, strict=True):
+            # Exponentials of logits of this size have errors of some 90 eps.
+            np.testing.assert_allclose(found, right, rtol=3e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("weight", [None, 0.0, 0.25, 1.0])
+def test_rows_that_mask_different_classes_by_the_lowest_number(weight, dtype):
+    """Their divergence may be as large; what has no probability has no gradient."""
+    mask = np.finfo(dtype).min
+    q, p = np.array([0, 1, mask], dtype), np.array([mask, 0, 1], dtype)
+
+    def loss(q, p):
+        if weight is None:
+            return jxent.softmax_kl_divergence(q, p)
+        return jxent.softmax_jensen_shannon_divergence(q, p, weight=weight)
+
+    value, (to_q, to_p) = fast_jit(with_gradients(loss))(q, p)
+    assert np.all(np.isfinite([value, *to_q, *to_p]))
+    assert to_p[0] == 0
+    if weight is not None:
+        assert to_q[2] == 0
+        assert value <= np.log(2)
 
 
 def largest(dtype):
