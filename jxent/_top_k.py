@@ -159,10 +159,11 @@ def _targets(
     (axis,) = rows.axes
     for name, x in (("target_indices", index), ("target_log_probs", log_p)):
         others = (*x.shape[:axis], *x.shape[axis + 1 :])
-        if x.ndim != len(rows.shape) or others != rows.examples or x.shape != index.shape:
+        is_alike = x.ndim == len(rows.shape) and others == rows.examples and x.shape == index.shape
+        if not is_alike or x.shape[axis] == 0:
             raise ValueError(
                 f"{name} must have the shape of logits {rows.shape} but for the axis {axis} of the"
-                f" classes, where both have k, got target_indices {index.shape} and"
+                f" classes, where both have k > 0, got target_indices {index.shape} and"
                 f" target_log_probs {log_p.shape}"
             )
         check_replicated(name, x, rows.mesh_axes)

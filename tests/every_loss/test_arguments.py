@@ -364,7 +364,7 @@ _OF_VALUES = [
      "label_smoothing must be a scalar, got shape (2,)"),
     (_TOP_K, (Z, [[0], [1]], Z[:, :2]), {},
      "target_log_probs must have the shape of logits (2, 3) but for the axis 1 of the"
-     " classes, where both have k, got target_indices (2, 1) and target_log_probs (2, 2)"),
+     " classes, where both have k > 0, got target_indices (2, 1) and target_log_probs (2, 2)"),
     (_TOP_K, (Z, [[0], [1]], Z[:, :1], (0, 1)), {}, "axis must be a single one, got (0, 1)"),
     # A linear head.
     (_HEAD, (Z, _SQUARE[:2], Y), {},
