@@ -45,7 +45,7 @@ from .plan import (
     made,
     number_of_examples,
 )
-from .rules import of_classes, of_examples, outputs, weigh, zero_if_weightless
+from .rules import of_classes, of_examples, outputs, weigh, zero_weightless
 
 # ---------------------------------------- Options
 
@@ -243,7 +243,7 @@ def _reduced(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
         outs, aux = of_examples(plan, arrays, reduced=False)
         total = None
         if plan.reduction != "none":
-            aux = zero_if_weightless(arrays, aux)
+            aux = zero_weightless(arrays, aux)
             total, outs = jnp.sum(weigh(arrays.get(WEIGHTS), outs[0])), ()
     each = plan.loss.unflatten(outs, aux)
     if plan.reduction == "mean":
