@@ -4,8 +4,8 @@
 Markdown table of optax (on logits that are computed first), jxent, and tokamax where it is
 installed: the estimated time and the temporaries. A program's time is the cycles that a TPU's
 compiler estimates, or the seconds of XLA's model of an H100, in which matrix products run at the
-peak, relative to those of the three matrix products that value and gradients need. Nothing runs. It
-needs what ``pip install ".[aot]"`` installs.
+peak for 16 bits, relative to those of the three matrix products that value and gradients need.
+Nothing runs. It needs what ``pip install ".[aot]"`` installs.
 """
 
 import argparse

@@ -22,6 +22,7 @@ from ._numerics import (
     sums_of_two,
     two_sum,
     weighted,
+    weighted_cost,
     weighted_mixture_ratio,
     zero_if_weightless,
 )
@@ -288,8 +289,7 @@ def _softmax_kl_bwd(
     p, q = (row.probability() for row in rows[:2])
     near = t < 1
     to_q = jnp.where(near, -q * expm1(jnp.where(near, t, 0.0)), q - p)
-    # Where p is 0 the difference may be infinite, and the gradient is 0.
-    to_p = p * jnp.where(p == 0, 0.0, t - divergence[..., None])
+    to_p = -weighted_cost(p, divergence[..., None] - t)
     to_q, to_p = (mask.fill(cotangent[..., None] * x, 0.0, 0.0) for x in (to_q, to_p))
     return row_q.gradient(to_q), row_p.gradient(to_p), None
 
@@ -372,8 +372,9 @@ def _softmax_js_bwd(
     def gradient(
         weight: Any, share: jax.Array, ratio: jax.Array, divergence: jax.Array
     ) -> jax.Array:
-        difference = jnp.where(share == 0, 0.0, ratio - divergence[..., None])
-        return mask.fill(cotangent[..., None] * weighted(weight * share, difference), 0.0, 0.0)
+        factor = weight * share
+        cost = zero_if_weightless(factor, divergence[..., None] - ratio)
+        return mask.fill(-cotangent[..., None] * weighted(factor, cost), 0.0, 0.0)
 
     half = w_p is None
     to_q = gradient(0.5 if half else w_q, q, v, from_q)

@@ -17,6 +17,7 @@ from ._numerics import (
     expm1,
     finite,
     log_of_share,
+    no_tangent,
     power_of_share,
     quotient,
     sigmoid,
@@ -254,7 +255,7 @@ def _binary_focal_to_logits(
     lambda dot, losses, missed, right, gamma: (
         (gamma - 1) * _power_slope(losses, missed, right, gamma) * _ratio(dot, missed, 0.0)
     ),
-    lambda dot, *args: jnp.zeros_like(dot),
+    no_tangent,
     lambda dot, losses, missed, right, gamma: (
         power_of_share(missed, right, gamma)
         * _ratio(losses, missed, 1.0)

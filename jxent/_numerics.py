@@ -230,7 +230,7 @@ def quotient_of_weight(weight: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.where(both, 0.0, quotient(weight, jnp.where(both, 1.0, x)))
 
 
-def _nothing(dot: jax.Array, *args: jax.Array) -> jax.Array:
+def no_tangent(dot: jax.Array, *args: jax.Array) -> jax.Array:
     return jnp.zeros_like(args[0])
 
 
@@ -238,7 +238,7 @@ def _relative(dot: jax.Array, share: jax.Array, *others: jax.Array) -> jax.Array
     return quotient(dot, jnp.where(share == 0, 1.0, share))
 
 
-@with_tangents(_relative, _nothing)
+@with_tangents(_relative, no_tangent)
 def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
     """``log(share)`` for a share of 1, exact also for a share that is nearly 1; 0 for the share 0.
 
@@ -256,7 +256,7 @@ def log_of_share(share: jax.Array, others: jax.Array) -> jax.Array:
     lambda dot, share, others, exponent: (
         exponent * power_of_share(share, others, exponent) * _relative(dot, share)
     ),
-    _nothing,
+    no_tangent,
     lambda dot, share, others, exponent: (
         power_of_share(share, others, exponent) * log_of_share(share, others) * dot
     ),
@@ -495,7 +495,7 @@ def _power_of_two(x: jax.Array, dtype: Any) -> jax.Array:
 
 # XLA has no `reduce_precision` for the float64 of a TPU, a pair of float32 that has their range.
 # Sums of pairs are rounded at no fixed bit, so `signed_sum` is not exact there.
-@on_tpus(partial(_power_of_two, dtype=np.float32), _nothing, dtype=np.float64)
+@on_tpus(partial(_power_of_two, dtype=np.float32), no_tangent, dtype=np.float64)
 def power_of_two(x: jax.Array) -> jax.Array:
     """The least power of two that is not below the positive number `x`, exactly."""
     return _power_of_two(x, x.dtype)

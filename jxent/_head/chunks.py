@@ -32,7 +32,7 @@ def with_chunk_size(plan: Plan, arrays: Arrays) -> Plan:
 
     Chunks are nearly equal, so that few examples are missing in the last one, which is filled up.
     They have whole tiles of examples: with others the smallest of the heads that
-    ``benchmarks/linear_compiled.py`` compiles takes 1.25 times the time on TPUs.
+    ``benchmarks/linear_compiled.py`` compiles takes 1.1 to 1.3 times the time on TPUs.
     """
     examples, size = number_of_examples(arrays), plan.chunk_size or _default_size(plan, arrays)
     if not is_symbolic_dim(examples):

@@ -45,7 +45,7 @@ from .plan import (
     made,
     number_of_examples,
 )
-from .rules import of_classes, of_examples, outputs, weigh, zero_weightless
+from .rules import of_classes, of_examples, outputs, weigh, weighed
 
 # ---------------------------------------- Options
 
@@ -243,8 +243,8 @@ def _reduced(plan: Plan, arrays: Arrays) -> tuple[Any, Any]:
         outs, aux = of_examples(plan, arrays, reduced=False)
         total = None
         if plan.reduction != "none":
-            aux = zero_weightless(arrays, aux)
-            total, outs = jnp.sum(weigh(arrays.get(WEIGHTS), outs[0])), ()
+            losses, aux = weighed(arrays, outs, aux)
+            total, outs = jnp.sum(losses), ()
     each = plan.loss.unflatten(outs, aux)
     if plan.reduction == "mean":
         return (total, _count(plan, arrays, aux, total.dtype)), each

@@ -86,7 +86,7 @@ def total_of(plan: Plan) -> Any:
         # weight multiplies what they would add, and is its derivative there.
         function = differentiated_whole(of_all, lambda arrays: of_all(_without_weightless(arrays)))
         (losses,), aux, gradients = function(given)
-        losses, aux = zero_weightless(given, (losses, aux))
+        losses, aux = _zero_weightless(given, (losses, aux))
         if WEIGHTS in wanted:
             # The loss of an example is the gradient of its weight. Examples without weight were not
             # computed above.
@@ -146,8 +146,7 @@ def _as_more_examples(
             arrays[name] = x
         outs, aux = of_examples(plan, arrays, reduced=False)
         if reduced:
-            aux = zero_weightless(arrays, aux)
-            outs = weigh(arrays.get(WEIGHTS), outs[0])
+            outs, aux = weighed(arrays, outs, aux)
         outs, aux = jax.tree.map(lambda x: x.reshape(size, examples, *x.shape[1:]), (outs, aux))
         return (jnp.sum(outs, axis=-1) if reduced else outs), aux
 
@@ -171,7 +170,12 @@ def _without_weightless(arrays: Arrays) -> Arrays:
     return arrays | {COUNTED: arrays[COUNTED] & (arrays[WEIGHTS] != 0)}
 
 
-def zero_weightless(arrays: Arrays, results: Out) -> Out:
+def weighed(arrays: Arrays, outs: Any, aux: Any) -> tuple[jax.Array, Any]:
+    """The weighted losses, and `aux` of the examples with a weight, from what knows no weights."""
+    return weigh(arrays.get(WEIGHTS), outs[0]), _zero_weightless(arrays, aux)
+
+
+def _zero_weightless(arrays: Arrays, results: Out) -> Out:
     """Results ``[examples, ...]`` with zeros for the examples without weight."""
     if WEIGHTS not in arrays:
         return results
